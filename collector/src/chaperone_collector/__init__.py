@@ -1,0 +1,1 @@
+"""Stores the records of all gateways and serves them as a Kubernetes API."""

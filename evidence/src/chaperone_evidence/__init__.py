@@ -1,0 +1,1 @@
+"""Records, hash chain, signed heads, bundle and offline verification of Chaperone."""

@@ -1,0 +1,1 @@
+"""Admission, reconciliation, policy compiler and credential broker of Chaperone."""

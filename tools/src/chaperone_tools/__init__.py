@@ -1,0 +1,1 @@
+"""Test cluster and image builds of the Chaperone project; not shipped."""
