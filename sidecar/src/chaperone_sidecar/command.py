@@ -1,0 +1,82 @@
+"""The vocabulary of facts: what a command would do, in words that all protocols share.
+
+A protocol's classifier turns a message into a `Command`; everything behind it (policy, recording, limits) reads only
+these types and knows nothing of the protocol.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+
+class Effect(StrEnum):
+    """What a command does to an object of the backend."""
+
+    READ = "read"
+    READ_SENSITIVE = "read_sensitive"
+    CREATE = "create"
+    MODIFY = "modify"
+    DELETE = "delete"
+    BULK_READ = "bulk_read"
+    BULK_WRITE = "bulk_write"
+    SCHEMA = "schema"
+    DESTROY = "destroy"
+    PRIVILEGE = "privilege"
+    EXECUTE_CODE = "execute_code"
+    EXTERNAL_IO = "external_io"
+    TUNNEL = "tunnel"
+    SESSION = "session"
+    TRANSACTION = "transaction"
+    MAINTAIN = "maintain"
+    UNKNOWN = "unknown"
+
+
+class Resolution(StrEnum):
+    """How sure the classifier is of the objects' names."""
+
+    CATALOG = "catalog"  # looked up at the backend
+    SYNTACTIC = "syntactic"  # as written, completed by the fixed search path
+    NONE = "none"  # the command touches no named object
+    UNRESOLVED = "unresolved"  # the objects are not known
+
+
+class Access(msgspec.Struct, frozen=True, gc=False):
+    """One effect on one object.
+
+    `object` is the name as the backend would resolve it (`public.orders`, `setting:search_path`, `role:postgres`); it is
+    empty only for a read that touches nothing and for `unknown`.
+    """
+
+    effect: Effect
+    object: str = ""
+
+
+class Facts(msgspec.Struct, frozen=True, gc=False):
+    """What the classifier found out about one command."""
+
+    accesses: tuple[Access, ...]
+    resolution: Resolution
+    why_unknown: str = ""  # one sentence for the refusal when an access is `unknown`
+
+
+class Command(msgspec.Struct, frozen=True, gc=False):
+    """One command as the client sent it, with its facts."""
+
+    kind: str  # the protocol's own word: "query", "parse", "execute", ...
+    text: bytes  # exact bytes
+    facts: Facts
+    params: bytes = b""  # exact bytes of bound parameters
+    in_transaction: bool = False
+
+
+def unknown(why: str) -> Facts:
+    """Facts of a command that could not be understood; only a rule naming `unknown` can let it pass."""
+    return Facts((Access(Effect.UNKNOWN),), Resolution.UNRESOLVED, why)
+
+
+CRITICAL: Final = frozenset(
+    {Effect.DESTROY, Effect.PRIVILEGE, Effect.EXECUTE_CODE, Effect.EXTERNAL_IO, Effect.TUNNEL, Effect.UNKNOWN}
+)

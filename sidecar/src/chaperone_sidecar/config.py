@@ -1,0 +1,116 @@
+"""What a gateway is told about its pod: who the agent is and which targets exist for it.
+
+Made by the policy compiler, served by the broker; see docs/architecture.md §4. Unknown fields are refused: a gateway that
+does not understand its configuration must not guess.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+import msgspec
+
+from chaperone_sidecar.errors import ConfigError
+
+type IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Owner(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The human who answers for the agent."""
+
+    name: str
+    email: str = ""
+
+
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The AgentIdentity that selects this pod."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int
+    owner: Owner
+    team: str = ""
+    purpose: str = ""
+    durability: Literal["Written"] = "Written"
+
+
+class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A name the agent may use, with its virtual addresses."""
+
+    name: str
+    ipv4: str
+    ipv6: str
+
+
+class Upstream(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where the gateway really connects."""
+
+    host: str
+    port: int
+    database: str = ""
+
+
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How the backend is authenticated."""
+
+    mode: Literal["Disable", "Require", "VerifyCA", "VerifyFull"]
+    server_name: str = ""
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One backend."""
+
+    name: str
+    protocol: str
+    port: int
+    hosts: tuple[Host, ...]
+    upstream: Upstream
+    tls: Tls
+    addresses: tuple[str, ...] = ()
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything one gateway is told, under one revision."""
+
+    revision: str
+    system_namespace: str
+    identity: Identity
+    targets: tuple[Target, ...]
+
+
+def decode(raw: bytes) -> GatewayConfig:
+    """Read a GatewayConfig from JSON.
+
+    Raises:
+        ConfigError: the JSON does not have exactly the shape this gateway knows.
+    """
+    try:
+        return msgspec.json.decode(raw, type=GatewayConfig)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The gateway's configuration cannot be read: {error}") from error
+
+
+class Routes:
+    """Which target an original destination belongs to."""
+
+    def __init__(self, targets: tuple[Target, ...]) -> None:
+        self._exact: dict[tuple[IPAddress, int], Target] = {}
+        self._networks: list[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, int, Target]] = []
+        for target in targets:
+            for host in target.hosts:
+                for address in (host.ipv4, host.ipv6):
+                    self._exact[(ipaddress.ip_address(address), target.port)] = target
+            for network in target.addresses:
+                self._networks.append((ipaddress.ip_network(network), target.port, target))
+
+    def find(self, address: IPAddress, port: int) -> Target | None:
+        """The target declared for this address and port, or None: an undeclared destination."""
+        found = self._exact.get((address, port))
+        if found is not None:
+            return found
+        for network, network_port, target in self._networks:
+            if port == network_port and address.version == network.version and address in network:
+                return target
+        return None

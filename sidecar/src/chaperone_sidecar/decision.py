@@ -1,0 +1,25 @@
+"""What policy says of a command."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Action(StrEnum):
+    """The three answers of policy."""
+
+    ALLOW = "Allow"
+    DENY = "Deny"
+    REQUIRE_APPROVAL = "RequireApproval"
+
+
+class Decision(msgspec.Struct, frozen=True, gc=False):
+    """One answer, with the rule and the revision that made it."""
+
+    action: Action
+    policy: str  # "namespace/name", "name" of a cluster policy, or "" when no rule covered the command
+    rule: str
+    message: str
+    revision: str

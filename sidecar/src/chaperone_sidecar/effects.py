@@ -1,0 +1,108 @@
+"""What a protocol session asks of the driver.
+
+A session is two generators (one a direction) that yield these and are sent the answers. They say what is to be done and
+in which order; sockets, clocks, the spool and OPA are the driver's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from chaperone_sidecar.command import Command
+from chaperone_sidecar.decision import Decision
+
+type Side = Literal["client", "upstream"]
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """Proof that a record is in the spool's buffer; made by the recorder alone."""
+
+    seq: int
+
+
+class Ask(msgspec.Struct, frozen=True, gc=False):
+    """Decide on a command. Answered with a `Decision`."""
+
+    command: Command
+
+
+class Intend(msgspec.Struct, frozen=True, gc=False):
+    """Record what is about to happen, or what was refused. Answered with an `Intent`; raises `SpoolFull`."""
+
+    command: Command
+    decision: Decision
+
+
+class Intent(msgspec.Struct, frozen=True, gc=False):
+    """A recorded intent: what an outcome refers to."""
+
+    command_id: str
+    receipt: Receipt
+    started_ns: int  # monotonic
+
+
+class Conclude(msgspec.Struct, frozen=True, gc=False):
+    """Record how a command ended. Answered with a `Receipt`."""
+
+    intent: Intent
+    status: Literal["ok", "error", "refused", "aborted"]
+    code: str = ""
+    rows: int = 0
+    size_bytes: int = 0
+
+
+class Hold(msgspec.Struct, frozen=True, gc=False):
+    """Wait for a human. Answered with the `Decision` that stands at the end of the wait."""
+
+    command: Command
+    decision: Decision
+
+
+class ToUpstream(msgspec.Struct, frozen=True, gc=False):
+    """Bytes for the backend, and the record that covers them."""
+
+    data: bytes | bytearray | memoryview
+    receipt: Receipt
+
+
+class ToClient(msgspec.Struct, frozen=True, gc=False):
+    """Bytes for the client. Everything from the backend in them has passed the mask."""
+
+    data: bytes | bytearray | memoryview
+
+
+class StartTls(msgspec.Struct, frozen=True, gc=False):
+    """Begin TLS on the client's side as its server; later bytes of `from_client` are plaintext."""
+
+
+class OpenUpstream(msgspec.Struct, frozen=True, gc=False):
+    """Record the session, lease the credential, connect and log in at the backend.
+
+    Answered with a `Receipt` (of the session's record), after which `from_upstream` sees what the backend says; raises
+    `UpstreamUnavailable`.
+    """
+
+    user: str
+    database: str
+    application: str
+    parameters: tuple[tuple[str, str], ...]
+
+
+class CancelUpstream(msgspec.Struct, frozen=True, gc=False):
+    """Ask the backend to cancel what the session with this key is running."""
+
+    process_id: int
+    secret: bytes
+
+
+class Close(msgspec.Struct, frozen=True, gc=False):
+    """End the session after what was written is flushed."""
+
+    reason: str
+
+
+type SessionEffect = (
+    Ask | Intend | Conclude | Hold | ToUpstream | ToClient | StartTls | OpenUpstream | CancelUpstream | Close
+)

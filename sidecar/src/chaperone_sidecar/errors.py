@@ -1,0 +1,60 @@
+"""Errors of the gateway, on one screen.
+
+ChaperoneError
+├── ProtocolError(side)        a peer broke the protocol; `side` says which
+├── SpoolFull                  the record cannot be kept, so the command must not run
+├── UpstreamUnavailable(code)  the backend cannot be reached or refused us; the text is fit for the client
+├── LeaseRefused               the broker gives no credential for this target
+├── PolicyUnavailable          no decision can be had; it means deny
+├── BrokerUnavailable          the broker cannot be reached
+├── FenceBroken                a probe left the pod; the gateway must not be ready
+└── ConfigError                configuration that cannot be used
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+
+class ChaperoneError(Exception):
+    """Base of all errors of the gateway; its text is one sentence for people, without secrets."""
+
+
+class ProtocolError(ChaperoneError):
+    """A peer sent what the protocol does not admit."""
+
+    def __init__(self, message: str, side: Literal["client", "upstream"] = "client") -> None:
+        super().__init__(message)
+        self.side = side
+
+
+class SpoolFull(ChaperoneError):
+    """The spool has no room for another record."""
+
+
+class UpstreamUnavailable(ChaperoneError):
+    """The backend cannot be used; `code` is the SQLSTATE or its like for the client."""
+
+    def __init__(self, message: str, code: str = "08006") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LeaseRefused(ChaperoneError):
+    """The broker refused a credential."""
+
+
+class PolicyUnavailable(ChaperoneError):
+    """OPA gave no usable answer."""
+
+
+class BrokerUnavailable(ChaperoneError):
+    """The broker gave no usable answer."""
+
+
+class FenceBroken(ChaperoneError):
+    """A packet without the mark could leave the pod."""
+
+
+class ConfigError(ChaperoneError):
+    """Configuration that the gateway cannot work with."""
