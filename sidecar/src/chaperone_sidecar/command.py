@@ -46,8 +46,8 @@ class Resolution(StrEnum):
 class Access(msgspec.Struct, frozen=True, gc=False):
     """One effect on one object.
 
-    `object` is the name as the backend would resolve it (`public.orders`, `setting:search_path`, `role:postgres`); it is
-    empty only for a read that touches nothing and for `unknown`.
+    `object` is the name as the backend would resolve it (`public.orders`, `setting:search_path`, `role:postgres`);
+    it is empty only for a read that touches nothing and for `unknown`.
     """
 
     effect: Effect

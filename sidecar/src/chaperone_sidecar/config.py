@@ -1,7 +1,7 @@
 """What a gateway is told about its pod: who the agent is and which targets exist for it.
 
-Made by the policy compiler, served by the broker; see docs/architecture.md §4. Unknown fields are refused: a gateway that
-does not understand its configuration must not guess.
+Made by the policy compiler, served by the broker; see docs/architecture.md §4. Unknown fields are refused: a gateway
+that does not understand its configuration must not guess.
 """
 
 from __future__ import annotations

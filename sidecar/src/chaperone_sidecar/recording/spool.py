@@ -1,0 +1,241 @@
+"""The spool: where records are kept between the command and the collector.
+
+Two append-only families of files under one root, in the layout of an evidence directory: `streams/<id>/<first seq>.seg`
+holds entry frames, `bodies/<id>/<n>.seg` holds body frames. Segments are preallocated, so a full disk shows itself when
+a segment is made and not in the middle of a record; a zero length ends a segment.
+
+Invariants:
+* What `append` took is in the page cache after `flush`: it survives the death of this process.
+* A record that a command depends on is refused with `SpoolFull` while the records that already running commands still
+  owe (outcomes, ends, heads) have room: one spare segment is kept for them.
+* The sum of all segments of a root never passes `limit_bytes`.
+
+Sad path: a write that fails after the space was reserved (an I/O error) leaves this stream unusable; `flush` raises
+`SpoolFull` from then on, and nothing more is let through.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Final
+
+from chaperone_sidecar.errors import SpoolFull
+
+SEGMENT_BYTES: Final = 1 << 20  # 1 MiB: about 2 500 records, so an acknowledged stretch is freed soon
+BODY_SEGMENT_BYTES: Final = 2 << 20  # holds the largest body (1 MiB of text and its parameters up to the cap below)
+MAX_BODY_BYTES: Final = 1 << 20  # longer ones are cut by the recorder, which records the true size and hash
+
+
+class Segment:
+    """One preallocated file; bytes are collected in memory until `flush`."""
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self.path = path
+        self.size_bytes = size_bytes
+        self.used = 0
+        self.last_seq = -1
+        self._pending: list[bytes] = []
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(self._fd, 0, size_bytes)
+        except OSError:
+            os.close(self._fd)
+            path.unlink(missing_ok=True)
+            raise
+
+    def has_room(self, size_bytes: int) -> bool:
+        """Whether that many bytes fit."""
+        return self.used + size_bytes <= self.size_bytes
+
+    def append(self, frame: bytes) -> None:
+        """Keep a frame for the next flush."""
+        self._pending.append(frame)
+        self.used += len(frame)
+
+    def flush(self) -> None:
+        """Write what was appended, in one call."""
+        if not self._pending:
+            return
+        data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
+        self._pending.clear()
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._fd, view) :]
+
+    def sync(self) -> None:
+        """Wait until the disk has it."""
+        os.fdatasync(self._fd)
+
+    def close(self) -> None:
+        """Give the file descriptor back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+class Spool:
+    """The spool of one stream.
+
+    Args:
+        root: an evidence directory; other streams in it count against the limit.
+        stream: the stream's id.
+        limit_bytes: bound on all segments under `root`.
+    """
+
+    def __init__(self, root: Path, stream: str, limit_bytes: int) -> None:
+        self.root = root
+        self.stream = stream
+        self._limit_bytes = limit_bytes
+        self._directory = root / "streams" / stream
+        self._body_directory = root / "bodies" / stream
+        self.used_bytes = stored_bytes(root)  # of all streams under the root
+        self._broken = False
+        self._sealed: list[Segment] = []
+        self._sealed_bodies: list[Segment] = []
+        self._next_body_file = 0
+        self._next_seq = 0
+        self._dirty = False
+        self.flushed_seq = -1
+        try:
+            self._current = self._new_segment(0)
+            self._bodies = self._new_body_segment()
+            self._spare: Segment | None = self._new_segment(None)
+        except OSError as error:
+            raise SpoolFull(f"The spool cannot be made: {error.strerror}.") from error
+
+    @property
+    def limit_bytes(self) -> int:
+        """The bound of `used_bytes`."""
+        return self._limit_bytes
+
+    def append(self, frame: bytes, *, owed: bool) -> int:
+        """Keep an entry's frame; returns its sequence number.
+
+        `owed` marks records that a running command or an open session already owes; they may use the spare segment.
+
+        Raises:
+            SpoolFull: no room is left for a record of this kind, or the disk failed before.
+        """
+        if self._broken:
+            raise SpoolFull("The spool cannot be written.")
+        if not owed and self._spare is None:
+            self._make_spare()
+        if not self._current.has_room(len(frame)):
+            self._rotate()
+        seq = self._next_seq
+        self._current.append(frame)
+        self._current.last_seq = seq
+        self._next_seq += 1
+        self._dirty = True
+        return seq
+
+    def append_body(self, frame: bytes) -> None:
+        """Keep the body of the record that comes next.
+
+        Raises:
+            SpoolFull: no room is left.
+        """
+        if self._broken:
+            raise SpoolFull("The spool cannot be written.")
+        if not self._bodies.has_room(len(frame)):
+            try:
+                fresh = self._new_body_segment()
+            except OSError as error:
+                raise SpoolFull(f"The spool is full: {error.strerror}.") from error
+            self._bodies.flush()
+            self._sealed_bodies.append(self._bodies)
+            self._bodies = fresh
+        self._bodies.append(frame)
+        self._bodies.last_seq = self._next_seq
+        self._dirty = True
+
+    def pin_body(self) -> None:
+        """Note that the next record names a body that was kept before, so its segment stays at least as long."""
+        for segment in (*self._sealed_bodies, self._bodies):
+            segment.last_seq = self._next_seq
+
+    def flush(self) -> None:
+        """Hand everything appended to the kernel: bodies first, then the records that name them.
+
+        Raises:
+            SpoolFull: the write failed; the stream is unusable from now on.
+        """
+        if not self._dirty:
+            return
+        try:
+            self._bodies.flush()
+            self._current.flush()
+        except OSError as error:
+            self._broken = True
+            raise SpoolFull(f"The spool cannot be written: {error.strerror}.") from error
+        self._dirty = False
+        self.flushed_seq = self._next_seq - 1
+
+    def release(self, acked_seq: int) -> None:
+        """Free every sealed segment whose records the collector has stored."""
+        self._sealed = self._release(self._sealed, acked_seq)
+        self._sealed_bodies = self._release(self._sealed_bodies, acked_seq)
+
+    def forget(self, freed_bytes: int) -> None:
+        """Count bytes of an older stream as free after the shipper removed its files."""
+        self.used_bytes -= freed_bytes
+
+    def close(self) -> None:
+        """Flush and close the files; a spare that was never used is removed."""
+        self.flush()
+        for segment in (*self._sealed, *self._sealed_bodies, self._current, self._bodies):
+            segment.close()
+        if self._spare is not None:
+            self._spare.close()
+            self._spare.path.unlink(missing_ok=True)
+
+    def _rotate(self) -> None:
+        spare = self._spare or self._make_spare()
+        self._current.flush()
+        self._current.close()
+        self._sealed.append(self._current)
+        spare.path = spare.path.rename(self._directory / f"{self._next_seq:016d}.seg")
+        self._current = spare
+        self._spare = None
+
+    def _make_spare(self) -> Segment:
+        try:
+            self._spare = self._new_segment(None)
+        except OSError as error:
+            raise SpoolFull(f"The spool is full: {error.strerror}.") from error
+        return self._spare
+
+    def _new_segment(self, first_seq: int | None) -> Segment:
+        name = "spare" if first_seq is None else f"{first_seq:016d}.seg"
+        return self._allocate(self._directory / name, SEGMENT_BYTES)
+
+    def _new_body_segment(self) -> Segment:
+        segment = self._allocate(self._body_directory / f"{self._next_body_file:08d}.seg", BODY_SEGMENT_BYTES)
+        self._next_body_file += 1
+        return segment
+
+    def _allocate(self, path: Path, size_bytes: int) -> Segment:
+        if self.used_bytes + size_bytes > self._limit_bytes:
+            raise OSError(errno.ENOSPC, f"its bound of {self._limit_bytes} bytes is reached")
+        segment = Segment(path, size_bytes)
+        self.used_bytes += size_bytes
+        return segment
+
+    def _release(self, segments: list[Segment], acked_seq: int) -> list[Segment]:
+        kept = []
+        for segment in segments:
+            if segment.last_seq > acked_seq:
+                kept.append(segment)
+                continue
+            segment.close()
+            segment.path.unlink(missing_ok=True)
+            self.used_bytes -= segment.size_bytes
+        return kept
+
+
+def stored_bytes(root: Path) -> int:
+    """Bytes of all segments under an evidence directory."""
+    return sum(path.stat().st_size for family in ("streams", "bodies") for path in root.glob(f"{family}/*/*"))
