@@ -1,1 +1,1 @@
-"""credentials"""
+"""Credentials: leases of what the agent never sees."""

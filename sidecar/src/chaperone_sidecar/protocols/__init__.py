@@ -1,1 +1,1 @@
-"""protocols"""
+"""One package a protocol; all have the same shape (docs/architecture.md §3)."""

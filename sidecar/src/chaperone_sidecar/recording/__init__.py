@@ -1,1 +1,1 @@
-"""recording"""
+"""Recording: the stream of records, its spool, and its way to the collector."""

@@ -1,0 +1,212 @@
+"""The gateway's side of the broker: certificate, configuration, bundle, leases.
+
+The pod-bound token is read from its file at each exchange and never kept. The TLS key is made here, stays in memory and
+reaches OpenSSL through a file that exists for the moment of loading, in a memory-backed directory of mode 0700.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from chaperone_sidecar.config import GatewayConfig
+from chaperone_sidecar.config import decode as decode_config
+from chaperone_sidecar.errors import BrokerUnavailable, LeaseRefused
+
+REQUEST_TIMEOUT_S: Final = 10.0  # the broker answers in ms; past this it is unreachable
+LONG_POLL_S: Final = 30  # the longest wait the broker grants for a new configuration
+MAX_ANSWER_BYTES: Final = 4 << 20  # a bundle is the largest answer; the operator refuses bigger ones
+LEASE_MARGIN_S: Final = 60  # a lease is renewed this long before it ends
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A credential for one target, in memory only. Its repr shows nothing of it."""
+
+    username: str
+    password: str
+    ca_pem: str
+    expires_at_unix: int
+
+    def __repr__(self) -> str:
+        return f"Lease(expires_at_unix={self.expires_at_unix})"
+
+
+class _Issued(msgspec.Struct):
+    certificate: str
+    ca: str
+    expires_at_unix: int
+
+
+class _Problem(msgspec.Struct):
+    title: str = ""
+    detail: str = ""
+
+
+class Broker:
+    """Client of the broker for the life of one gateway.
+
+    Args:
+        url: `https://host:port`.
+        ca_pem: certificate of the service CA.
+        token_path: projected token with the broker's audience.
+        connector: makes a connector for a TLS context; inside a pod its sockets carry the mark.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        ca_pem: str,
+        token_path: Path,
+        connector: Callable[[ssl.SSLContext], aiohttp.TCPConnector],
+    ) -> None:
+        self._url = url
+        self._ca_pem = ca_pem
+        self._token_path = token_path
+        self._connector = connector
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._session: aiohttp.ClientSession | None = None
+        self.certificate_der = b""
+        self.expires_at_unix = 0
+        self.context = self._context(None)
+
+    async def enroll(self, stream_key: str) -> None:
+        """Exchange the pod's token (or, later, the current certificate) for a certificate that binds `stream_key`.
+
+        Raises:
+            BrokerUnavailable: no certificate; the text says why.
+        """
+        request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(self._key, hashes.SHA256())
+        body = {
+            "csr": request.public_bytes(serialization.Encoding.PEM).decode("ascii"),
+            "stream_key": stream_key,
+        }
+        headers = {}
+        if not self.certificate_der:
+            token = await asyncio.to_thread(self._token_path.read_text)
+            headers["Authorization"] = f"Bearer {token.strip()}"
+        status, answer = await self._call("POST", "/v1/certificates", json=body, headers=headers)
+        if status != 200:
+            raise BrokerUnavailable(f"The broker gives this pod no certificate: {_detail(answer)}")
+        try:
+            issued = msgspec.json.decode(answer, type=_Issued)
+            certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
+        except (msgspec.DecodeError, ValueError) as error:
+            raise BrokerUnavailable("The broker's certificate cannot be read.") from error
+        self.certificate_der = certificate.public_bytes(serialization.Encoding.DER)
+        self.expires_at_unix = issued.expires_at_unix
+        self.context = self._context(issued.certificate)
+        await self.stop()
+
+    async def config(self, revision: str, wait_s: int) -> GatewayConfig | None:
+        """The configuration, or None when it still is `revision` after `wait_s` seconds.
+
+        Raises:
+            BrokerUnavailable: no answer. ConfigError: an answer of another shape.
+        """
+        status, answer = await self._call(
+            "GET",
+            "/v1/config",
+            params={"revision": revision, "wait": str(wait_s)},
+            timeout_s=wait_s + REQUEST_TIMEOUT_S,
+        )
+        if status == 304:
+            return None
+        if status != 200:
+            raise BrokerUnavailable(f"The broker gives no configuration: {_detail(answer)}")
+        return decode_config(answer)
+
+    async def bundle(self) -> bytes:
+        """The OPA bundle of the pod's namespace.
+
+        Raises:
+            BrokerUnavailable: no answer.
+        """
+        status, answer = await self._call("GET", "/v1/bundle")
+        if status != 200:
+            raise BrokerUnavailable(f"The broker gives no policy bundle: {_detail(answer)}")
+        return answer
+
+    async def lease(self, target: str) -> Lease:
+        """A credential for a target.
+
+        Raises:
+            LeaseRefused: the broker says no, or cannot be reached; the text is fit for the client.
+        """
+        try:
+            status, answer = await self._call("POST", "/v1/leases", json={"target": target})
+        except BrokerUnavailable as error:
+            raise LeaseRefused(str(error)) from error
+        if status != 200:
+            raise LeaseRefused(_detail(answer))
+        try:
+            return msgspec.json.decode(answer, type=Lease)
+        except msgspec.DecodeError:
+            # The cause is dropped on purpose: msgspec quotes what it read, and that may be the password.
+            raise LeaseRefused("The broker's lease cannot be read; do gateway and broker have one version?") from None
+
+    async def stop(self) -> None:
+        """Close the connections; the next call opens new ones with the newest certificate."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        **arguments: Any,  # noqa: ANN401
+    ) -> tuple[int, bytes]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(connector=self._connector(self.context))
+        timeout = aiohttp.ClientTimeout(total=timeout_s)
+        try:
+            async with self._session.request(method, self._url + path, timeout=timeout, **arguments) as response:
+                answer = await response.content.read(MAX_ANSWER_BYTES + 1)
+                while len(answer) <= MAX_ANSWER_BYTES and (more := await response.content.read(MAX_ANSWER_BYTES)):
+                    answer += more
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            reason = type(error).__name__
+            raise BrokerUnavailable(f"The broker at {self._url} cannot be reached ({reason}).") from error
+        if len(answer) > MAX_ANSWER_BYTES:
+            raise BrokerUnavailable("The broker's answer is too large.")
+        return response.status, answer
+
+    def _context(self, certificate_pem: str | None) -> ssl.SSLContext:
+        context = ssl.create_default_context(cadata=self._ca_pem)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if certificate_pem is not None:
+            load_certificate(context, certificate_pem, self._key)
+        return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate_pem: str, key: ec.EllipticCurvePrivateKey) -> None:
+    """Give a context its certificate and key; Python's ssl takes them only from a file, which exists for this call."""
+    key_pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - memory, not disk
+    with tempfile.NamedTemporaryFile(dir=directory) as file:  # created with mode 0600
+        file.write(certificate_pem.encode("ascii") + key_pem)
+        file.flush()
+        context.load_cert_chain(file.name)
+
+
+def _detail(answer: bytes) -> str:
+    try:
+        problem = msgspec.json.decode(answer, type=_Problem)
+    except msgspec.DecodeError:
+        return "it gives no reason."
+    return problem.detail or problem.title or "it gives no reason."
