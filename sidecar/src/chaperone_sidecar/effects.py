@@ -6,7 +6,9 @@ in which order; sockets, clocks, the spool and OPA are the driver's.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any, Literal
 
 import msgspec
 
@@ -80,14 +82,26 @@ class StartTls(msgspec.Struct, frozen=True, gc=False):
 class OpenUpstream(msgspec.Struct, frozen=True, gc=False):
     """Record the session, lease the credential, connect and log in at the backend.
 
-    Answered with a `Receipt` (of the session's record), after which `from_upstream` sees what the backend says; raises
-    `UpstreamUnavailable`.
+    Answered with an `Opened`, after which `from_upstream` sees what the backend says; raises `UpstreamUnavailable` or
+    `SpoolFull`.
     """
 
     user: str
     database: str
     application: str
     parameters: tuple[tuple[str, str], ...]
+
+
+class Opened(msgspec.Struct, frozen=True, gc=False):
+    """A backend is logged in for this session.
+
+    `process_id` and `secret` are the gateway's own, for the client's later cancel request.
+    """
+
+    receipt: Receipt
+    parameters: tuple[tuple[str, str], ...]
+    process_id: int
+    secret: bytes
 
 
 class CancelUpstream(msgspec.Struct, frozen=True, gc=False):
@@ -103,6 +117,29 @@ class Close(msgspec.Struct, frozen=True, gc=False):
     reason: str
 
 
+class Wait(msgspec.Struct, frozen=True, gc=False):
+    """Let this direction rest until the other one has made `is_over` true."""
+
+    is_over: Callable[[], bool]
+
+
+class Offload(msgspec.Struct, frozen=True, gc=False):
+    """Work too long for the event loop. Answered with the result."""
+
+    work: Callable[[], Future[Any]]
+
+
 type SessionEffect = (
-    Ask | Intend | Conclude | Hold | ToUpstream | ToClient | StartTls | OpenUpstream | CancelUpstream | Close
+    Ask
+    | Intend
+    | Conclude
+    | Hold
+    | ToUpstream
+    | ToClient
+    | StartTls
+    | OpenUpstream
+    | CancelUpstream
+    | Close
+    | Wait
+    | Offload
 )

@@ -1,1 +1,1 @@
-"""postgresql"""
+"""PostgreSQL, protocol 3."""

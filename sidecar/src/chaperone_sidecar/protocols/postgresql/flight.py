@@ -1,0 +1,86 @@
+"""What is on its way to the backend and not yet answered.
+
+The backend answers strictly in order, so a queue of steps says what each answer belongs to. A step that carries an intent
+owes an outcome; the frame that ends it is given to the client only after that outcome is recorded.
+
+A refused command travels as *poison*: a statement that cannot be parsed takes its place, so that the backend aborts its
+implicit or explicit transaction and skips what follows exactly as it would have done had it refused the command itself;
+its error is replaced by ours. Client and backend then agree on the state without this gateway imitating it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from chaperone_sidecar.effects import Intent
+from chaperone_sidecar.protocols.postgresql.prepared import Change, Portal, Statement
+
+type StepKind = Literal["query", "parse", "bind", "describe", "execute", "close", "sync", "poison"]
+
+MAX_STEPS: Final = 10_000  # a client that pipelines more waits; each step costs about 200 bytes here
+
+POISON_STATEMENT: Final = b"chaperone_refused"  # a syntax error in every version; legible in the backend's log
+
+
+@dataclass(slots=True)
+class Step:
+    """One message on its way, and what its answer will need."""
+
+    kind: StepKind
+    segment: int
+    intent: Intent | None = None
+    statement: Change[Statement] | None = None  # what a parse or a close of a statement changes
+    portal: Change[Portal] | None = None  # what a bind or a close of a portal changes
+    refusal: bytes = b""  # the error that the client gets in place of the poison's
+    rows: int = 0
+    size_bytes: int = 0
+    code: str = ""
+
+
+class Flight:
+    """The queue of steps; a segment is what lies between two points where the backend reports ready."""
+
+    def __init__(self) -> None:
+        self._steps: deque[Step] = deque()
+        self.segment = 0
+        self.answered_segment = -1
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the client has to wait for answers before it may send more."""
+        return len(self._steps) >= MAX_STEPS
+
+    def add(self, step: Step) -> None:
+        """Note a message that goes upstream now."""
+        self._steps.append(step)
+        if step.kind in ("query", "sync"):
+            self.segment += 1
+
+    def first(self) -> Step | None:
+        """The step that the next answer belongs to."""
+        return self._steps[0] if self._steps else None
+
+    def finish(self) -> Step:
+        """The first step is answered."""
+        step = self._steps.popleft()
+        if step.kind in ("query", "sync"):
+            self.answered_segment = step.segment
+        return step
+
+    def skip_to_sync(self) -> list[Step]:
+        """The backend failed: drop what it skips, up to the message that makes it ready again."""
+        skipped = []
+        while self._steps and self._steps[0].kind not in ("query", "sync"):
+            skipped.append(self._steps.popleft())
+        return skipped
+
+    def abandon(self) -> list[Step]:
+        """The connection is gone: everything that was on its way."""
+        left = list(self._steps)
+        self._steps.clear()
+        return left

@@ -1,0 +1,93 @@
+"""Which text a name stands for at the backend: prepared statements and portals of one session.
+
+A name is what the gateway decided on and records, so it must never disagree with the backend. A `Parse` that the backend
+skips after an error leaves the older statement under the same name; therefore a name changed in one segment may be used
+in a later one only after the backend has answered the first (`is_settled`), and skipped changes are taken back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from chaperone_sidecar.protocols.postgresql.classify import Classified
+
+MAX_NAMES: Final = 4096  # prepared statements or portals of one session; drivers keep a few hundred at most
+
+
+@dataclass(slots=True, frozen=True)
+class Statement:
+    """A prepared statement as the client wrote it."""
+
+    text: bytes
+    classified: Classified
+
+
+@dataclass(slots=True, frozen=True)
+class Portal:
+    """A statement with its parameters."""
+
+    statement: Statement
+    params: bytes
+
+
+@dataclass(slots=True, frozen=True)
+class Change[T]:
+    """A name's change that is on its way to the backend; `value` None means closed."""
+
+    name: bytes
+    value: T | None
+    segment: int
+
+
+class Names[T]:
+    """Names of one kind (statements, or portals) and what they stand for."""
+
+    def __init__(self) -> None:
+        self._sent: dict[bytes, Change[T]] = {}
+        self._known: dict[bytes, T] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another name would pass the bound."""
+        return len(self._sent) >= MAX_NAMES
+
+    def send(self, name: bytes, value: T | None, segment: int) -> Change[T]:
+        """The client sent a change of this name in `segment`."""
+        change = Change(name, value, segment)
+        self._sent[name] = change
+        return change
+
+    def find(self, name: bytes) -> T | None:
+        """What the name stands for, if everything sent so far succeeds."""
+        change = self._sent.get(name)
+        return change.value if change is not None else None
+
+    def is_settled(self, name: bytes, segment: int, answered_segment: int) -> bool:
+        """Whether `find` can be trusted in `segment`: changed in it, or in one that the backend has answered."""
+        change = self._sent.get(name)
+        return change is None or change.segment == segment or change.segment <= answered_segment
+
+    def confirm(self, change: Change[T]) -> None:
+        """The backend has made this change."""
+        if change.value is not None:
+            self._known[change.name] = change.value
+            return
+        self._known.pop(change.name, None)
+        if self._sent.get(change.name) is change:
+            del self._sent[change.name]
+
+    def take_back(self, change: Change[T]) -> None:
+        """The backend skipped this change: the name stands for what it stood for before."""
+        if self._sent.get(change.name) is not change:
+            return
+        known = self._known.get(change.name)
+        if known is None:
+            del self._sent[change.name]
+        else:
+            self._sent[change.name] = Change(change.name, known, change.segment)
+
+    def clear(self) -> None:
+        """A statement ran that changes names behind the protocol's back (DISCARD, DEALLOCATE, DECLARE, …)."""
+        self._sent.clear()
+        self._known.clear()

@@ -1,0 +1,375 @@
+"""One PostgreSQL session between an agent and a backend: which message needs what, in which order.
+
+Theory of operation. `from_client` and `from_upstream` are generators; each takes the plain bytes of its side and yields
+what is to be done. The client's side (here) runs start-up, then decides on every statement before anything of it goes
+upstream:
+
+* a simple query is classified and decided as a whole, then its intent is recorded, then it is forwarded;
+* Parse is decided when it comes; its bytes wait until a record covers them: the intent of its Execute, or, when the
+  client wants an answer first (Flush, Sync), an intent of its own. Execute is decided again, since the policy may have
+  changed since Parse;
+* a refused command is replaced by poison (flight.py), and what follows it is swallowed until Sync, as a server would do.
+
+The upstream's side (upstream_side.py) matches each answer to its step and records the outcome before the frame that ends
+the command is given to the client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Final
+
+from chaperone_sidecar.command import Access, Command, Effect, Facts, Resolution, unknown
+from chaperone_sidecar.decision import Action, Decision
+from chaperone_sidecar.effects import (
+    Ask,
+    CancelUpstream,
+    Close,
+    Hold,
+    Intend,
+    Intent,
+    Offload,
+    OpenUpstream,
+    Receipt,
+    SessionEffect,
+    StartTls,
+    ToClient,
+    ToUpstream,
+    Wait,
+)
+from chaperone_sidecar.errors import ProtocolError, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.masking import Mask
+from chaperone_sidecar.protocols.postgresql import answers, messages, startup
+from chaperone_sidecar.protocols.postgresql.classify import Classified, ClassifyCache, classify, classify_apart
+from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, FrontendCodec
+from chaperone_sidecar.protocols.postgresql.flight import POISON_STATEMENT, Flight, Step
+from chaperone_sidecar.protocols.postgresql.grammar import INLINE_BYTES
+from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
+from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
+
+type Effects[T] = Generator[SessionEffect, Any, T]
+
+MAX_UNCOVERED_BYTES: Final = 1 << 20  # Parse and Bind waiting for their cover; past this they get a record of their own
+
+_CHANGED_READING: Final = (
+    "This session changed how names or strings are read, so what the statement means is not known; open a new session."
+)
+_COPY: Final = frozenset({messages.COPY_DATA, messages.COPY_DONE, messages.COPY_FAIL})
+_NO_FUNCTION_CALL: Final = Decision(
+    Action.DENY, "", "not-covered", "The fast-path function call is not covered; call the function with SELECT.", ""
+)
+
+
+class Session:
+    """One session; see the module's docstring.
+
+    Args:
+        cache: classified texts, shared by all sessions of the process.
+        mask: the mask that every answer passes.
+    """
+
+    def __init__(self, cache: ClassifyCache, mask: Mask) -> None:
+        self._cache = cache
+        self._client = FrontendCodec()
+        self._flight = Flight()
+        self._statements: Names[Statement] = Names()
+        self._portals: Names[Portal] = Names()
+        self._upstream = UpstreamSide(BackendCodec(), self._flight, self._statements, self._portals, mask)
+        self._receipt: Receipt | None = None
+        self._uncovered = bytearray()
+        self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
+        self._is_skipping = False
+        self._is_dirty = False  # something of the present segment went upstream
+        self._reading_changed = False
+
+    # --- the client's side ------------------------------------------------------------------------------------------
+
+    def from_client(self, data: bytes) -> Effects[None]:
+        """Take plain bytes from the client.
+
+        Raises:
+            ProtocolError: side=client; the driver answers with `fatal` and closes.
+        """
+        self._client.feed(data)
+        while (frame := self._client.next()) is not None:
+            if self._receipt is None:
+                if not (yield from self._start(frame)):
+                    return
+            else:
+                yield from self._message(frame)
+
+    def from_upstream(self, data: bytes) -> Effects[None]:
+        """Take plain bytes from the backend.
+
+        Raises:
+            ProtocolError: side=upstream.
+        """
+        yield from self._upstream.receive(data)
+
+    def abandoned(self) -> list[Intent]:
+        """The connection is gone: intents that still owe an outcome ("aborted")."""
+        return [step.intent for step in self._flight.abandon() if step.intent is not None]
+
+    def fatal(self, error: Exception) -> bytes:
+        """The native last word to the client before the connection is closed."""
+        return answers.fatal(error)
+
+    def _start(self, frame: Frame) -> Effects[bool]:
+        message = messages.decode_startup(frame)
+        match message:
+            case messages.SSLRequest():
+                yield ToClient(b"S")
+                yield StartTls()
+            case messages.GSSENCRequest():
+                yield ToClient(b"N")
+            case messages.CancelRequest():
+                yield CancelUpstream(message.process_id, message.secret)
+                yield Close("cancel")
+                return False
+            case messages.StartupMessage():
+                return (yield from self._open(message))
+        return True
+
+    def _open(self, message: messages.StartupMessage) -> Effects[bool]:
+        try:
+            wanted = startup.check(message)
+        except ProtocolError as error:
+            yield ToClient(answers.fatal(error))
+            yield Close("startup refused")
+            return False
+        if wanted.negotiation:
+            yield ToClient(wanted.negotiation)
+        try:
+            opened = yield OpenUpstream(wanted.user, wanted.database, wanted.application, wanted.parameters)
+        except (UpstreamUnavailable, SpoolFull) as error:
+            yield ToClient(answers.fatal(error))
+            yield Close("upstream unavailable")
+            return False
+        self._receipt = opened.receipt
+        self._client.started()
+        yield ToClient(answers.welcome(opened.parameters, opened.process_id, opened.secret))
+        return True
+
+    def _message(self, frame: Frame) -> Effects[None]:
+        kind = frame.type
+        if self._flight.is_full:
+            yield Wait(lambda: not self._flight.is_full)
+        if kind == messages.TERMINATE:
+            yield Close("client ended the session")
+        elif kind == messages.SYNC:
+            yield from self._sync(frame)
+        elif kind == messages.QUERY:
+            # A server that waits for Sync skips simple queries too.
+            if not self._is_skipping:
+                yield from self._query(messages.decode_query(frame))
+        elif kind in _COPY:
+            # Without a COPY under way the server ignores these too: they are late after its error.
+            if self._upstream.copy_receipt is not None:
+                yield ToUpstream(frame.raw, self._upstream.copy_receipt)
+        elif kind == messages.FUNCTION_CALL:
+            if not self._is_skipping:
+                facts = Facts((Access(Effect.EXECUTE_CODE, "protocol:function_call"),), Resolution.NONE)
+                yield from self._query_refused(Command("function_call", bytes(frame.body), facts), _NO_FUNCTION_CALL)
+        elif not self._is_skipping:
+            yield from self._extended(frame)
+
+    # --- simple query -----------------------------------------------------------------------------------------------
+
+    def _query(self, text: bytes) -> Effects[None]:
+        yield from self._cover()
+        classified = yield from self._classify(text)
+        command = self._command("query", text, classified)
+        decision = yield from self._decide(command)
+        if decision.action is not Action.ALLOW:
+            yield from self._query_refused(command, decision)
+            return
+        intent = yield from self._intend(command, decision)
+        if intent is None:
+            yield from self._query_poisoned(answers.spool_full())
+            return
+        self._forget_names(classified)
+        self._flight.add(Step("query", self._flight.segment, intent=intent))
+        self._is_dirty = False
+        yield ToUpstream(messages.encode_query(text), intent.receipt)
+
+    def _query_refused(self, command: Command, decision: Decision) -> Effects[None]:
+        yield from self._cover()
+        if (yield from self._intend(command, decision)) is None:
+            yield from self._query_poisoned(answers.spool_full())
+        else:
+            yield from self._query_poisoned(answers.refusal(decision, command))
+
+    def _query_poisoned(self, refusal: bytes) -> Effects[None]:
+        """Refuse at once where nothing is under way; otherwise in the backend's order, with its transaction aborted."""
+        if not self._flight and self._upstream.status == messages.IDLE:
+            yield ToClient(refusal + answers.ready_for_query(messages.IDLE))
+            return
+        self._flight.add(Step("query", self._flight.segment, refusal=refusal))
+        self._is_dirty = False
+        yield ToUpstream(messages.encode_query(POISON_STATEMENT), self._opened())
+
+    # --- extended query ---------------------------------------------------------------------------------------------
+
+    def _extended(self, frame: Frame) -> Effects[None]:
+        kind = frame.type
+        if kind == messages.PARSE:
+            yield from self._parse(messages.decode_parse(frame), frame.raw)
+        elif kind == messages.BIND:
+            yield from self._bind(messages.decode_bind(frame), frame.raw)
+        elif kind == messages.EXECUTE:
+            yield from self._execute(messages.decode_execute(frame), frame.raw)
+        elif kind == messages.DESCRIBE:
+            yield from self._describe(messages.decode_describe(frame), frame.raw)
+        elif kind == messages.CLOSE:
+            yield from self._close(messages.decode_close(frame), frame.raw)
+        elif kind == messages.FLUSH:
+            yield from self._cover()
+            yield ToUpstream(frame.raw, self._opened())
+        else:
+            raise ProtocolError(f"A message of type {chr(kind)!r} is not allowed here.")
+
+    def _parse(self, message: messages.Parse, raw: bytes) -> Effects[None]:
+        if self._statements.is_full:
+            yield from self._poison(answers.too_many_names("prepared statements"))
+            return
+        classified = yield from self._classify(message.query)
+        command = self._command("parse", message.query, classified)
+        decision = yield from self._decide(command)
+        if decision.action is not Action.ALLOW:
+            intent = yield from self._intend(command, decision)
+            yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
+            return
+        statement = Statement(message.query, classified)
+        change = self._statements.send(message.statement, statement, self._flight.segment)
+        step = Step("parse", self._flight.segment, statement=change)
+        self._uncovered_parses.append((step, command, decision))
+        yield from self._later(step, raw)
+
+    def _bind(self, message: messages.Bind, raw: bytes) -> Effects[None]:
+        yield from self._settle(self._statements, message.statement)
+        statement = self._statements.find(message.statement)
+        if statement is None:
+            yield from self._poison(answers.unknown_name("prepared statement", message.statement))
+            return
+        if self._portals.is_full:
+            yield from self._poison(answers.too_many_names("portals"))
+            return
+        portal = Portal(statement, bytes(message.params))
+        change = self._portals.send(message.portal, portal, self._flight.segment)
+        yield from self._later(Step("bind", self._flight.segment, portal=change), raw)
+
+    def _execute(self, message: messages.Execute, raw: bytes) -> Effects[None]:
+        yield from self._settle(self._portals, message.portal)
+        portal = self._portals.find(message.portal)
+        if portal is None:
+            yield from self._poison(answers.unknown_name("portal", message.portal))
+            return
+        statement = portal.statement
+        command = self._command("execute", statement.text, statement.classified, portal.params)
+        decision = yield from self._decide(command)
+        intent = yield from self._intend(command, decision)
+        if intent is None or decision.action is not Action.ALLOW:
+            yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
+            return
+        self._forget_names(statement.classified)
+        self._uncovered_parses = [
+            waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
+        ]  # this intent records their text
+        yield from self._later(Step("execute", self._flight.segment, intent=intent), raw)
+
+    def _describe(self, message: messages.Describe, raw: bytes) -> Effects[None]:
+        names: Names[Any] = self._statements if message.kind == messages.STATEMENT else self._portals
+        yield from self._settle(names, message.name)
+        if names.find(message.name) is None:
+            what = "prepared statement" if message.kind == messages.STATEMENT else "portal"
+            yield from self._poison(answers.unknown_name(what, message.name))
+            return
+        yield from self._later(Step("describe", self._flight.segment), raw)
+
+    def _close(self, message: messages.Close, raw: bytes) -> Effects[None]:
+        step = Step("close", self._flight.segment)
+        if message.kind == messages.STATEMENT:
+            step.statement = self._statements.send(message.name, None, self._flight.segment)
+        else:
+            step.portal = self._portals.send(message.name, None, self._flight.segment)
+        yield from self._later(step, raw)
+
+    def _sync(self, frame: Frame) -> Effects[None]:
+        yield from self._cover()
+        self._is_skipping = False
+        self._flight.add(Step("sync", self._flight.segment))
+        self._is_dirty = False
+        yield ToUpstream(frame.raw, self._opened())
+
+    def _poison(self, refusal: bytes) -> Effects[None]:
+        """Put a failing Parse in the place of a refused message, and swallow what follows until Sync."""
+        yield from self._cover()
+        self._flight.add(Step("poison", self._flight.segment, refusal=refusal))
+        self._is_skipping = True
+        yield ToUpstream(messages.encode_parse(b"", POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
+
+    def _later(self, step: Step, raw: bytes) -> Effects[None]:
+        self._flight.add(step)
+        self._uncovered += raw
+        if len(self._uncovered) > MAX_UNCOVERED_BYTES:
+            yield from self._cover()
+
+    def _cover(self) -> Effects[None]:
+        """Record an intent for each Parse that no Execute has covered, then let the waiting bytes go upstream."""
+        for step, command, decision in self._uncovered_parses:
+            step.intent = yield Intend(command, decision)
+        self._uncovered_parses.clear()
+        if self._uncovered:
+            waiting, self._uncovered = self._uncovered, bytearray()
+            yield ToUpstream(waiting, self._opened())
+
+    def _settle(self, names: Names[Any], name: bytes) -> Effects[None]:
+        if names.is_settled(name, self._flight.segment, self._flight.answered_segment):
+            return
+        yield from self._cover()
+        segment, flight = self._flight.segment, self._flight
+        yield Wait(lambda: names.is_settled(name, segment, flight.answered_segment))
+
+    # --- the stages before upstream ---------------------------------------------------------------------------------
+
+    def _classify(self, text: bytes) -> Effects[Classified]:
+        found = self._cache.find(text)
+        if found is not None:
+            return found
+        if len(text) <= INLINE_BYTES:
+            classified = classify(text)
+        else:
+            classified = yield Offload(lambda: classify_apart(text))
+        self._cache.keep(text, classified)
+        return classified
+
+    def _command(self, kind: str, text: bytes, classified: Classified, params: bytes = b"") -> Command:
+        facts = unknown(_CHANGED_READING) if self._reading_changed else classified.facts
+        return Command(kind, text, facts, params, self._upstream.status != messages.IDLE)
+
+    def _decide(self, command: Command) -> Effects[Decision]:
+        decision: Decision = yield Ask(command)
+        if decision.action is Action.REQUIRE_APPROVAL:
+            decision = yield Hold(command, decision)
+        return decision
+
+    def _intend(self, command: Command, decision: Decision) -> Effects[Intent | None]:
+        """Record what is about to happen; None when the spool has no room, and then it must not happen."""
+        try:
+            intent: Intent = yield Intend(command, decision)
+        except SpoolFull:
+            return None
+        return intent
+
+    def _forget_names(self, classified: Classified) -> None:
+        """A statement goes upstream that changes what names or strings mean."""
+        if classified.changes_names:
+            self._statements.clear()
+            self._portals.clear()
+        if classified.changes_reading:
+            self._reading_changed = True
+
+    def _opened(self) -> Receipt:
+        if self._receipt is None:
+            raise ProtocolError("The session has not started.")
+        return self._receipt

@@ -1,0 +1,182 @@
+"""The backend's half of a session: which command an answer belongs to, and what is recorded of it.
+
+Rows stream through the mask. The frame that ends a command is kept back until its outcome is recorded: for Execute that is
+CommandComplete, EmptyQueryResponse, PortalSuspended or ErrorResponse; for a simple query the last of those before
+ReadyForQuery, so one small frame at most waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Literal
+
+from chaperone_sidecar.effects import Conclude, Receipt, SessionEffect, ToClient
+from chaperone_sidecar.errors import ProtocolError
+from chaperone_sidecar.masking import Mask
+from chaperone_sidecar.protocols.postgresql import messages
+from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame
+from chaperone_sidecar.protocols.postgresql.flight import Flight, Step
+from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
+
+type Effects[T] = Generator[SessionEffect, Any, T]
+
+
+class UpstreamSide:
+    """Matches what the backend says to the steps of a flight."""
+
+    def __init__(
+        self,
+        codec: BackendCodec,
+        flight: Flight,
+        statements: Names[Statement],
+        portals: Names[Portal],
+        mask: Mask,
+    ) -> None:
+        self._codec = codec
+        self._flight = flight
+        self._statements = statements
+        self._portals = portals
+        self._mask = mask
+        self._out = bytearray()
+        self._ending = b""
+        self.status = messages.IDLE
+        self.copy_receipt: Receipt | None = None
+
+    def receive(self, data: bytes) -> Effects[None]:
+        """Take plain bytes of the backend.
+
+        Raises:
+            ProtocolError: side=upstream; an answer that nothing asked for, or a malformed one.
+        """
+        self._codec.feed(data)
+        while True:
+            run = self._codec.rows()
+            if run is not None:
+                self._rows(run.data, run.count)
+                continue
+            frame = self._codec.next()
+            if frame is None:
+                break
+            yield from self._frame(frame)
+        if self._out:
+            out, self._out = self._out, bytearray()
+            yield ToClient(out)
+
+    def _rows(self, data: bytes | memoryview, count: int) -> None:
+        step = self._flight.first()
+        if step is None or step.kind not in ("query", "execute") or step.refusal:
+            raise _unexpected("a row")
+        self._release_ending()
+        step.rows += count
+        step.size_bytes += len(data)
+        self._out += self._mask.rows(data)
+
+    def _frame(self, frame: Frame) -> Effects[None]:
+        kind = frame.type
+        if kind in messages.ASYNCHRONOUS:
+            self._out += self._mask.text(frame.raw)
+            return
+        step = self._flight.first()
+        if step is None:
+            if kind == messages.ERROR_RESPONSE:
+                # The backend ends the session on its own (shutdown, idle timeout): its last words are for the client.
+                self._out += self._mask.text(frame.raw)
+                return
+            raise _unexpected(f"a message of type {chr(kind)!r} that nothing asked for")
+        if kind == messages.ERROR_RESPONSE:
+            yield from self._error(step, frame)
+        elif kind == messages.READY_FOR_QUERY:
+            yield from self._ready(step, frame)
+        elif kind in messages.ENDINGS:
+            yield from self._end(step, frame)
+        elif kind in messages.DETAILS:
+            self._detail(step, frame)
+        else:
+            self._acknowledge(step, kind)
+            if step.intent is not None:
+                yield Conclude(step.intent, "ok")
+            self._out += frame.raw
+
+    def _detail(self, step: Step, frame: Frame) -> None:
+        """A message inside a command's answer that does not end it."""
+        if step.refusal:
+            raise _unexpected("an answer to a refused command")
+        if step.kind not in ("query", "execute", "describe"):
+            raise _unexpected(f"a message of type {chr(frame.type)!r} in answer to {step.kind}")
+        self._release_ending()
+        if frame.type == messages.COPY_IN_RESPONSE:
+            if step.intent is None:
+                raise _unexpected("a COPY that was not asked for")
+            self.copy_receipt = step.intent.receipt
+        self._out += frame.raw
+        if step.kind == "describe" and frame.type in (messages.ROW_DESCRIPTION, messages.NO_DATA):
+            self._flight.finish()
+
+    def _acknowledge(self, step: Step, kind: int) -> None:
+        """ParseComplete, BindComplete, CloseComplete: the step is done and its names are what we took them for."""
+        if messages.ACKNOWLEDGES.get(kind) != step.kind:
+            raise _unexpected(f"a message of type {chr(kind)!r} in answer to {step.kind}")
+        self._flight.finish()
+        if step.statement is not None:
+            self._statements.confirm(step.statement)
+        if step.portal is not None:
+            self._portals.confirm(step.portal)
+
+    def _end(self, step: Step, frame: Frame) -> Effects[None]:
+        """CommandComplete and its like."""
+        if step.refusal or step.kind not in ("query", "execute"):
+            raise _unexpected(f"the end of a command in answer to {step.kind}")
+        self.copy_receipt = None
+        if step.kind == "query":
+            self._release_ending()
+            self._ending = bytes(frame.raw)
+            return
+        self._flight.finish()
+        yield from self._conclude(step, "ok")
+        self._out += frame.raw
+
+    def _error(self, step: Step, frame: Frame) -> Effects[None]:
+        self.copy_receipt = None
+        text = step.refusal or bytes(self._mask.text(frame.raw))
+        step.code = messages.sqlstate(frame)
+        if step.kind == "query":
+            self._release_ending()
+            self._ending = text
+            return
+        for skipped in self._flight.skip_to_sync():
+            self._take_back(skipped)
+            yield from self._conclude(skipped, "error" if skipped is step else "aborted")
+        self._out += text
+
+    def _ready(self, step: Step, frame: Frame) -> Effects[None]:
+        if step.kind not in ("query", "sync"):
+            raise _unexpected(f"ReadyForQuery in answer to {step.kind}")
+        if step.refusal and not step.code:
+            raise _unexpected("success of a refused command")
+        self._flight.finish()
+        self.copy_receipt = None
+        self.status = messages.transaction_status(frame)
+        if step.kind == "query":
+            yield from self._conclude(step, "error" if step.code else "ok")
+            self._release_ending()
+        self._out += frame.raw
+
+    def _conclude(self, step: Step, status: Literal["ok", "error", "aborted"]) -> Effects[None]:
+        if step.intent is not None:
+            yield Conclude(step.intent, status, step.code, step.rows, step.size_bytes)
+
+    def _take_back(self, step: Step) -> None:
+        if step.statement is not None:
+            self._statements.take_back(step.statement)
+        if step.portal is not None:
+            self._portals.take_back(step.portal)
+
+    def _release_ending(self) -> None:
+        """What was kept back was not the last word of the simple query after all, or its outcome is recorded now."""
+        if self._ending:
+            self._out += self._ending
+            self._ending = b""
+
+
+def _unexpected(what: str) -> ProtocolError:
+    return ProtocolError(f"The database sent {what}.", side="upstream")
