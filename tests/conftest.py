@@ -1,0 +1,9 @@
+"""Shared fixtures: one module a concern in tests/support, named for what it gives; listed here, nothing else."""
+
+from __future__ import annotations
+
+from fix_opa import opa_with
+
+__all__ = [
+    "opa_with",
+]
