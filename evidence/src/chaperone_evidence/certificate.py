@@ -1,0 +1,89 @@
+"""Which stream key a gateway's certificate binds, and to which pod."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from chaperone_evidence.errors import BadSignature, Malformed
+
+STREAM_KEY_SCHEME: Final = "chaperone-stream-key:"
+_SPIFFE: Final = re.compile(
+    r"spiffe://chaperone\.dev/(?P<cluster>[^/]+)/ns/(?P<namespace>[^/]+)/pod/(?P<pod>[^/]+)/(?P<pod_uid>[^/]+)"
+    r"/identity/(?P<identity>[^/]+)\Z"
+)
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """What a gateway's certificate says of its holder."""
+
+    cluster: str
+    namespace: str
+    pod: str
+    pod_uid: str
+    identity: str
+    vkey: str
+
+
+def subject_uri(cluster: str, namespace: str, pod: str, pod_uid: str, identity: str) -> str:
+    """The SPIFFE id in a gateway's certificate."""
+    return f"spiffe://chaperone.dev/{cluster}/ns/{namespace}/pod/{pod}/{pod_uid}/identity/{identity}"
+
+
+def read_subject(certificate: x509.Certificate) -> Subject:
+    """What the certificate binds.
+
+    Raises:
+        Malformed: it is not a gateway's certificate.
+    """
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise Malformed("The certificate names no pod.") from error
+    uris = names.get_values_for_type(x509.UniformResourceIdentifier)
+    matches = [match for uri in uris if (match := _SPIFFE.match(uri))]
+    keys = [uri.removeprefix(STREAM_KEY_SCHEME) for uri in uris if uri.startswith(STREAM_KEY_SCHEME)]
+    if len(matches) != 1 or len(keys) != 1:
+        raise Malformed("The certificate does not name exactly one pod and one stream key.")
+    return Subject(vkey=keys[0], **matches[0].groupdict())
+
+
+def check_issued(der: bytes, authorities: list[x509.Certificate], at_us: int) -> Subject:
+    """The subject of a certificate that one of `authorities` issued for a client and that was valid at `at_us`.
+
+    Raises:
+        Malformed: not such a certificate. BadSignature: issued by somebody else.
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (ValueError, x509.ExtensionNotFound) as error:
+        raise Malformed("The certificate cannot be read, or is not for a client.") from error
+    if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
+        raise Malformed("The certificate is not for a client.")
+    issuer = next((ca for ca in authorities if _issued_by(certificate, ca)), None)
+    if issuer is None:
+        raise BadSignature("The certificate was not issued by the trusted gateway CA.")
+    at = datetime.fromtimestamp(at_us / 1_000_000, UTC)
+    for one in (certificate, issuer):
+        if not one.not_valid_before_utc <= at <= one.not_valid_after_utc:
+            raise Malformed(f"The certificate was not valid at {at:%Y-%m-%dT%H:%M:%SZ}.")
+    return read_subject(certificate)
+
+
+def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+        if not constraints.ca or not isinstance(authority.public_key(), ec.EllipticCurvePublicKey):
+            return False
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+        return False
+    return True

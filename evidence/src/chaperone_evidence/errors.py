@@ -1,0 +1,25 @@
+"""Errors of the evidence library.
+
+EvidenceError
+├── NotCanonical      a header is not in the one form that a hash may be taken of
+├── Malformed         bytes that are not an entry, a frame, a note or a bundle
+└── BadSignature      a signature by a known key that does not verify
+"""
+
+from __future__ import annotations
+
+
+class EvidenceError(Exception):
+    """Base of all errors; the text is one sentence for people."""
+
+
+class NotCanonical(EvidenceError):
+    """A header that another encoder would write differently."""
+
+
+class Malformed(EvidenceError):
+    """Bytes that do not have the form they should have."""
+
+
+class BadSignature(EvidenceError):
+    """A signature that does not verify, or none by the expected key."""

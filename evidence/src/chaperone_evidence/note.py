@@ -1,0 +1,133 @@
+"""Signed notes (C2SP signed-note) with Ed25519 keys: the form of stream heads and checkpoints.
+
+note = body (lines, ends in a newline) ‖ newline ‖ signature lines `— <name> <base64(key id(4) ‖ signature)>`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from typing import Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from chaperone_evidence.errors import BadSignature, Malformed
+
+ED25519: Final = 1
+MAX_NOTE_BYTES: Final = 64 << 10  # 16 signatures of the largest kind and a short body fit
+MAX_SIGNATURES: Final = 100
+
+_NAME: Final = re.compile(r"[^\s+]+\Z")
+_SIGNATURE: Final = re.compile("\u2014 ([^\\s+]+) ([A-Za-z0-9+/=]+)\\Z")
+
+
+def key_id(name: str, kind: int, public: bytes) -> bytes:
+    """Four bytes that tell keys of one name apart."""
+    return hashlib.sha256(name.encode() + b"\n" + bytes((kind,)) + public).digest()[:4]
+
+
+class Verifier(msgspec.Struct, frozen=True):
+    """A public key under its name."""
+
+    name: str
+    public: bytes
+
+    @property
+    def id(self) -> bytes:
+        """The key's id."""
+        return key_id(self.name, ED25519, self.public)
+
+    @property
+    def vkey(self) -> str:
+        """The key as text: `<name>+<id>+<base64>`."""
+        return f"{self.name}+{self.id.hex()}+{base64.b64encode(bytes((ED25519,)) + self.public).decode()}"
+
+
+def parse_vkey(text: str) -> Verifier:
+    """Read a verifier key.
+
+    Raises:
+        Malformed: not a key, not Ed25519, or its id does not belong to it.
+    """
+    parts = text.split("+", 2)
+    if len(parts) != 3 or not _NAME.match(parts[0]):
+        raise Malformed("The verifier key does not have the form name+id+key.")
+    name, identifier, encoded = parts
+    data = _base64(encoded)
+    if len(data) != 33 or data[0] != ED25519:
+        raise Malformed("The verifier key is not an Ed25519 key.")
+    verifier = Verifier(name, data[1:])
+    if verifier.id.hex() != identifier:
+        raise Malformed("The verifier key's id does not belong to it.")
+    return verifier
+
+
+class Signer:
+    """A private key under its name."""
+
+    def __init__(self, name: str, key: Ed25519PrivateKey) -> None:
+        if not _NAME.match(name):
+            raise Malformed(f"The key name {name!r} holds a space or a plus sign.")
+        self._key = key
+        self.verifier = Verifier(name, key.public_key().public_bytes_raw())
+        self._line = f"\u2014 {name} ".encode()
+
+    def sign(self, body: str) -> bytes:
+        """The note of a body (which ends in a newline)."""
+        text = body.encode()
+        signature = self.verifier.id + self._key.sign(text)
+        return text + b"\n" + self._line + base64.b64encode(signature) + b"\n"
+
+
+def open_note(note: bytes, verifier: Verifier) -> str:
+    """The body of a note that this key has signed.
+
+    Raises:
+        Malformed: not a note. BadSignature: the key did not sign it, or not this.
+    """
+    text = _text(note)
+    split = text.rfind("\n\n")
+    if split < 0:
+        raise Malformed("The note has no signatures.")
+    body, lines = text[: split + 1], text[split + 2 :].splitlines()
+    if not lines or len(lines) > MAX_SIGNATURES:
+        raise Malformed("The note has no signature, or too many.")
+    signed = False
+    for line in lines:
+        match = _SIGNATURE.match(line)
+        if match is None:
+            raise Malformed("A signature line of the note is not well formed.")
+        data = _base64(match[2])
+        if match[1] != verifier.name or data[:4] != verifier.id:
+            continue
+        try:
+            Ed25519PublicKey.from_public_bytes(verifier.public).verify(data[4:], body.encode())
+        except InvalidSignature as error:
+            raise BadSignature(f"The signature by {verifier.name} does not verify.") from error
+        signed = True
+    if not signed:
+        raise BadSignature(f"The note is not signed by {verifier.name}.")
+    return body
+
+
+def _text(note: bytes) -> str:
+    if len(note) > MAX_NOTE_BYTES or not note.endswith(b"\n"):
+        raise Malformed("The note is too long or does not end in a newline.")
+    try:
+        text = note.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed("The note is not UTF-8.") from error
+    if any(ord(character) < 0x20 and character != "\n" for character in text):
+        raise Malformed("The note holds a control character.")
+    return text
+
+
+def _base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error as error:
+        raise Malformed("A key or signature is not base64.") from error

@@ -1,0 +1,188 @@
+"""The records of a stream (entries of class 1). Empty fields are left out of the header.
+
+Times are `wall_us` (microseconds since 1970 by the gateway's clock) and `mono_us` (its monotonic clock).
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from chaperone_evidence import canonical
+from chaperone_evidence.errors import NotCanonical
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", gc=False):
+    """What every record says."""
+
+    seq: int
+    wall_us: int
+    mono_us: int
+
+
+class StreamOpen(Record, frozen=True, kw_only=True, tag="stream.open"):
+    """The first record: who writes this stream, and with which keys."""
+
+    stream: str
+    cluster: str
+    namespace: str
+    pod: str
+    pod_uid: str
+    identity: str
+    vkey: str
+    certificate: str  # DER, base64; binds vkey and pod to the gateway CA
+    node: str = ""
+    service_account: str = ""
+    identity_uid: str = ""
+    owner: str = ""
+    gateway_version: str = ""
+    durability: str = ""
+    revision: str = ""
+    previous: str = ""  # the stream of the process before this one in the same pod
+    previous_link: str = ""  # base64 of its last link
+
+
+class StreamClose(Record, frozen=True, kw_only=True, tag="stream.close"):
+    """The last record of a gateway that stops in order."""
+
+    reason: str
+
+
+class SessionOpen(Record, frozen=True, kw_only=True, tag="session.open"):
+    """A client is connected to a backend."""
+
+    session: str
+    target: str
+    protocol: str
+    client: str = ""
+    upstream: str = ""
+    user: str = ""  # as the client named itself; the backend's user is the credential's
+    database: str = ""
+    application: str = ""
+
+
+class SessionClose(Record, frozen=True, kw_only=True, tag="session.close"):
+    """A client's connection ended."""
+
+    session: str
+    reason: str
+    commands: int = 0
+    denied: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+
+class AccessEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """One effect on one object."""
+
+    effect: str
+    object: str = ""
+
+
+class Commitment(msgspec.Struct, frozen=True, gc=False):
+    """What a record holds of a body."""
+
+    commit: str  # base64 of the commitment
+    size: int  # bytes of the plain text that is kept
+    alg: Literal["sha256-salted"] = "sha256-salted"
+
+
+class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
+    """A command is about to reach the backend, or was refused."""
+
+    session: str
+    command: str
+    target: str
+    kind: str
+    decision: str
+    sha256: str  # of the exact text
+    size_bytes: int
+    accesses: tuple[AccessEntry, ...] = ()
+    resolution: str = ""
+    policy: str = ""
+    rule: str = ""
+    revision: str = ""
+    in_transaction: bool = False
+    body: Commitment | msgspec.UnsetType = msgspec.UNSET
+    params: Commitment | msgspec.UnsetType = msgspec.UNSET  # of the bound parameters as sent
+
+
+class CommandOutcome(Record, frozen=True, kw_only=True, tag="command.outcome"):
+    """How a command ended."""
+
+    session: str
+    command: str
+    ref: int  # seq of the intent
+    status: str  # ok, error, refused, aborted
+    code: str = ""
+    rows: int = 0
+    bytes: int = 0
+    duration_us: int = 0
+
+
+class EgressDenied(Record, frozen=True, kw_only=True, tag="egress.denied"):
+    """Connections to a destination that no target declares."""
+
+    network: str
+    address: str
+    port: int
+    reason: str
+    count: int = 1
+
+
+class DnsDenied(Record, frozen=True, kw_only=True, tag="dns.denied"):
+    """Questions for a name that no target declares."""
+
+    name: str
+    qtype: str
+    count: int = 1
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """A record of a type that this version does not know; its header is still covered by the chain."""
+
+    type: str
+    seq: int
+
+
+type Known = (
+    StreamOpen | StreamClose | SessionOpen | SessionClose | CommandIntent | CommandOutcome | EgressDenied | DnsDenied
+)
+
+_decoder: Final = msgspec.json.Decoder(
+    StreamOpen | StreamClose | SessionOpen | SessionClose | CommandIntent | CommandOutcome | EgressDenied | DnsDenied
+)
+
+
+def decode(header: bytes) -> Known | Unknown:
+    """Read a canonical header.
+
+    Raises:
+        NotCanonical: the header is not canonical, or a known type lacks or mistypes a field.
+    """
+    value = canonical.decode(header)
+    kind, seq = value.get("type"), value.get("seq")
+    if not isinstance(kind, str) or not isinstance(seq, int) or isinstance(seq, bool):
+        raise NotCanonical("The header names neither its type nor its sequence number.")
+    try:
+        known: Known = _decoder.decode(header)
+    except msgspec.ValidationError as error:
+        if kind in TYPES:
+            raise NotCanonical(f"The record {kind} is not well formed: {error}.") from error
+        return Unknown(kind, seq)
+    return known
+
+
+TYPES: Final = frozenset(
+    {
+        "stream.open",
+        "stream.close",
+        "session.open",
+        "session.close",
+        "command.intent",
+        "command.outcome",
+        "egress.denied",
+        "dns.denied",
+    }
+)

@@ -1,0 +1,19 @@
+"""ULIDs in lower case: 26 characters that sort by time and fit a Kubernetes name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+RANDOM_BYTES: Final = 10
+
+
+def encode(time_ms: int, random: bytes) -> str:
+    """The ULID of a time (milliseconds since 1970) and ten random bytes."""
+    number = (time_ms << 80) | int.from_bytes(random[:RANDOM_BYTES], "big")
+    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def is_ulid(text: str) -> bool:
+    """Whether the text has the form of a ULID of ours."""
+    return len(text) == 26 and all(character in _ALPHABET for character in text)
