@@ -25,6 +25,7 @@ from chaperone_sidecar.errors import SpoolFull
 
 SEGMENT_BYTES: Final = 1 << 20  # 1 MiB: about 2 500 records, so an acknowledged stretch is freed soon
 BODY_SEGMENT_BYTES: Final = 2 << 20  # holds the largest body (1 MiB of text and its parameters up to the cap below)
+MAX_FRAME_BYTES: Final = 2 + (16 << 10)  # length and the longest entry
 MAX_BODY_BYTES: Final = 1 << 20  # longer ones are cut by the recorder, which records the true size and hash
 
 
@@ -111,8 +112,8 @@ class Spool:
         """The bound of `used_bytes`."""
         return self._limit_bytes
 
-    def append(self, frame: bytes, *, owed: bool) -> int:
-        """Keep an entry's frame; returns its sequence number.
+    def admit(self, *, owed: bool) -> None:
+        """Make sure that the next record fits, before it is chained.
 
         `owed` marks records that a running command or an open session already owes; they may use the spare segment.
 
@@ -123,8 +124,11 @@ class Spool:
             raise SpoolFull("The spool cannot be written.")
         if not owed and self._spare is None:
             self._make_spare()
-        if not self._current.has_room(len(frame)):
+        if not self._current.has_room(MAX_FRAME_BYTES):
             self._rotate()
+
+    def append(self, frame: bytes) -> int:
+        """Keep an entry's frame that `admit` made room for; returns its sequence number."""
         seq = self._next_seq
         self._current.append(frame)
         self._current.last_seq = seq

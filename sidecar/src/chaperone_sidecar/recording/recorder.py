@@ -1,0 +1,256 @@
+"""The recorder: turns what sessions do into the records of one stream.
+
+It owns the chain, the spool and the clock; a session gets a `Receipt` only from here, after its record is in the spool's
+buffer. Bodies (statement texts, parameters) are kept beside the records, under a salted commitment; a text that a session
+repeats is kept once.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+from chaperone_evidence import entry, record
+from chaperone_evidence.chain import Chain, HeadState
+from chaperone_evidence.note import Signer
+
+from chaperone_sidecar.command import Command
+from chaperone_sidecar.decision import Action, Decision
+from chaperone_sidecar.effects import Intent, Receipt
+from chaperone_sidecar.recording.ids import Ids
+from chaperone_sidecar.recording.spool import MAX_BODY_BYTES, Spool
+
+HEAD_RECORDS: Final = 1000  # a head is signed at the latest after this many records
+MAX_KNOWN_BODIES: Final = 256  # repeated texts of one session that are kept once
+MAX_KNOWN_BODY_BYTES: Final = 4096  # longer texts are kept each time: remembering them would cost more
+MAX_RECORDED_ACCESSES: Final = 100  # a record is at most 16 KiB; the text, which is kept whole, says the rest
+
+
+class SessionLog:
+    """What the recorder remembers of one session: its id, counts, and the bodies it already kept."""
+
+    def __init__(self, session_id: str, target: str, salt_key: bytes) -> None:
+        self.id = session_id
+        self.target = target
+        self.salt_key = salt_key
+        self.commands = 0
+        self.denied = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.bodies: OrderedDict[bytes, record.Commitment] = OrderedDict()
+
+
+class Recorder:
+    """Writes one stream.
+
+    Args:
+        chain: the stream's chain; nobody else appends to it.
+        spool: where frames go.
+        signer: the key of the stream's heads.
+        ids: makes ULIDs.
+        wall_ns, mono_ns: clocks.
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        spool: Spool,
+        signer: Signer,
+        ids: Ids,
+        wall_ns: Callable[[], int] = time.time_ns,
+        mono_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._chain = chain
+        self._spool = spool
+        self._signer = signer
+        self._ids = ids
+        self._wall_ns = wall_ns
+        self._mono_ns = mono_ns
+        self._since_head = 0
+        self._salt_key = ids.random(32)
+        self.is_closed = False
+
+    def open_stream(self, opened: record.StreamOpen) -> None:
+        """Write the stream's first record (its `seq` and times are set here) and sign it at once.
+
+        The head right after it makes the end of the stream before this one provable from the first moment.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        self._write(opened, owed=False)
+        self.head("open")
+
+    def new_session(self, target: str) -> SessionLog:
+        """A log for a session that is about to open; nothing is written yet."""
+        session_id = self._ids.ulid()
+        key = hmac.digest(self._salt_key, session_id.encode(), "sha256")
+        return SessionLog(session_id, target, key)
+
+    def open_session(
+        self, log: SessionLog, *, protocol: str, client: str, upstream: str, user: str, database: str, application: str
+    ) -> Receipt:
+        """Record that a session opens.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        return self._write(
+            record.SessionOpen(
+                seq=0, wall_us=0, mono_us=0, session=log.id, target=log.target, protocol=protocol, client=client,
+                upstream=upstream, user=user, database=database, application=application,
+            ),
+            owed=False,
+        )  # fmt: skip
+
+    def close_session(self, log: SessionLog, reason: str) -> None:
+        """Record that a session ended.
+
+        Raises:
+            SpoolFull: even the room for owed records is gone.
+        """
+        self._write(
+            record.SessionClose(
+                seq=0, wall_us=0, mono_us=0, session=log.id, reason=reason, commands=log.commands, denied=log.denied,
+                bytes_in=log.bytes_in, bytes_out=log.bytes_out,
+            ),
+            owed=True,
+        )  # fmt: skip
+
+    def intend(self, log: SessionLog, command: Command, decision: Decision) -> Intent:
+        """Record a command before it takes effect, or its refusal before it is told.
+
+        Raises:
+            SpoolFull: no room; the command must not run.
+        """
+        facts = command.facts
+        command_id = self._ids.ulid()
+        self._spool.admit(owed=False)
+        receipt = self._write(
+            record.CommandIntent(
+                seq=0, wall_us=0, mono_us=0, session=log.id, command=command_id, target=log.target, kind=command.kind,
+                decision=decision.action.value, sha256=hashlib.sha256(command.text).hexdigest(),
+                size_bytes=len(command.text),
+                accesses=tuple(record.AccessEntry(access.effect.value, access.object) for access in
+                               facts.accesses[:MAX_RECORDED_ACCESSES]),
+                resolution=facts.resolution.value, policy=decision.policy, rule=decision.rule,
+                revision=decision.revision, in_transaction=command.in_transaction,
+                body=self._keep(log, command.text),
+                params=self._keep(log, command.params) if command.params else msgspec.UNSET,
+            ),
+            owed=False,
+        )  # fmt: skip
+        log.commands += 1
+        if decision.action is not Action.ALLOW:
+            log.denied += 1
+        return Intent(command_id, receipt, self._mono_ns())
+
+    def conclude(
+        self, log: SessionLog, intent: Intent, status: str, code: str = "", rows: int = 0, size_bytes: int = 0
+    ) -> Receipt:
+        """Record how a command ended, before the client is told.
+
+        Raises:
+            SpoolFull: even the room for owed records is gone.
+        """
+        duration_us = (self._mono_ns() - intent.started_ns) // 1000
+        return self._write(
+            record.CommandOutcome(
+                seq=0, wall_us=0, mono_us=0, session=log.id, command=intent.command_id, ref=intent.receipt.seq,
+                status=status, code=code, rows=rows, bytes=size_bytes, duration_us=duration_us,
+            ),
+            owed=True,
+        )  # fmt: skip
+
+    def deny_egress(self, network: str, address: str, port: int, reason: str, count: int) -> None:
+        """Record connections to an undeclared destination.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        self._write(
+            record.EgressDenied(
+                seq=0, wall_us=0, mono_us=0, network=network, address=address, port=port, reason=reason, count=count
+            ),
+            owed=False,
+        )
+
+    def deny_dns(self, name: str, qtype: str, count: int) -> None:
+        """Record questions for an undeclared name.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        self._write(record.DnsDenied(seq=0, wall_us=0, mono_us=0, name=name, qtype=qtype, count=count), owed=False)
+
+    def head(self, state: HeadState) -> None:
+        """Sign what is there.
+
+        Raises:
+            SpoolFull: even the room for owed records is gone.
+        """
+        self._spool.admit(owed=True)
+        self._spool.append(self._chain.append_head(self._signer, self._wall_ns() // 1000, state))
+        self._since_head = 0
+
+    def tick(self) -> None:
+        """Called at fixed intervals: a head also when nothing happened, so that silence is attested.
+
+        Raises:
+            SpoolFull: even the room for owed records is gone.
+        """
+        self.head("open" if self._since_head else "idle")
+        self.flush()
+
+    def flush(self) -> None:
+        """Hand everything to the kernel; after this the records survive the process.
+
+        Raises:
+            SpoolFull: the disk failed.
+        """
+        self._spool.flush()
+
+    def close(self, reason: str) -> None:
+        """Write the stream's last record and its closing head."""
+        if self.is_closed:
+            return
+        self.is_closed = True
+        self._write(record.StreamClose(seq=0, wall_us=0, mono_us=0, reason=reason), owed=True)
+        self.head("closed")
+        self._spool.close()
+
+    def _write(self, unset: record.Record, *, owed: bool) -> Receipt:
+        if self._since_head >= HEAD_RECORDS:
+            self.head("open")
+        self._spool.admit(owed=owed)
+        stamped = msgspec.structs.replace(
+            unset, seq=self._chain.count, wall_us=self._wall_ns() // 1000, mono_us=self._mono_ns() // 1000
+        )
+        seq = self._spool.append(self._chain.append_record(stamped))
+        self._since_head += 1
+        return Receipt(seq)
+
+    def _keep(self, log: SessionLog, plain: bytes) -> record.Commitment:
+        """Keep a body beside the records; a text that the session used before is named again."""
+        known = log.bodies.get(plain)
+        if known is not None:
+            log.bodies.move_to_end(plain)
+            self._spool.pin_body()
+            return known
+        kept = plain[:MAX_BODY_BYTES]
+        salt = hmac.digest(
+            log.salt_key, self._chain.count.to_bytes(8, "big") + hashlib.sha256(plain).digest(), "sha256"
+        )
+        self._spool.append_body(entry.body_frame(salt, kept))
+        commitment = record.Commitment(base64.b64encode(entry.body_commit(salt + kept)).decode(), len(kept))
+        if len(plain) <= MAX_KNOWN_BODY_BYTES:
+            log.bodies[plain] = commitment
+            if len(log.bodies) > MAX_KNOWN_BODIES:
+                log.bodies.popitem(last=False)
+        return commitment
