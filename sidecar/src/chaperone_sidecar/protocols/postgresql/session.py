@@ -115,9 +115,10 @@ class Session:
         return answers.fatal(error)
 
     def _start(self, frame: Frame) -> Effects[bool]:
-        message = messages.decode_startup(frame)
+        message = messages.decode_startup(frame.body)
         match message:
             case messages.SSLRequest():
+                self._client.expect_nothing()
                 yield ToClient(b"S")
                 yield StartTls()
             case messages.GSSENCRequest():
@@ -161,7 +162,7 @@ class Session:
         elif kind == messages.QUERY:
             # A server that waits for Sync skips simple queries too.
             if not self._is_skipping:
-                yield from self._query(messages.decode_query(frame))
+                yield from self._query(messages.decode_query(frame.body))
         elif kind in _COPY:
             # Without a COPY under way the server ignores these too: they are late after its error.
             if self._upstream.copy_receipt is not None:
@@ -213,15 +214,15 @@ class Session:
     def _extended(self, frame: Frame) -> Effects[None]:
         kind = frame.type
         if kind == messages.PARSE:
-            yield from self._parse(messages.decode_parse(frame), frame.raw)
+            yield from self._parse(messages.decode_parse(frame.body), frame.raw)
         elif kind == messages.BIND:
-            yield from self._bind(messages.decode_bind(frame), frame.raw)
+            yield from self._bind(messages.decode_bind(frame.body), frame.raw)
         elif kind == messages.EXECUTE:
-            yield from self._execute(messages.decode_execute(frame), frame.raw)
+            yield from self._execute(messages.decode_execute(frame.body), frame.raw)
         elif kind == messages.DESCRIBE:
-            yield from self._describe(messages.decode_describe(frame), frame.raw)
+            yield from self._describe(messages.decode_describe(frame.body), frame.raw)
         elif kind == messages.CLOSE:
-            yield from self._close(messages.decode_close(frame), frame.raw)
+            yield from self._close(messages.decode_close(frame.body), frame.raw)
         elif kind == messages.FLUSH:
             yield from self._cover()
             yield ToUpstream(frame.raw, self._opened())

@@ -138,7 +138,7 @@ class UpstreamSide:
     def _error(self, step: Step, frame: Frame) -> Effects[None]:
         self.copy_receipt = None
         text = step.refusal or bytes(self._mask.text(frame.raw))
-        step.code = messages.sqlstate(frame)
+        step.code = messages.sqlstate(frame.body)
         if step.kind == "query":
             self._release_ending()
             self._ending = text
@@ -155,7 +155,7 @@ class UpstreamSide:
             raise _unexpected("success of a refused command")
         self._flight.finish()
         self.copy_receipt = None
-        self.status = messages.transaction_status(frame)
+        self.status = messages.transaction_status(frame.body)
         if step.kind == "query":
             yield from self._conclude(step, "error" if step.code else "ok")
             self._release_ending()

@@ -1,0 +1,126 @@
+"""What a PostgreSQL client hears from the gateway itself: refusals and failures as native errors (54.8).
+
+Every text names the rule and the next step. Texts are cut, freed of NUL, and never quote a backend.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from chaperone_sidecar.command import Access, Command
+from chaperone_sidecar.decision import Decision
+from chaperone_sidecar.errors import (
+    BrokerUnavailable,
+    ChaperoneError,
+    LeaseRefused,
+    PolicyUnavailable,
+    ProtocolError,
+    SpoolFull,
+    UpstreamUnavailable,
+)
+from chaperone_sidecar.protocols.postgresql import messages
+
+INSUFFICIENT_PRIVILEGE: Final = "42501"
+DISK_FULL: Final = "53100"
+PROTOCOL_VIOLATION: Final = "08P01"
+INVALID_STATEMENT_NAME: Final = "26000"
+TOO_COMPLEX: Final = "54000"
+INTERNAL: Final = "XX000"
+
+MAX_FIELD_CHARACTERS: Final = 2000  # an error is read by people and models; longer helps neither
+MAX_NAMED_ACCESSES: Final = 5
+
+AUTHENTICATION_OK: Final = messages.frame(messages.AUTHENTICATION, b"\x00\x00\x00\x00")
+
+
+def error(code: str, message: str, *, detail: str = "", hint: str = "", severity: str = "ERROR") -> bytes:
+    """An ErrorResponse."""
+    fields = (("S", severity), ("V", severity), ("C", code), ("M", message), ("D", detail), ("H", hint))
+    body = b"".join(f"{key}{_clean(text)}\0".encode() for key, text in fields if text)
+    return messages.frame(messages.ERROR_RESPONSE, body + b"\x00")
+
+
+def refusal(decision: Decision, command: Command) -> bytes:
+    """The error of a command that policy does not let pass."""
+    if command.facts.why_unknown and decision.rule == "uncovered":
+        message = f"refused by Chaperone: {command.facts.why_unknown}"
+    else:
+        message = f"refused by Chaperone: {decision.message or 'policy denies this command.'}"
+    rule = f'rule "{decision.rule}"' + (f' of policy "{decision.policy}"' if decision.policy else "")
+    revision = f" (policy revision {decision.revision})" if decision.revision else ""
+    detail = f"{rule}{revision}; the command would {_effects(command.facts.accesses)}."
+    hint = "Ask the owner of the policy to allow it, or change the command. The refusal is recorded."
+    return error(INSUFFICIENT_PRIVILEGE, message, detail=detail, hint=hint)
+
+
+def spool_full() -> bytes:
+    """The error of a command that could not be recorded."""
+    return error(
+        DISK_FULL,
+        "refused by Chaperone: the command cannot be recorded, because the gateway's spool is full.",
+        hint="The collector has not taken records for a while; tell the platform team. Nothing was executed.",
+    )
+
+
+def unknown_name(what: str, name: bytes) -> bytes:
+    """The error of a message that names something this session has not prepared through the protocol."""
+    shown = name.decode("utf-8", "replace")
+    return error(
+        INVALID_STATEMENT_NAME,
+        f'{what} "{shown}" does not exist',
+        detail="Chaperone knows only what was prepared through the protocol and not changed by SQL since.",
+        hint="Prepare it again.",
+    )
+
+
+def too_many_names(what: str) -> bytes:
+    """The error of a session that keeps too many names."""
+    return error(TOO_COMPLEX, f"refused by Chaperone: this session keeps too many {what}.", hint="Close some of them.")
+
+
+def fatal(problem: Exception) -> bytes:
+    """The last word before a connection is closed."""
+    if isinstance(problem, UpstreamUnavailable):
+        code = problem.code
+    elif isinstance(problem, SpoolFull):
+        return error(DISK_FULL, f"refused by Chaperone: {problem}", severity="FATAL")
+    elif isinstance(problem, ProtocolError):
+        code = PROTOCOL_VIOLATION
+    elif isinstance(problem, LeaseRefused | BrokerUnavailable | PolicyUnavailable):
+        code = "28000"
+    else:
+        code = INTERNAL
+    text = str(problem) if isinstance(problem, ChaperoneError) else "The gateway failed; the session is closed."
+    return error(code, f"Chaperone: {text}", severity="FATAL")
+
+
+def ready_for_query(status: int) -> bytes:
+    """A ReadyForQuery."""
+    return messages.frame(messages.READY_FOR_QUERY, bytes((status,)))
+
+
+def welcome(parameters: tuple[tuple[str, str], ...], process_id: int, secret: bytes) -> bytes:
+    """What a client hears after its log-in, which asks for no password."""
+    statuses = b"".join(
+        messages.frame(messages.PARAMETER_STATUS, f"{name}\0{value}\0".encode()) for name, value in parameters
+    )
+    key = messages.frame(messages.BACKEND_KEY_DATA, process_id.to_bytes(4, "big") + secret)
+    return AUTHENTICATION_OK + statuses + key + ready_for_query(messages.IDLE)
+
+
+def negotiate_version(unknown_options: tuple[str, ...]) -> bytes:
+    """A NegotiateProtocolVersion down to 3.0."""
+    body = (0).to_bytes(4, "big") + len(unknown_options).to_bytes(4, "big")
+    return messages.frame(
+        messages.NEGOTIATE_PROTOCOL_VERSION, body + b"".join(f"{name}\0".encode() for name in unknown_options)
+    )
+
+
+def _effects(accesses: tuple[Access, ...]) -> str:
+    shown = [f"{access.effect} {access.object}".strip() for access in accesses[:MAX_NAMED_ACCESSES]]
+    more = len(accesses) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _clean(text: str) -> str:
+    return text[:MAX_FIELD_CHARACTERS].replace("\0", "").encode("utf-8", "replace").decode()

@@ -1,0 +1,310 @@
+"""Messages of the PostgreSQL protocol, versions 3.0 and 3.2 (PostgreSQL 18, chapter 54 "Frontend/Backend Protocol").
+
+Only what the gateway looks into has a type here; everything else is a frame that is forwarded as it came. Names are the
+manual's.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+import msgspec
+
+from chaperone_sidecar.errors import ProtocolError
+
+# Frontend message types (54.7).
+BIND: Final = ord("B")
+CLOSE: Final = ord("C")
+COPY_DATA: Final = ord("d")
+COPY_DONE: Final = ord("c")
+COPY_FAIL: Final = ord("f")
+DESCRIBE: Final = ord("D")
+EXECUTE: Final = ord("E")
+FLUSH: Final = ord("H")
+FUNCTION_CALL: Final = ord("F")
+PARSE: Final = ord("P")
+PASSWORD: Final = ord("p")
+QUERY: Final = ord("Q")
+SYNC: Final = ord("S")
+TERMINATE: Final = ord("X")
+
+# Backend message types.
+AUTHENTICATION: Final = ord("R")
+BACKEND_KEY_DATA: Final = ord("K")
+BIND_COMPLETE: Final = ord("2")
+CLOSE_COMPLETE: Final = ord("3")
+COMMAND_COMPLETE: Final = ord("C")
+COPY_IN_RESPONSE: Final = ord("G")
+COPY_OUT_RESPONSE: Final = ord("H")
+DATA_ROW: Final = ord("D")
+EMPTY_QUERY_RESPONSE: Final = ord("I")
+ERROR_RESPONSE: Final = ord("E")
+NEGOTIATE_PROTOCOL_VERSION: Final = ord("v")
+NO_DATA: Final = ord("n")
+NOTICE_RESPONSE: Final = ord("N")
+NOTIFICATION_RESPONSE: Final = ord("A")
+PARAMETER_DESCRIPTION: Final = ord("t")
+PARAMETER_STATUS: Final = ord("S")
+PARSE_COMPLETE: Final = ord("1")
+PORTAL_SUSPENDED: Final = ord("s")
+READY_FOR_QUERY: Final = ord("Z")
+ROW_DESCRIPTION: Final = ord("T")
+
+STATEMENT: Final = ord("S")
+PORTAL: Final = ord("P")
+IDLE: Final = ord("I")
+
+ASYNCHRONOUS: Final = frozenset({PARAMETER_STATUS, NOTICE_RESPONSE, NOTIFICATION_RESPONSE})
+ENDINGS: Final = frozenset({COMMAND_COMPLETE, EMPTY_QUERY_RESPONSE, PORTAL_SUSPENDED})
+DETAILS: Final = frozenset(
+    {ROW_DESCRIPTION, NO_DATA, PARAMETER_DESCRIPTION, COPY_IN_RESPONSE, COPY_OUT_RESPONSE, COPY_DONE}
+)
+ACKNOWLEDGES: Final = {PARSE_COMPLETE: "parse", BIND_COMPLETE: "bind", CLOSE_COMPLETE: "close"}
+
+FLUSH_FRAME: Final = b"H\x00\x00\x00\x04"
+TERMINATE_FRAME: Final = b"X\x00\x00\x00\x04"
+SYNC_FRAME: Final = b"S\x00\x00\x00\x04"
+
+SSL_REQUEST: Final = 80877103
+GSSENC_REQUEST: Final = 80877104
+CANCEL_REQUEST: Final = 80877102
+
+
+class StartupMessage(msgspec.Struct, frozen=True, gc=False):
+    """The client's first message: protocol version and parameters."""
+
+    major: int
+    minor: int
+    parameters: tuple[tuple[str, str], ...]
+
+
+class SSLRequest(msgspec.Struct, frozen=True, gc=False):
+    """The client asks for TLS."""
+
+
+class GSSENCRequest(msgspec.Struct, frozen=True, gc=False):
+    """The client asks for GSSAPI encryption."""
+
+
+class CancelRequest(msgspec.Struct, frozen=True, gc=False):
+    """Another connection asks to cancel what a session runs."""
+
+    process_id: int
+    secret: bytes
+
+
+class Parse(msgspec.Struct, frozen=True, gc=False):
+    """Prepare a statement."""
+
+    statement: bytes
+    query: bytes
+
+
+class Bind(msgspec.Struct, frozen=True, gc=False):
+    """Make a portal of a statement and parameters; `params` are formats and values as sent."""
+
+    portal: bytes
+    statement: bytes
+    params: bytes
+
+
+class Execute(msgspec.Struct, frozen=True, gc=False):
+    """Run a portal."""
+
+    portal: bytes
+    max_rows: int
+
+
+class Describe(msgspec.Struct, frozen=True, gc=False):
+    """Describe a statement or portal; also the form of Close."""
+
+    kind: int
+    name: bytes
+
+
+Close = Describe
+
+
+def frame(kind: int, body: bytes) -> bytes:
+    """A whole message."""
+    return struct.pack(">BI", kind, len(body) + 4) + body
+
+
+def encode_query(text: bytes) -> bytes:
+    """A Query message."""
+    return frame(QUERY, text + b"\x00")
+
+
+def encode_parse(name: bytes, text: bytes) -> bytes:
+    """A Parse message without parameter types."""
+    return frame(PARSE, name + b"\x00" + text + b"\x00\x00\x00")
+
+
+def encode_startup(parameters: tuple[tuple[str, str], ...]) -> bytes:
+    """A StartupMessage of protocol 3.0."""
+    body = b"".join(f"{name}\0{value}\0".encode() for name, value in parameters) + b"\x00"
+    return struct.pack(">II", len(body) + 8, 3 << 16) + body
+
+
+def encode_cancel(process_id: int, secret: bytes) -> bytes:
+    """A CancelRequest."""
+    return struct.pack(">III", 12 + len(secret), CANCEL_REQUEST, process_id) + secret
+
+
+def decode_startup(body: bytes) -> StartupMessage | SSLRequest | GSSENCRequest | CancelRequest:
+    """Read a message of the start-up phase (without its length).
+
+    Raises:
+        ProtocolError: side=client.
+    """
+    if len(body) < 4:
+        raise ProtocolError("The first message is too short.")
+    code = int.from_bytes(body[:4], "big")
+    if code == SSL_REQUEST and len(body) == 4:
+        return SSLRequest()
+    if code == GSSENC_REQUEST and len(body) == 4:
+        return GSSENCRequest()
+    if code == CANCEL_REQUEST and 12 <= len(body) <= 264:
+        return CancelRequest(int.from_bytes(body[4:8], "big"), body[8:])
+    major, minor = code >> 16, code & 0xFFFF
+    if major != 3:
+        raise ProtocolError(f"Protocol {major}.{minor} is not supported; use protocol 3.")
+    return StartupMessage(major, minor, _parameters(body[4:]))
+
+
+def _parameters(body: bytes) -> tuple[tuple[str, str], ...]:
+    if not body.endswith(b"\x00\x00") and body != b"\x00":
+        raise ProtocolError("The startup message is not well formed.")
+    try:
+        parts = body[:-2].decode().split("\x00") if len(body) > 1 else []
+    except UnicodeDecodeError as error:
+        raise ProtocolError("A startup parameter is not UTF-8.") from error
+    if len(parts) % 2:
+        raise ProtocolError("The startup message is not well formed.")
+    pairs = tuple(zip(parts[::2], parts[1::2], strict=True))
+    if any(not name for name, _ in pairs) or len({name for name, _ in pairs}) != len(pairs):
+        raise ProtocolError("A startup parameter is given twice or has no name.")
+    return pairs
+
+
+def decode_query(body: bytes) -> bytes:
+    """The text of a Query.
+
+    Raises:
+        ProtocolError: side=client; no terminator, or a NUL inside.
+    """
+    if body.find(b"\x00") != len(body) - 1 or not body:
+        raise ProtocolError("The query is not terminated, or holds a NUL.")
+    return body[:-1]
+
+
+def decode_parse(body: bytes) -> Parse:
+    """Read a Parse.
+
+    Raises:
+        ProtocolError: side=client.
+    """
+    name, rest = _string(body)
+    query, types = _string(rest)
+    if len(types) < 2 or len(types) != 2 + 4 * int.from_bytes(types[:2], "big"):
+        raise ProtocolError("The Parse message is not well formed.")
+    return Parse(name, query)
+
+
+def decode_bind(body: bytes) -> Bind:
+    """Read a Bind; formats and values are checked for their lengths and otherwise left as they are.
+
+    Raises:
+        ProtocolError: side=client.
+    """
+    portal, rest = _string(body)
+    statement, params = _string(rest)
+    _check_params(params)
+    return Bind(portal, statement, params)
+
+
+def _check_params(params: bytes) -> None:
+    try:
+        (formats,) = struct.unpack_from(">H", params)
+        position = 2 + 2 * formats
+        (values,) = struct.unpack_from(">H", params, position)
+        position += 2
+        for _ in range(values):
+            (length,) = struct.unpack_from(">i", params, position)
+            if length < -1:
+                raise ProtocolError("A parameter has a negative length.")
+            position += 4 + max(length, 0)
+        (results,) = struct.unpack_from(">H", params, position)
+    except struct.error as error:
+        raise ProtocolError("The Bind message is cut.") from error
+    if position + 2 + 2 * results != len(params):
+        raise ProtocolError("The Bind message is not well formed.")
+
+
+def decode_execute(body: bytes) -> Execute:
+    """Read an Execute.
+
+    Raises:
+        ProtocolError: side=client.
+    """
+    portal, rest = _string(body)
+    if len(rest) != 4:
+        raise ProtocolError("The Execute message is not well formed.")
+    return Execute(portal, int.from_bytes(rest, "big"))
+
+
+def decode_describe(body: bytes) -> Describe:
+    """Read a Describe.
+
+    Raises:
+        ProtocolError: side=client.
+    """
+    if len(body) < 2 or body[0] not in (STATEMENT, PORTAL):
+        raise ProtocolError("The message names neither a statement nor a portal.")
+    name, rest = _string(body[1:])
+    if rest:
+        raise ProtocolError("The message is not well formed.")
+    return Describe(body[0], name)
+
+
+def decode_close(body: bytes) -> Close:
+    """Read a Close, which has the form of a Describe.
+
+    Raises:
+        ProtocolError: side=client.
+    """
+    return decode_describe(body)
+
+
+def error_fields(body: bytes) -> dict[str, str]:
+    """The fields of an ErrorResponse or NoticeResponse; what cannot be read is left out."""
+    fields = {}
+    for part in body.split(b"\x00"):
+        if part:
+            fields[chr(part[0])] = part[1:].decode("utf-8", "replace")
+    return fields
+
+
+def sqlstate(body: bytes) -> str:
+    """The SQLSTATE of an ErrorResponse, "XX000" if it has none that is well formed."""
+    code = error_fields(body).get("C", "")
+    return code if len(code) == 5 and code.isascii() and code.isalnum() else "XX000"
+
+
+def transaction_status(body: bytes) -> int:
+    """The status byte of a ReadyForQuery.
+
+    Raises:
+        ProtocolError: side=upstream.
+    """
+    if len(body) != 1 or body not in (b"I", b"T", b"E"):
+        raise ProtocolError("The database sent a ReadyForQuery that is not well formed.", side="upstream")
+    return body[0]
+
+
+def _string(data: bytes) -> tuple[bytes, bytes]:
+    end = data.find(b"\x00")
+    if end < 0:
+        raise ProtocolError("A string is not terminated.")
+    return data[:end], data[end + 1 :]
