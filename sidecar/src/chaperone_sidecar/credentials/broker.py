@@ -1,15 +1,13 @@
 """The gateway's side of the broker: certificate, configuration, bundle, leases.
 
-The pod-bound token is read from its file at each exchange and never kept. The TLS key is made here, stays in memory and
-reaches OpenSSL through a file that exists for the moment of loading, in a memory-backed directory of mode 0700.
+The pod-bound token is read from its file at each exchange and never kept. The TLS key is made here and stays in
+memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from chaperone_sidecar.config import GatewayConfig
 from chaperone_sidecar.config import decode as decode_config
 from chaperone_sidecar.errors import BrokerUnavailable, LeaseRefused
+from chaperone_sidecar.tls import load_key_pair
 
 REQUEST_TIMEOUT_S: Final = 10.0  # the broker answers in ms; past this it is unreachable
 LONG_POLL_S: Final = 30  # the longest wait the broker grants for a new configuration
@@ -188,20 +187,8 @@ class Broker:
         context = ssl.create_default_context(cadata=self._ca_pem)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         if certificate_pem is not None:
-            load_certificate(context, certificate_pem, self._key)
+            load_key_pair(context, certificate_pem.encode(), self._key)
         return context
-
-
-def load_certificate(context: ssl.SSLContext, certificate_pem: str, key: ec.EllipticCurvePrivateKey) -> None:
-    """Give a context its certificate and key; Python's ssl takes them only from a file, which exists for this call."""
-    key_pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    directory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - memory, not disk
-    with tempfile.NamedTemporaryFile(dir=directory) as file:  # created with mode 0600
-        file.write(certificate_pem.encode("ascii") + key_pem)
-        file.flush()
-        context.load_cert_chain(file.name)
 
 
 def _detail(answer: bytes) -> str:
