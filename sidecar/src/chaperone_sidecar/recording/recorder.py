@@ -76,6 +76,11 @@ class Recorder:
         self._salt_key = ids.random(32)
         self.is_closed = False
 
+    @property
+    def next_seq(self) -> int:
+        """The number of the next record: everything below is in the spool's buffer."""
+        return self._chain.count
+
     def open_stream(self, opened: record.StreamOpen) -> None:
         """Write the stream's first record (its `seq` and times are set here) and sign it at once.
 

@@ -1,0 +1,420 @@
+"""The driver: runs one session's generators on sockets, spool, policy and time.
+
+Theory of operation. Each direction is a generator that is run to its end for each delivery of bytes; a direction that has to
+wait (for OPA, for the backend, for the other direction) is paused together with its transport, and what still arrives is
+kept for it. What a run wants to send is collected, and `_commit` hands it over in one order: spool, upstream, client. So no
+byte of a command is sent before its record is in the kernel, and no end of a command is told before its outcome is.
+
+Everything here ends: start-up, log-in, TLS and questions have deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, Final, Protocol
+
+from chaperone_sidecar import metrics
+from chaperone_sidecar.approval import resolve_hold
+from chaperone_sidecar.config import Target
+from chaperone_sidecar.decision import Action
+from chaperone_sidecar.effects import (
+    Ask,
+    CancelUpstream,
+    Close,
+    Conclude,
+    Hold,
+    Intend,
+    Intent,
+    Offload,
+    Opened,
+    OpenUpstream,
+    SessionEffect,
+    StartTls,
+    ToClient,
+    ToUpstream,
+    Wait,
+)
+from chaperone_sidecar.errors import ChaperoneError, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.link import Link
+from chaperone_sidecar.policy.decider import Decider
+from chaperone_sidecar.recording.recorder import Recorder, SessionLog
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT_S: Final = 15.0  # from connect to a session that is open; a client on the same node needs milliseconds
+MAX_PENDING_BYTES: Final = 4 << 20  # arrived while its direction waits; the transport is paused, so one read at most
+
+type Effects = Generator[SessionEffect, Any, None]
+
+
+class Session(Protocol):
+    """What a protocol's package gives the driver."""
+
+    def from_client(self, data: bytes) -> Effects:
+        """Take plain bytes from the client."""
+        ...
+
+    def from_upstream(self, data: bytes) -> Effects:
+        """Take plain bytes from the backend."""
+        ...
+
+    def abandoned(self) -> list[Intent]:
+        """Intents that owe an outcome when the connection is gone."""
+        ...
+
+    def fatal(self, error: Exception) -> bytes:
+        """The native last word."""
+        ...
+
+
+class Connector(Protocol):
+    """Opens backends for sessions; one per protocol."""
+
+    async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
+        """Connect `link` and log in; returns what the session learns (its receipt is replaced), early bytes, address.
+
+        Raises:
+            UpstreamUnavailable: with a text for the client.
+        """
+        ...
+
+    async def cancel(self, process_id: int, secret: bytes) -> None:
+        """Cancel what the session with this key runs; silent when there is none."""
+        ...
+
+    def forget(self, opened: Opened) -> None:
+        """The session is over; its key cancels nothing any more."""
+        ...
+
+
+class _Direction:
+    """One side's generator, run to its end for each delivery."""
+
+    def __init__(self, driver: Driver, start: Callable[[bytes], Effects]) -> None:
+        self._driver = driver
+        self._start = start
+        self._pending = bytearray()
+        self._task: asyncio.Task[None] | None = None
+        self.link: Link | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._task is not None
+
+    def deliver(self, data: bytes) -> None:
+        if self._task is not None:
+            self._pending += data
+            if len(self._pending) > MAX_PENDING_BYTES:
+                self._driver.fail(ChaperoneError("More arrived than can be kept while the session waits."))
+            return
+        self._run(self._start(data), None)
+
+    def _run(self, generator: Effects, answer: object) -> None:
+        driver = self._driver
+        try:
+            effect = generator.send(answer)
+            while True:
+                try:
+                    found = driver.execute(effect)
+                except ChaperoneError as error:
+                    effect = generator.throw(error)
+                    continue
+                if isinstance(found, Awaitable):
+                    driver.commit()
+                    if self.link is not None:
+                        self.link.pause(True)
+                    self._task = driver.spawn(self._resume(generator, found))
+                    return
+                effect = generator.send(found)
+        except StopIteration:
+            driver.commit()
+        except ChaperoneError as error:
+            driver.fail(error)
+
+    async def _resume(self, generator: Effects, awaited: Awaitable[object]) -> None:
+        try:
+            answer = await awaited
+        except ChaperoneError as error:
+            self._task = None
+            self._throw(generator, error)
+        else:
+            self._task = None
+            self._run(generator, answer)
+        if self._task is None and not self._driver.is_over:
+            if self._pending:
+                waiting, self._pending = bytes(self._pending), bytearray()
+                self.deliver(waiting)
+            if self._task is None and self.link is not None:
+                self.link.pause(self._driver.is_choked(self.link))
+
+    def _throw(self, generator: Effects, error: ChaperoneError) -> None:
+        try:
+            effect = generator.throw(error)
+        except StopIteration:
+            self._driver.commit()
+        except ChaperoneError as other:
+            self._driver.fail(other)
+        else:
+            self._run(_resumed(generator, effect), None)
+
+
+def _resumed(generator: Effects, effect: SessionEffect) -> Effects:
+    """The rest of a generator whose next effect is already known."""
+    while True:
+        try:
+            answer = yield effect
+        except ChaperoneError as error:
+            effect = generator.throw(error)
+            continue
+        try:
+            effect = generator.send(answer)
+        except StopIteration:
+            return
+
+
+class Driver:
+    """Runs one session.
+
+    Args:
+        target: what the connection's original destination belongs to.
+        session: the protocol's session.
+        connector: opens the backend.
+        recorder, decider: the services of the process.
+        accept_context: makes the TLS context towards the client.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        session: Session,
+        connector: Connector,
+        recorder: Recorder,
+        decider: Decider,
+        accept_context: Callable[[], Any],
+        on_over: Callable[[Driver], None],
+    ) -> None:
+        self._target = target
+        self._session = session
+        self._connector = connector
+        self._recorder = recorder
+        self._decider = decider
+        self._accept_context = accept_context
+        self._on_over = on_over
+        self._log: SessionLog = recorder.new_session(target.name)
+        self._opened: Opened | None = None
+        self._to_upstream: list[bytes | bytearray | memoryview] = []
+        self._to_client: list[bytes | bytearray | memoryview] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._reason = ""
+        self._choked: set[Link] = set()
+        self.is_over = False
+        self._client_side = _Direction(self, session.from_client)
+        self._upstream_side = _Direction(self, session.from_upstream)
+        self.client = Link(self._client_lost)
+        self.upstream = Link(self._upstream_lost)
+        self._client_side.link = self.client
+        self._handlers: dict[type, Callable[[Any], object]] = {
+            Ask: self._ask,
+            Intend: self._intend,
+            Conclude: self._conclude,
+            ToUpstream: self._send_upstream,
+            ToClient: self._send_client,
+            Hold: self._hold,
+            StartTls: self._start_tls,
+            OpenUpstream: self._open,
+            CancelUpstream: self._cancel,
+            Wait: self._wait,
+            Offload: self._offload,
+            Close: self._close,
+        }
+
+    def start(self) -> None:
+        """The client is connected."""
+        self.client.deliver_to(self._client_side.deliver, self._client_writable)
+        asyncio.get_running_loop().call_later(START_TIMEOUT_S, self._check_started)
+
+    def cut(self, error: ChaperoneError) -> None:
+        """End the session from outside (suspension, shutdown) with a native last word."""
+        self.fail(error)
+
+    # --- for the directions -----------------------------------------------------------------------------------------
+
+    def execute(self, effect: SessionEffect) -> object:
+        """Do what a session asks; an awaitable is the answer that comes later."""
+        if self.is_over:
+            raise ChaperoneError("The session is over.")
+        return self._handlers[type(effect)](effect)
+
+    def commit(self) -> None:
+        """Spool, upstream, client: in this order and only as far as the one before succeeded."""
+        if self._to_upstream or self._to_client:
+            try:
+                self._recorder.flush()
+            except SpoolFull as error:
+                self._to_upstream.clear()
+                self._to_client.clear()
+                self.fail(error)
+                return
+            _hand_over(self.upstream, self._to_upstream)
+            self._log.bytes_out += _hand_over(self.client, self._to_client)
+        self._changed.set()
+
+    def spawn(self, work: Any) -> asyncio.Task[None]:  # noqa: ANN401 - a coroutine of any kind
+        """Run a direction's wait as a task that ends with the session."""
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def fail(self, error: Exception) -> None:
+        """End the session with the protocol's last word."""
+        if self.is_over:
+            return
+        metrics.session_failed(self._target.name, type(error).__name__)
+        self._to_upstream.clear()
+        self._to_client.append(self._session.fatal(error))
+        self._end(type(error).__name__)
+
+    def is_choked(self, link: Link) -> bool:
+        """Whether reading from `link` has to wait for the other side to drain."""
+        return link in self._choked
+
+    # --- effects ----------------------------------------------------------------------------------------------------
+
+    def _ask(self, effect: Ask) -> object:
+        found = self._decider.remembered(self._target.name, effect.command)
+        if found is not None:
+            return found
+        return self._decider.decide(self._target.name, self._target.protocol, effect.command)
+
+    def _hold(self, effect: Hold) -> object:
+        return resolve_hold(effect.decision)
+
+    def _intend(self, effect: Intend) -> object:
+        intent = self._recorder.intend(self._log, effect.command, effect.decision)
+        metrics.command(self._target.name, effect.decision.action)
+        return intent
+
+    def _conclude(self, effect: Conclude) -> object:
+        return self._recorder.conclude(
+            self._log, effect.intent, effect.status, effect.code, effect.rows, effect.size_bytes
+        )
+
+    def _send_upstream(self, effect: ToUpstream) -> None:
+        if effect.receipt.seq >= self._recorder.next_seq:
+            raise AssertionError("Bytes for upstream name a record that is not in the spool.")
+        self._to_upstream.append(effect.data)
+
+    def _send_client(self, effect: ToClient) -> None:
+        self._to_client.append(effect.data)
+
+    def _start_tls(self, _: StartTls) -> None:
+        self.commit()
+        self.client.accept_tls(self._accept_context())
+
+    def _open(self, effect: OpenUpstream) -> object:
+        return self._open_upstream(effect)
+
+    async def _open_upstream(self, effect: OpenUpstream) -> Opened:
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                opened, early, address = await self._connector.open(self._target, effect, self.upstream)
+        except TimeoutError as error:
+            raise UpstreamUnavailable(f'Target "{self._target.name}" did not answer in time.') from error
+        receipt = self._recorder.open_session(
+            self._log, protocol=self._target.protocol, client=self.client.peer, upstream=address, user=effect.user,
+            database=effect.database, application=effect.application,
+        )  # fmt: skip
+        self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
+        self._upstream_side.link = self.upstream
+        self.upstream.deliver_to(self._upstream_side.deliver, self._upstream_writable)
+        if early:
+            self._upstream_side.deliver(early)
+        return self._opened
+
+    def _cancel(self, effect: CancelUpstream) -> object:
+        return self._connector.cancel(effect.process_id, effect.secret)
+
+    def _wait(self, effect: Wait) -> object:
+        return None if effect.is_over() else self._until(effect.is_over)
+
+    async def _until(self, is_over: Callable[[], bool]) -> None:
+        while not is_over():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _offload(self, effect: Offload) -> object:
+        return asyncio.wrap_future(effect.work())
+
+    def _close(self, effect: Close) -> None:
+        self._end(effect.reason)
+
+    # --- the end ----------------------------------------------------------------------------------------------------
+
+    def _client_lost(self, _: Exception | None) -> None:
+        self._end("client closed the connection")
+
+    def _upstream_lost(self, _: Exception | None) -> None:
+        if self._opened is not None and not self.is_over:
+            self.fail(UpstreamUnavailable(f'Target "{self._target.name}" closed the connection.'))
+
+    def _check_started(self) -> None:
+        if self._opened is None and not self.is_over:
+            self.fail(ChaperoneError("The session was not opened in time."))
+
+    def _client_writable(self, writable: bool) -> None:
+        self._choke(self.upstream, self._upstream_side, not writable)
+
+    def _upstream_writable(self, writable: bool) -> None:
+        self._choke(self.client, self._client_side, not writable)
+
+    def _choke(self, link: Link, direction: _Direction, choked: bool) -> None:
+        if choked:
+            self._choked.add(link)
+        else:
+            self._choked.discard(link)
+        if not direction.is_waiting:
+            link.pause(choked)
+
+    def _end(self, reason: str) -> None:
+        """Record what is owed, flush, close both sides. Runs once."""
+        if self.is_over:
+            return
+        self.is_over = True
+        try:
+            for intent in self._session.abandoned():
+                self._recorder.conclude(self._log, intent, "aborted")
+            if self._opened is not None:
+                self._recorder.close_session(self._log, reason)
+            self._recorder.flush()
+        except SpoolFull:
+            logger.error("session %s: its end could not be recorded", self._log.id)
+        else:
+            _hand_over(self.upstream, self._to_upstream)
+            _hand_over(self.client, self._to_client)
+        if self._opened is not None:
+            self._connector.forget(self._opened)
+        self.upstream.close()
+        self.client.close()
+        for task in self._tasks:
+            if task is not asyncio.current_task():
+                task.cancel()
+        self._on_over(self)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("session %s failed: %s", self._log.id, type(error).__name__)
+            self.fail(ChaperoneError("The gateway failed; the session is closed."))
+
+
+def _hand_over(link: Link, parts: list[bytes | bytearray | memoryview]) -> int:
+    if not parts:
+        return 0
+    data = parts[0] if len(parts) == 1 else b"".join(parts)
+    parts.clear()
+    link.write(data)
+    return len(data)

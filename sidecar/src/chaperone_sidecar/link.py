@@ -1,0 +1,177 @@
+"""A transport with or without TLS, seen as plain bytes: the same for the client's and the upstream's side."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from chaperone_sidecar.tls import TlsLayer
+
+MAX_READ_BYTES: Final = 4 << 20  # kept while nobody reads; the transport is paused long before
+
+
+class Link(asyncio.Protocol):
+    """One connection.
+
+    Until `deliver_to` is called, plain bytes wait for `read`; from then on they go to the callback. TLS may begin at any
+    moment between two writes. `on_lost` is called once, with the error or None.
+    """
+
+    def __init__(self, on_lost: Callable[[Exception | None], None]) -> None:
+        self._on_lost = on_lost
+        self._deliver: Callable[[bytes], None] | None = None
+        self._on_writable: Callable[[bool], None] = lambda _: None
+        self._transport: asyncio.Transport | None = None
+        self._layer: TlsLayer | None = None
+        self._inbox = bytearray()
+        self._reader: asyncio.Future[None] | None = None
+        self._error: Exception | None = None
+        self.is_lost = False
+
+    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The transport is there."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio gives a stream protocol nothing else
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        if self._layer is not None:
+            try:
+                plain = self._layer.feed(data)
+            except ssl.SSLError as error:
+                self._fail(error)
+                return
+            finally:
+                self._send_ciphertext()
+        else:
+            plain = data
+        if self._deliver is not None:
+            if plain:
+                self._deliver(plain)
+            return
+        self._inbox += plain
+        if len(self._inbox) > MAX_READ_BYTES:
+            self._fail(ConnectionError("The peer sent more than it may at this point."))
+        self._wake()
+
+    def eof_received(self) -> bool:
+        """The peer sends no more; the protocols here have no half-closed state."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is gone."""
+        self._error = self._error or exc
+        self.is_lost = True
+        self._wake()
+        self._on_lost(self._error)
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        self._on_writable(False)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has drained."""
+        self._on_writable(True)
+
+    # --- for the driver ---------------------------------------------------------------------------------------------
+
+    def deliver_to(self, deliver: Callable[[bytes], None], on_writable: Callable[[bool], None]) -> None:
+        """From now on plain bytes go to `deliver`, what is waiting first."""
+        self._deliver = deliver
+        self._on_writable = on_writable
+        if self._inbox:
+            waiting, self._inbox = bytes(self._inbox), bytearray()
+            deliver(waiting)
+
+    async def read(self) -> bytes:
+        """Wait for plain bytes.
+
+        Raises:
+            ConnectionError: the connection is gone.
+        """
+        while not self._inbox:
+            await self._wait()
+        data, self._inbox = bytes(self._inbox), bytearray()
+        return data
+
+    async def begin_tls(self, context: ssl.SSLContext, server_name: str | None) -> TlsLayer:
+        """Do a client's handshake.
+
+        Raises:
+            ConnectionError, ssl.SSLError: it failed.
+        """
+        layer = TlsLayer(context, server_side=False, server_name=server_name)
+        self._layer = layer
+        layer.start()
+        self._send_ciphertext()
+        while not layer.is_established:
+            await self._wait()
+        return layer
+
+    def accept_tls(self, context: ssl.SSLContext) -> None:
+        """Be the server of a handshake that begins with the next byte."""
+        self._layer = TlsLayer(context, server_side=True)
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Send plain bytes."""
+        if self._transport is None or self.is_lost:
+            return
+        if self._layer is None:
+            self._transport.write(data)
+            return
+        self._layer.write(data)
+        self._send_ciphertext()
+
+    def pause(self, paused: bool) -> None:
+        """Stop or resume reading: the only back-pressure there is."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if paused:
+            transport.pause_reading()
+        else:
+            transport.resume_reading()
+
+    def close(self) -> None:
+        """Close after what was written is sent."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    @property
+    def peer(self) -> str:
+        """The peer's address, for records."""
+        name = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return f"[{name[0]}]:{name[1]}" if name and ":" in name[0] else (f"{name[0]}:{name[1]}" if name else "")
+
+    def _send_ciphertext(self) -> None:
+        if self._layer is not None and self._transport is not None and not self.is_lost:
+            out = self._layer.take_outgoing()
+            if out:
+                self._transport.write(out)
+
+    def _fail(self, error: Exception) -> None:
+        self._error = error
+        self.abort()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def _wait(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self.is_lost:
+            raise ConnectionError("The connection was closed.")
+        self._reader = asyncio.get_running_loop().create_future()
+        await self._reader
+        self._reader = None
