@@ -1,0 +1,315 @@
+"""What is wrong with a policy beyond its shape: names that do not exist, rules that never fire, claims that collide.
+
+Each function returns all problems it finds; none of them stops at the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from chaperone_operator.compile import glob
+from chaperone_operator.compile.address import MAX_HOSTS, BadHost, Network, parse_host
+from chaperone_operator.compile.model import (
+    ClusterPolicy,
+    ClusterPolicySpec,
+    Document,
+    Identity,
+    IdentitySpec,
+    Policy,
+    PolicySpec,
+    Rule,
+    Target,
+    TargetSpec,
+    decode,
+)
+from chaperone_operator.compile.problem import Problem
+from chaperone_operator.compile.vocabulary import EFFECTS, PORTS, REACHABLE, WILDCARD, Action, meant
+
+MAX_RULES: Final = 200  # a policy; more is a generated file that belongs into several policies
+MAX_OBJECTS: Final = 500  # patterns of one rule
+MAX_MESSAGE: Final = 500  # characters shown to an agent in a native error
+_RULE_NAME: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_OBJECT_NAME: Final = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
+
+
+class World(msgspec.Struct, frozen=True):
+    """What a policy of one namespace may name.
+
+    Attributes:
+        identities: names of the namespace's AgentIdentities, readable or not.
+        targets: readable targets by name.
+        broken_targets: names of targets with problems of their own.
+        admitted: names of the targets that admit the namespace.
+    """
+
+    namespace: str
+    identities: frozenset[str]
+    targets: Mapping[str, Target]
+    broken_targets: frozenset[str]
+    admitted: frozenset[str]
+
+
+NOWHERE: Final = World("", frozenset(), {}, frozenset(), frozenset())
+
+
+def alone(item: Mapping[str, Any]) -> tuple[Problem, ...]:
+    """What can be said of one object without knowing any other: its shape, and what it says of itself."""
+    found: Iterable[Problem] = ()
+    match item.get("kind"):
+        case "AgentIdentity":
+            identity, problems = decode(item, IdentitySpec)
+            found = identity_problems(identity) if identity else ()
+        case "AccessTarget":
+            target, problems = decode(item, TargetSpec)
+            found = target_problems(target) if target else ()
+        case "AccessPolicy":
+            policy, problems = decode(item, PolicySpec)
+            found = rules_problems(policy, (), NOWHERE) if policy else ()
+        case _:
+            cluster_policy, problems = decode(item, ClusterPolicySpec)
+            found = rules_problems(cluster_policy, (), NOWHERE) if cluster_policy else ()
+    return tuple(sorted({*problems, *found}))
+
+
+def identity_problems(identity: Identity) -> Iterator[Problem]:
+    """Problems of one AgentIdentity."""
+    if identity.spec.selector.is_empty:
+        yield identity.problem("EmptySelector", "spec.selector: selects every pod of the namespace; name labels.")
+    if not identity.spec.owner.name.strip():
+        yield identity.problem("NoOwner", "spec.owner.name: name the human who answers for this agent.")
+
+
+def target_problems(target: Target) -> Iterator[Problem]:
+    """Problems of one AccessTarget by itself."""
+    spec = target.spec
+    if not spec.hosts:
+        yield target.problem("NoHosts", "spec.hosts: empty; name at least one host that the agent uses.")
+    parsed = []
+    for index, host in enumerate(spec.hosts):
+        try:
+            parsed.append(parse_host(host))
+        except BadHost as error:
+            yield target.problem("BadHost", f"spec.hosts[{index}]: {error}.")
+    if spec.upstream.host:
+        try:
+            upstream = parse_host(spec.upstream.host)
+        except BadHost as error:
+            yield target.problem("BadHost", f"spec.upstream.host: {error}.")
+        else:
+            if not isinstance(upstream, str) and upstream.num_addresses > 1:
+                yield target.problem("BadHost", f"spec.upstream.host: {spec.upstream.host} is no single address.")
+    elif parsed and upstream_host(parsed) is None:
+        yield target.problem("NoUpstream", "spec.upstream.host: needed, because spec.hosts names only networks.")
+    if spec.credential is None:
+        yield target.problem(
+            "NoCredential", "spec.credential.secretRef: missing; name a Secret of the system namespace."
+        )
+    for field, name in secret_names(target).items():
+        if name is not None and not _OBJECT_NAME.fullmatch(name):
+            yield target.problem("BadSecretName", f"{field}: {name!r} is no name of a Secret.")
+    if spec.tls.mode == "Disable":
+        yield target.problem(
+            "TlsDisabled",
+            "spec.tls.mode: Disable sends credentials and data in the clear and cannot tell whom it talks to.",
+            is_blocking=False,
+        )
+    allowed = spec.allowed_namespaces
+    if not allowed.names and allowed.selector is None:
+        yield target.problem(
+            "NoNamespaceAllowed",
+            "spec.allowedNamespaces: empty, so no namespace may use this target; give names or a selector.",
+            is_blocking=False,
+        )
+
+
+def secret_names(target: Target) -> dict[str, str | None]:
+    """The Secrets that a target names, by field; None for an absent one."""
+    credential, authority = target.spec.credential, target.spec.tls.ca_secret_ref
+    return {
+        "spec.credential.secretRef.name": credential.secret_ref.name if credential else None,
+        "spec.tls.caSecretRef.name": authority.name if authority else None,
+    }
+
+
+def upstream_host(hosts: Sequence[str | Network]) -> str | None:
+    """The host to connect to when a target names none: its first that is one name or one address."""
+    for host in hosts:
+        if isinstance(host, str):
+            return host
+        if host.num_addresses == 1:
+            return str(host.network_address)
+    return None
+
+
+def admits(target: Target, namespace: str, labels: Mapping[str, str]) -> bool:
+    """Whether a target may be granted in a namespace with these labels."""
+    allowed = target.spec.allowed_namespaces
+    return namespace in allowed.names or (allowed.selector is not None and allowed.selector.admits(labels))
+
+
+def claim_problems(targets: Iterable[Target]) -> Iterator[Problem]:
+    """Targets of one namespace that claim the same host and port: the later name has the problem."""
+    names: dict[tuple[str, int], Target] = {}
+    networks: list[tuple[Network, int, Target]] = []
+    for target in sorted(targets, key=lambda target: target.name):
+        port = target.spec.port or PORTS[target.spec.protocol]
+        for host in dict.fromkeys(map(parse_host, target.spec.hosts)):
+            if isinstance(host, str):
+                other = names.setdefault((host, port), target)
+                if other is not target:
+                    yield _claimed(target, f"{host}:{port}", other)
+            else:
+                for network, network_port, owner in networks:
+                    if owner is not target and port == network_port and _overlap(network, host):
+                        yield _claimed(target, f"{host} port {port}", owner)
+                networks.append((host, port, target))
+    if len(names) > MAX_HOSTS:
+        last = max(names.values(), key=lambda target: target.name)
+        yield last.problem("TooManyHosts", f"More than {MAX_HOSTS} hosts are admitted to one namespace.")
+
+
+def policy_problems(policy: Policy, world: World) -> Iterator[Problem]:
+    """Problems of one AccessPolicy in its namespace."""
+    if not policy.spec.subjects:
+        yield policy.problem("NoSubjects", "spec.subjects: empty, so the policy applies to nobody; name an identity.")
+    for index, subject in enumerate(policy.spec.subjects):
+        if subject.identity not in world.identities:
+            yield _unknown_identity(policy, index, subject.identity, world)
+    if not policy.spec.targets:
+        yield policy.problem("NoTargets", "spec.targets: empty, so the policy applies to nothing; name a target.")
+    for index, named in enumerate(policy.spec.targets):
+        at = f"spec.targets[{index}].name"
+        yield from _target_problems(policy, at, named.name, world)
+        if named.name in world.targets and named.name not in world.admitted:
+            yield policy.problem(
+                "NamespaceNotAllowed",
+                f"{at}: AccessTarget {named.name} does not admit namespace {world.namespace}; "
+                "its spec.allowedNamespaces must name the namespace.",
+            )
+    yield from rules_problems(policy, [named.name for named in policy.spec.targets], world)
+
+
+def cluster_policy_problems(policy: ClusterPolicy, world: World) -> Iterator[Problem]:
+    """Problems of one ClusterAccessPolicy, as seen from one namespace."""
+    if not policy.spec.subjects:
+        yield policy.problem("NoSubjects", "spec.subjects: empty, so the policy applies to nobody; `*` names all.")
+    for index, subject in enumerate(policy.spec.subjects):
+        is_here = subject.namespace == world.namespace
+        if is_here and subject.identity != WILDCARD and subject.identity not in world.identities:
+            yield _unknown_identity(policy, index, subject.identity, world)
+    if not policy.spec.targets:
+        yield policy.problem("NoTargets", "spec.targets: empty, so the policy applies to nothing; `*` names all.")
+    for index, named in enumerate(policy.spec.targets):
+        if named.name != WILDCARD:
+            yield from _target_problems(policy, f"spec.targets[{index}].name", named.name, world)
+    yield from rules_problems(policy, [named.name for named in policy.spec.targets], world)
+
+
+def rules_problems[S: (PolicySpec, ClusterPolicySpec)](
+    policy: Document[S], targets: Sequence[str], world: World
+) -> Iterator[Problem]:
+    """Problems of a policy's rules."""
+    rules = policy.spec.rules
+    if not rules:
+        yield policy.problem("NoRules", "spec.rules: empty; a policy without rules says nothing.")
+    if len(rules) > MAX_RULES:
+        yield policy.problem("TooManyRules", f"spec.rules: more than {MAX_RULES}; split the policy.")
+    for name, count in Counter(rule.name for rule in rules).items():
+        if count > 1:
+            yield policy.problem(
+                "DuplicateRule", f"spec.rules: {count} rules are named {name!r}; names must be unique."
+            )
+    protocols: set[str] = {world.targets[name].spec.protocol for name in targets if name in world.targets}
+    for index, rule in enumerate(rules):
+        at = f"spec.rules[{index}]"
+        for reason, message in _rule_problems(rule):
+            yield policy.problem(reason, f"{at}{message}")
+        yield from _unreachable(policy, at, rule, protocols)
+        for other in rules:
+            if _shadows(other, rule):
+                yield policy.problem(
+                    "RuleNeverFires",
+                    f"{at}: {rule.action} rule {rule.name!r} can never fire; "
+                    f"Deny rule {other.name!r} of this policy matches everything that it matches.",
+                )
+
+
+def _rule_problems(rule: Rule) -> Iterator[tuple[str, str]]:
+    match = rule.match
+    if not _RULE_NAME.fullmatch(rule.name):
+        yield (
+            "BadRuleName",
+            ".name: 1 to 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit.",
+        )
+    if not match.effects:
+        yield "NoEffects", f".match.effects: empty, so rule {rule.name!r} can never fire; name effects."
+    for index, effect in enumerate(match.effects):
+        if effect not in EFFECTS and effect != WILDCARD:
+            known = ", ".join(sorted(EFFECTS))
+            yield "UnknownEffect", f".match.effects[{index}]: {effect!r} is no effect; known are {known} and *."
+    if match.objects is not None and not match.objects:
+        yield "NoObjects", ".match.objects: empty, so the rule can never fire; leave it out to mean every object."
+    if match.objects is not None and len(match.objects) > MAX_OBJECTS:
+        yield "TooManyObjects", f".match.objects: more than {MAX_OBJECTS}."
+    for index, pattern in enumerate(match.objects or ()):
+        try:
+            glob.check(pattern)
+        except glob.BadPattern as error:
+            yield "BadPattern", f".match.objects[{index}]: {pattern!r}: {error}."
+    if len(rule.message) > MAX_MESSAGE or not rule.message.isprintable():
+        yield "BadMessage", f".message: at most {MAX_MESSAGE} printable characters on one line."
+
+
+def _unreachable[S: (PolicySpec, ClusterPolicySpec)](
+    policy: Document[S], at: str, rule: Rule, protocols: set[str]
+) -> Iterator[Problem]:
+    if not protocols or not protocols <= REACHABLE.keys():
+        return
+    for effect in sorted(meant(rule.match.effects) & EFFECTS):
+        if effect in rule.match.effects and not any(effect in REACHABLE[protocol] for protocol in protocols):
+            names = " and ".join(sorted(protocols))
+            yield policy.problem(
+                "EffectNotReachable", f"{at}.match.effects: no command of {names} has the effect {effect}."
+            )
+
+
+def _shadows(deny: Rule, rule: Rule) -> bool:
+    """Whether `deny` matches everything that a milder `rule` matches."""
+    if deny.action != Action.DENY or rule.action == Action.DENY or not rule.match.effects:
+        return False
+    if not meant(rule.match.effects) <= meant(deny.match.effects):
+        return False
+    if deny.match.objects is None:
+        return True
+    return rule.match.objects is not None and set(rule.match.objects) <= set(deny.match.objects)
+
+
+def _target_problems[S: (PolicySpec, ClusterPolicySpec)](
+    policy: Document[S], at: str, name: str, world: World
+) -> Iterator[Problem]:
+    if name in world.broken_targets:
+        yield policy.problem("TargetNotUsable", f"{at}: AccessTarget {name} has problems of its own; see its status.")
+    elif name not in world.targets:
+        yield policy.problem("UnknownTarget", f"{at}: there is no AccessTarget {name!r}.")
+
+
+def _unknown_identity[S: (PolicySpec, ClusterPolicySpec)](
+    policy: Document[S], index: int, name: str, world: World
+) -> Problem:
+    return policy.problem(
+        "UnknownIdentity",
+        f"spec.subjects[{index}].identity: namespace {world.namespace} has no AgentIdentity {name!r}.",
+    )
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def _claimed(target: Target, what: str, owner: Target) -> Problem:
+    return target.problem("HostClaimedTwice", f"spec.hosts: {what} is already claimed by AccessTarget {owner.name}.")

@@ -1,0 +1,150 @@
+# Chaperone's one evaluator of policy: docs/architecture.md §4 says what it decides.
+#
+# It reads documents that the compiler puts beside it: `revision`, `identities` and `grants`
+# (identity, then target, then rules with an index by effect). It always has exactly one
+# decision, whatever the input is: what it cannot read, it denies.
+
+package chaperone
+
+critical := {"destroy", "privilege", "execute_code", "external_io", "tunnel", "unknown"}
+
+ordinary := {
+	"read", "read_sensitive", "create", "modify", "delete", "bulk_read",
+	"bulk_write", "schema", "session", "transaction", "maintain",
+}
+
+resolutions := {"catalog", "syntactic", "none", "unresolved"}
+
+rank := {"Deny": 0, "RequireApproval": 1, "Allow": 2}
+
+# From the strictest to the mildest: a readable question, an identity that is not suspended, no access
+# that a rule denies, no access that no rule covers; then the strictest rule that covers an access.
+decision := refusal("malformed", malformed) if not well_formed
+
+else := refusal("suspended", suspended) if data.chaperone.identities[input.identity].suspended
+
+else := refusal("malformed", mismatched) if grant.protocol != input.protocol
+
+else := ruled(strictest) if strictest[0] == rank.Deny
+
+else := refusal("uncovered", unasked(min(uncovered))) if count(uncovered) > 0
+
+else := ruled(strictest) if strictest
+
+else := refusal("malformed", malformed)
+
+well_formed if {
+	is_string(input.identity)
+	is_string(input.target)
+	is_string(input.protocol)
+	input.resolution in resolutions
+	is_array(input.accesses)
+	count(input.accesses) > 0
+	every access in input.accesses {
+		access.effect in (critical | ordinary)
+		is_string(access.object)
+	}
+}
+
+grant := data.chaperone.grants[input.identity][input.target]
+
+strictest := min({verdict | some access in input.accesses; verdict := judged(access)})
+
+uncovered contains [access.object, access.effect] if {
+	some access in input.accesses
+	not judged(access)
+}
+
+# The strictest rule that covers one access, as [rank, rule, object, effect]; undefined when none does.
+judged(access) := min({[rank[rule.action], index, access.object, access.effect] |
+	some index in candidates(access.effect)
+	rule := grant.rules[index]
+	covers(rule, access)
+})
+
+candidates(effect) := array.concat(array.concat(named(effect), by_wildcard(effect)), by_courtesy(effect))
+
+named(effect) := object.get(grant.effects, effect, [])
+
+# A wildcard never means a critical effect.
+by_wildcard(effect) := object.get(grant.effects, "*", []) if not effect in critical
+
+else := []
+
+# Who may do anything at a target may say BEGIN there.
+by_courtesy(effect) := grant.allows if effect == "transaction"
+
+else := []
+
+covers(rule, _) if rule.every
+
+covers(rule, access) if rule.exact[access.object]
+
+covers(rule, access) if {
+	access.object != ""
+	regex.match(rule.pattern, access.object)
+}
+
+# A read that touches nothing (SELECT 1) needs leave to read, whatever the objects of that leave are.
+covers(rule, access) if {
+	rule.action == "Allow"
+	access.effect == "read"
+	access.object == ""
+}
+
+covers(rule, access) if {
+	rule.action == "Allow"
+	access.effect == "transaction"
+}
+
+ruled(verdict) := {
+	"action": rule.action,
+	"policy": rule.policy,
+	"rule": rule.rule,
+	"message": told(rule, verdict),
+	"revision": revision_in_force,
+} if {
+	rule := grant.rules[verdict[1]]
+}
+
+told(rule, verdict) := "" if rule.action == "Allow"
+
+else := rule.message if rule.message != ""
+
+else := sprintf("%s%s needs the approval of a human.", [verdict[3], on(verdict[2])]) if rule.action == "RequireApproval"
+
+else := sprintf("%s%s is denied.", [verdict[3], on(verdict[2])])
+
+default revision_in_force := ""
+
+revision_in_force := data.chaperone.revision
+
+refusal(rule, message) := {
+	"action": "Deny",
+	"policy": "",
+	"rule": rule,
+	"message": message,
+	"revision": revision_in_force,
+}
+
+malformed := "The gateway's question has not the shape that this policy engine knows; gateway and operator need the same version."
+
+suspended := sprintf("The AgentIdentity %s is suspended; ask its owner.", [input.identity])
+
+mismatched := sprintf("The AccessTarget %s speaks %s, not %s.", [input.target, grant.protocol, shown(input.protocol)])
+
+unasked(access) := sprintf(
+	"No rule allows %s to %s%s at %s. Ask for a rule with effects [%s]%s in an AccessPolicy for this identity and target.",
+	[shown(input.identity), access[1], on(access[0]), shown(input.target), access[1], with_objects(access[0])],
+)
+
+on(object) := sprintf(" on %s", [shown(object)]) if object != ""
+
+else := ""
+
+with_objects(object) := sprintf(" and objects [%s]", [shown(object)]) if object != ""
+
+else := ""
+
+# Names come from the agent's command: no control characters, no length without end.
+shown(name) := substring(regex.replace(name, `[\p{C}\p{Zl}\p{Zp}]`, "?"), 0, 128)

@@ -1,0 +1,62 @@
+"""Object patterns: names in dot-separated parts, where `*` stands for any run of characters within one part.
+
+A pattern is compiled to a regular expression here, once, so that OPA needs no glob library of its own; the only
+special character is `*`, and everything else means itself.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+MAX_PATTERN: Final = 256  # characters; four PostgreSQL identifiers of 63 fit
+_ANY: Final = "[^.]*"
+_REFUSED: Final = {
+    "?": "a single character",
+    "[": "a set",
+    "]": "a set",
+    "{": "a choice",
+    "}": "a choice",
+    "\\": "an escape",
+}
+_PUNCTUATION: Final = re.compile(r"[^A-Za-z0-9_]")
+
+
+class BadPattern(Exception):
+    """A pattern that is refused; the text says why."""
+
+
+def check(pattern: str) -> None:
+    """Refuse what is no pattern.
+
+    Raises:
+        BadPattern: empty parts, `**`, characters of other glob languages, control characters, or too long.
+    """
+    if not pattern or len(pattern) > MAX_PATTERN:
+        raise BadPattern(f"a pattern has 1 to {MAX_PATTERN} characters")
+    if not pattern.isprintable():
+        raise BadPattern("a pattern has no control characters")
+    if "**" in pattern:
+        raise BadPattern("** is not known; * stays within a part, so write one * for each part")
+    for character, meaning in _REFUSED.items():
+        if character in pattern:
+            raise BadPattern(f"{character} ({meaning}) is not known; only * is special")
+    if any(not part for part in pattern.split(".")):
+        raise BadPattern("a part between dots is empty")
+
+
+def is_exact(pattern: str) -> bool:
+    """Whether the pattern is a plain name."""
+    return "*" not in pattern
+
+
+def expression(patterns: list[str]) -> str:
+    """One RE2 expression for all patterns, anchored at both ends; "" for none."""
+    if not patterns:
+        return ""
+    return r"\A(?:" + "|".join(_ANY.join(map(_quoted, pattern.split("*"))) for pattern in sorted(patterns)) + r")\z"
+
+
+def _quoted(text: str) -> str:
+    # Python's re.escape and RE2 differ outside ASCII; in RE2 a backslash quotes exactly ASCII punctuation.
+    return _PUNCTUATION.sub(lambda found: "\\" + found[0] if found[0].isascii() and found[0] != " " else found[0], text)

@@ -1,0 +1,274 @@
+"""One namespace, compiled: what its gateways, their OPA and the broker work with, under one revision.
+
+`compile_namespace` is a pure function of the objects: the same objects in any order give the same bytes. When anything
+that the namespace depends on has a blocking problem there are no bytes at all, and the last good snapshot stays.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import resources
+from typing import Any, Final
+
+import msgspec
+
+from chaperone_operator.compile import check, grants
+from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
+from chaperone_operator.compile.model import (
+    ClusterPolicy,
+    ClusterPolicySpec,
+    Document,
+    Identity,
+    IdentitySpec,
+    Policy,
+    PolicySpec,
+    Target,
+    TargetSpec,
+    decode,
+)
+from chaperone_operator.compile.problem import Problem
+from chaperone_operator.compile.vocabulary import PORTS, WILDCARD, Action
+
+MAX_SNAPSHOT_BYTES: Final = 900_000  # a ConfigMap holds 1 MiB; the rest is room for its metadata
+REVISION_DIGITS: Final = 16
+
+type Json = Mapping[str, Any]
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The compiled policy of one namespace.
+
+    Attributes:
+        revision: 16 hex digits; "" when there is a blocking problem.
+        bundle: OPA bundle (tar.gz).
+        gateway: JSON, identity name → GatewayConfig.
+        leases: JSON, identity name → target name → `{"secret", "ca_secret"}`: what the broker may hand out.
+        problems: all that was found, notes included, in the order of the objects.
+    """
+
+    revision: str
+    bundle: bytes
+    gateway: bytes
+    leases: bytes
+    problems: tuple[Problem, ...]
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether this snapshot may replace the last one."""
+        return bool(self.revision)
+
+    def binary_data(self) -> dict[str, str]:
+        """`binaryData` of the ConfigMap that carries the snapshot to the broker."""
+        files = {"bundle.tar.gz": self.bundle, "gateway.json": self.gateway, "leases.json": self.leases}
+        return {name: base64.b64encode(content).decode("ascii") for name, content in files.items()}
+
+
+def compile_namespace(
+    namespace: str,
+    identities: Iterable[Json],
+    targets: Iterable[Json],
+    policies: Iterable[Json],
+    cluster_policies: Iterable[Json],
+    *,
+    namespace_labels: Mapping[str, str],
+    system_namespace: str = "chaperone-system",
+) -> Snapshot:
+    """Compile all policy of one namespace.
+
+    Args:
+        namespace: the namespace; identities and policies of others are passed over.
+        identities: AgentIdentities, as the API gives them.
+        targets: all AccessTargets of the cluster.
+        policies: AccessPolicies.
+        cluster_policies: all ClusterAccessPolicies.
+        namespace_labels: labels of the Namespace, for `allowedNamespaces.selector`.
+        system_namespace: where Chaperone runs; told to the gateways.
+    """
+    own_identities, bad_identities = _decoded(_of(namespace, identities), IdentitySpec)
+    own_policies, bad_policies = _decoded(_of(namespace, policies), PolicySpec)
+    all_cluster, bad_cluster = _decoded(cluster_policies, ClusterPolicySpec)
+    all_targets, bad_targets = _decoded(targets, TargetSpec)
+    problems = [*bad_identities, *bad_policies, *bad_cluster]
+    for identity in own_identities:
+        problems += check.identity_problems(identity)
+
+    target_problems = [*bad_targets, *(found for target in all_targets for found in check.target_problems(target))]
+    broken = {found.name for found in target_problems if found.is_blocking}
+    sound = {target.name: target for target in all_targets if target.name not in broken}
+    admitted = {name: target for name, target in sound.items() if check.admits(target, namespace, namespace_labels)}
+    problems += check.claim_problems(admitted.values())
+    known = {identity.name for identity in own_identities} | {found.name for found in bad_identities}
+    world = check.World(namespace, frozenset(known), sound, frozenset(broken), frozenset(admitted))
+    for policy in own_policies:
+        problems += check.policy_problems(policy, world)
+    for cluster_policy in all_cluster:
+        problems += check.cluster_policy_problems(cluster_policy, world)
+    # A broken target blocks through the policies that name it, so its own problems come after this question.
+    is_blocked = any(found.is_blocking for found in problems)
+    problems += target_problems
+    if is_blocked:
+        return _unusable(problems)
+    compiled = _Compiled(namespace, own_identities, admitted, own_policies, all_cluster)
+    return compiled.snapshot(system_namespace, problems)
+
+
+class _Compiled:
+    """Sound objects of one namespace on their way to bytes."""
+
+    def __init__(
+        self,
+        namespace: str,
+        identities: list[Identity],
+        targets: dict[str, Target],
+        policies: list[Policy],
+        cluster_policies: list[ClusterPolicy],
+    ) -> None:
+        self._identities = sorted(identities, key=lambda identity: identity.name)
+        self._targets = dict(sorted(targets.items()))
+        self._namespace = namespace
+        self._bound = [*self._bind(policies), *self._bind_cluster(cluster_policies)]
+
+    def snapshot(self, system_namespace: str, problems: list[Problem]) -> Snapshot:
+        data = {
+            "identities": {identity.name: {"suspended": identity.spec.suspended} for identity in self._identities},
+            "grants": grants.grants(
+                self._bound, {name: target.spec.protocol for name, target in self._targets.items()}
+            ),
+        }
+        gateway, leases = self._gateway(system_namespace), self._leases()
+        whole = {"data": data, "gateway": gateway, "leases": leases, "engine": engine().decode()}
+        revision = hashlib.sha256(_json(whole)).hexdigest()[:REVISION_DIGITS]
+        for config in gateway.values():
+            config["revision"] = revision
+        bundle = _bundle({"revision": revision, **data}, revision)
+        found = Snapshot(revision, bundle, _json(gateway), _json(leases), tuple(sorted(set(problems))))
+        size = len(found.bundle) + len(found.gateway) + len(found.leases)
+        if size > MAX_SNAPSHOT_BYTES:
+            message = f"The namespace's snapshot has {size} bytes, more than {MAX_SNAPSHOT_BYTES}; split the namespace."
+            return _unusable([*problems, Problem("Namespace", "", self._namespace, "SnapshotTooLarge", message)])
+        return found
+
+    def _bind(self, policies: list[Policy]) -> Iterator[grants.Bound]:
+        for policy in policies:
+            name = f"{policy.namespace}/{policy.name}"
+            for identity in {subject.identity for subject in policy.spec.subjects}:
+                for target in {named.name for named in policy.spec.targets}:
+                    for rule in policy.spec.rules:
+                        yield grants.Bound(identity, target, name, False, rule)
+
+    def _bind_cluster(self, policies: list[ClusterPolicy]) -> Iterator[grants.Bound]:
+        for policy in policies:
+            here = [one.identity for one in policy.spec.subjects if one.namespace in {self._namespace, WILDCARD}]
+            named = {one.name for one in policy.spec.targets}
+            for identity in (identity.name for identity in self._identities):
+                if identity not in here and WILDCARD not in here:
+                    continue
+                # A target that does not admit the namespace is no matter of this snapshot, whoever names it.
+                for target in self._targets:
+                    if target in named or WILDCARD in named:
+                        for rule in policy.spec.rules:
+                            yield grants.Bound(identity, target, policy.name, True, rule)
+
+    def _leases(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Credentials only where some rule of the identity lets something through at the target."""
+        suspended = {identity.name for identity in self._identities if identity.spec.suspended}
+        leases: dict[str, dict[str, dict[str, str]]] = {}
+        for one in self._bound:
+            if one.rule.action != Action.DENY and one.identity not in suspended:
+                credential, authority = check.secret_names(self._targets[one.target]).values()
+                found = {"secret": credential or "", "ca_secret": authority or ""}
+                leases.setdefault(one.identity, {})[one.target] = found
+        return leases
+
+    def _gateway(self, system_namespace: str) -> dict[str, dict[str, Any]]:
+        parsed = {name: list(map(parse_host, target.spec.hosts)) for name, target in self._targets.items()}
+        virtual = virtual_hosts(host for hosts in parsed.values() for host in hosts if isinstance(host, str))
+        targets = [_target(target, virtual) for target in self._targets.values()]
+        return {
+            identity.name: {
+                "system_namespace": system_namespace,
+                "identity": _identity(identity),
+                "targets": [] if identity.spec.suspended else targets,
+            }
+            for identity in self._identities
+        }
+
+
+def _identity(identity: Identity) -> dict[str, Any]:
+    spec = identity.spec
+    return {
+        "name": identity.name,
+        "namespace": identity.namespace,
+        "uid": identity.uid,
+        "generation": identity.generation,
+        "owner": {"name": spec.owner.name, "email": spec.owner.email},
+        "team": spec.team,
+        "purpose": spec.purpose,
+        "durability": spec.evidence.durability,
+    }
+
+
+def _target(target: Target, virtual: Mapping[str, VirtualHost]) -> dict[str, Any]:
+    spec = target.spec
+    hosts = list(dict.fromkeys(map(parse_host, spec.hosts)))
+    port = spec.port or PORTS[spec.protocol]
+    upstream = spec.upstream.host or check.upstream_host(hosts) or ""
+    return {
+        "name": target.name,
+        "protocol": spec.protocol,
+        "port": port,
+        "hosts": [msgspec.structs.asdict(virtual[host]) for host in hosts if isinstance(host, str)],
+        "addresses": [str(host) for host in hosts if not isinstance(host, str)],
+        "upstream": {"host": upstream, "port": spec.upstream.port or port, "database": spec.upstream.database},
+        "tls": {"mode": spec.tls.mode, "server_name": spec.tls.server_name or upstream},
+    }
+
+
+@functools.cache
+def engine() -> bytes:
+    """The text of the evaluator that every bundle carries."""
+    return (resources.files(__package__) / "engine.rego").read_bytes()
+
+
+def _bundle(data: Json, revision: str) -> bytes:
+    files = {
+        ".manifest": _json({"revision": revision, "roots": ["chaperone"], "rego_version": 1}),
+        "chaperone/data.json": _json(data),
+        "chaperone/engine.rego": engine(),
+    }
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)  # mtime, owner and group are 0 by default
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return gzip.compress(packed.getvalue(), compresslevel=9, mtime=0)
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.encode(value, order="sorted")
+
+
+def _of(namespace: str, items: Iterable[Json]) -> list[Json]:
+    return [item for item in items if (item.get("metadata") or {}).get("namespace") == namespace]
+
+
+def _decoded[S](items: Iterable[Json], spec_type: type[S]) -> tuple[list[Document[S]], list[Problem]]:
+    documents: list[Document[S]] = []
+    problems: list[Problem] = []
+    for item in items:
+        document, found = decode(item, spec_type)
+        problems += found
+        if document is not None:
+            documents.append(document)
+    return documents, problems
+
+
+def _unusable(problems: list[Problem]) -> Snapshot:
+    return Snapshot("", b"", b"", b"", tuple(sorted(set(problems))))

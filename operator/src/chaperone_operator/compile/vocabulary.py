@@ -1,0 +1,52 @@
+"""Words that policies are written in: effects, protocols, actions. The same words as the gateway's classifiers use."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+GROUP: Final = "chaperone.dev"
+VERSION: Final = "v1alpha1"
+
+
+class Action(StrEnum):
+    """What a rule says, and what a decision is."""
+
+    ALLOW = "Allow"
+    DENY = "Deny"
+    REQUIRE_APPROVAL = "RequireApproval"
+
+
+RANK: Final = {Action.DENY: 0, Action.REQUIRE_APPROVAL: 1, Action.ALLOW: 2}  # the strictest first
+
+WILDCARD: Final = "*"
+
+CRITICAL: Final = frozenset({"destroy", "privilege", "execute_code", "external_io", "tunnel", "unknown"})
+ORDINARY: Final = frozenset(
+    {
+        "read",
+        "read_sensitive",
+        "create",
+        "modify",
+        "delete",
+        "bulk_read",
+        "bulk_write",
+        "schema",
+        "session",
+        "transaction",
+        "maintain",
+    }
+)
+EFFECTS: Final = CRITICAL | ORDINARY
+
+PORTS: Final = {"PostgreSQL": 5432, "MySQL": 3306, "SSH": 22, "Kubernetes": 443, "HTTP": 443, "MCP": 443}
+"""Default port of each protocol."""
+
+REACHABLE: Final = {"PostgreSQL": EFFECTS}
+"""Effects that a protocol's classifier can find, for the protocols that exist; others are not supported yet."""
+
+
+def meant(effects: tuple[str, ...]) -> frozenset[str]:
+    """The effects that a rule's list means: a wildcard stands for the ordinary ones, never for a critical one."""
+    named = frozenset(effects) - {WILDCARD}
+    return named | ORDINARY if WILDCARD in effects else named
