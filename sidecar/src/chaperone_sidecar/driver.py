@@ -213,7 +213,7 @@ class Driver:
         self.is_over = False
         self._client_side = _Direction(self, session.from_client)
         self._upstream_side = _Direction(self, session.from_upstream)
-        self.client = Link(self._client_lost)
+        self.client = Link(self._client_lost, self._start)
         self.upstream = Link(self._upstream_lost)
         self._client_side.link = self.client
         self._handlers: dict[type, Callable[[Any], object]] = {
@@ -230,11 +230,6 @@ class Driver:
             Offload: self._offload,
             Close: self._close,
         }
-
-    def start(self) -> None:
-        """The client is connected."""
-        self.client.deliver_to(self._client_side.deliver, self._client_writable)
-        asyncio.get_running_loop().call_later(START_TIMEOUT_S, self._check_started)
 
     def cut(self, error: ChaperoneError) -> None:
         """End the session from outside (suspension, shutdown) with a native last word."""
@@ -352,7 +347,11 @@ class Driver:
     def _close(self, effect: Close) -> None:
         self._end(effect.reason)
 
-    # --- the end ----------------------------------------------------------------------------------------------------
+    # --- beginning and end ----------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.client.deliver_to(self._client_side.deliver, self._client_writable)
+        asyncio.get_running_loop().call_later(START_TIMEOUT_S, self._check_started)
 
     def _client_lost(self, _: Exception | None) -> None:
         self._end("client closed the connection")

@@ -16,11 +16,12 @@ class Link(asyncio.Protocol):
     """One connection.
 
     Until `deliver_to` is called, plain bytes wait for `read`; from then on they go to the callback. TLS may begin at any
-    moment between two writes. `on_lost` is called once, with the error or None.
+    moment between two writes. `on_made` is called when the connection is there, `on_lost` once when it is gone.
     """
 
-    def __init__(self, on_lost: Callable[[Exception | None], None]) -> None:
+    def __init__(self, on_lost: Callable[[Exception | None], None], on_made: Callable[[], None] | None = None) -> None:
         self._on_lost = on_lost
+        self._on_made = on_made
         self._deliver: Callable[[bytes], None] | None = None
         self._on_writable: Callable[[bool], None] = lambda _: None
         self._transport: asyncio.Transport | None = None
@@ -36,6 +37,8 @@ class Link(asyncio.Protocol):
         """The transport is there."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio gives a stream protocol nothing else
         self._transport = transport
+        if self._on_made is not None:
+            self._on_made()
 
     def data_received(self, data: bytes) -> None:
         """Bytes came."""

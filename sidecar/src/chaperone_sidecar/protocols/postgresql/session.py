@@ -156,6 +156,7 @@ class Session:
         if self._flight.is_full:
             yield Wait(lambda: not self._flight.is_full)
         if kind == messages.TERMINATE:
+            yield ToUpstream(frame.raw, self._opened())
             yield Close("client ended the session")
         elif kind == messages.SYNC:
             yield from self._sync(frame)

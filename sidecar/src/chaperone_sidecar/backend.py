@@ -1,0 +1,151 @@
+"""Backends of PostgreSQL sessions: lease, connect, log in, and the keys by which clients cancel.
+
+The cancel key that a client gets is the gateway's own; it stands for the backend's real key and works only within this
+gateway, so an agent can cancel nothing but what it runs itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+
+from chaperone_sidecar.config import Target
+from chaperone_sidecar.credentials.broker import Lease
+from chaperone_sidecar.effects import Opened, OpenUpstream, Receipt
+from chaperone_sidecar.errors import LeaseRefused, UpstreamUnavailable
+from chaperone_sidecar.link import Link
+from chaperone_sidecar.protocols.postgresql import messages, scram, upstream
+from chaperone_sidecar.tls import TlsLayer, upstream_context
+
+NONCE_BYTES: Final = 18
+SECRET_BYTES: Final = 4  # what protocol 3.0 has room for
+CANCEL_TIMEOUT_S: Final = 10.0
+MAX_CANCELS: Final = 16  # cancel requests under way at once
+
+type Dial = Callable[[str, int], Awaitable[socket.socket]]
+type LeaseSource = Callable[[str], Awaitable[Lease]]
+
+
+class _Key(msgspec.Struct, frozen=True):
+    """Where a cancel request for a session has to go."""
+
+    target: Target
+    process_id: int
+    secret: bytes
+    ca_pem: str
+
+
+class PostgresBackends:
+    """Opens and cancels backends.
+
+    Args:
+        dial: connects to a host name or address; inside a pod with the mark, and never to a forbidden address.
+        lease: gives the credential of a target.
+    """
+
+    def __init__(self, dial: Dial, lease: LeaseSource) -> None:
+        self._dial = dial
+        self._lease = lease
+        self._keys: dict[tuple[int, bytes], _Key] = {}
+        self._next_process_id = 1
+        self._cancels = asyncio.Semaphore(MAX_CANCELS)
+
+    async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
+        """See `driver.Connector`."""
+        try:
+            lease = await self._lease(target.name)
+        except LeaseRefused as error:
+            raise UpstreamUnavailable(f'Target "{target.name}" cannot be used: {error}', "28000") from error
+        credential = upstream.Credential(lease.username, lease.password, os.urandom(NONCE_BYTES))
+        database = target.upstream.database or wanted.database
+        await self._connect(target, link)
+        steps = upstream.log_in(
+            target.name,
+            credential,
+            database,
+            wanted.parameters,
+            use_tls=target.tls.mode != "Disable",
+            is_verified=target.tls.mode in ("VerifyCA", "VerifyFull"),
+        )
+        logged_in = await self._perform(target, link, lease.ca_pem, steps)
+        key = self._register(_Key(target, logged_in.process_id, logged_in.secret, lease.ca_pem))
+        opened = Opened(Receipt(-1), logged_in.parameters, *key)
+        return opened, logged_in.rest, link.peer
+
+    def forget(self, opened: Opened) -> None:
+        """See `driver.Connector`."""
+        self._keys.pop((opened.process_id, opened.secret), None)
+
+    async def cancel(self, process_id: int, secret: bytes) -> None:
+        """See `driver.Connector`. As the server does, it tells the asker nothing."""
+        key = self._keys.get((process_id, secret))
+        if key is None:
+            return
+        link = Link(lambda _: None)
+        try:
+            async with self._cancels, asyncio.timeout(CANCEL_TIMEOUT_S):
+                await self._connect(key.target, link)
+                if key.target.tls.mode != "Disable":
+                    await self._perform(key.target, link, key.ca_pem, upstream.request_tls(key.target.name))
+                link.write(messages.encode_cancel(key.process_id, key.secret))
+        except (UpstreamUnavailable, TimeoutError):
+            return
+        finally:
+            link.close()
+
+    def _register(self, key: _Key) -> tuple[int, bytes]:
+        process_id, self._next_process_id = self._next_process_id, self._next_process_id % 0x7FFFFFFF + 1
+        secret = secrets.token_bytes(SECRET_BYTES)
+        self._keys[(process_id, secret)] = key
+        return process_id, secret
+
+    async def _connect(self, target: Target, link: Link) -> None:
+        where = target.upstream
+        try:
+            connected = await self._dial(where.host, where.port)
+            await asyncio.get_running_loop().create_connection(lambda: link, sock=connected)
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise UpstreamUnavailable(
+                f'Target "{target.name}" cannot be reached at {where.host}:{where.port} ({reason}).'
+            ) from error
+
+    async def _perform[T](self, target: Target, link: Link, ca_pem: str, steps: upstream.Steps[T]) -> T:
+        """Run a log-in's generator on a link."""
+        answer: object = None
+        try:
+            while True:
+                step = steps.send(answer)
+                answer = None
+                match step:
+                    case upstream.Send():
+                        link.write(step.data)
+                    case upstream.Read():
+                        answer = await link.read()
+                    case upstream.BeginTls():
+                        answer = (await self._begin_tls(target, link, ca_pem)).end_point_binding()
+                    case upstream.Derive():
+                        answer = await asyncio.to_thread(scram.derive, step.password, step.salt, step.iterations)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        except ssl.SSLCertVerificationError as error:
+            raise UpstreamUnavailable(
+                f'Target "{target.name}" shows a certificate that is not accepted: {error.verify_message}. '
+                "Check its certificate, tls.caSecretRef and tls.serverName."
+            ) from error
+        except (ssl.SSLError, ConnectionError) as error:
+            raise UpstreamUnavailable(
+                f'Target "{target.name}" broke the connection during the log-in ({type(error).__name__}).'
+            ) from error
+
+    async def _begin_tls(self, target: Target, link: Link, ca_pem: str) -> TlsLayer:
+        context = upstream_context(target.tls, ca_pem)
+        return await link.begin_tls(context, target.tls.server_name or target.upstream.host)

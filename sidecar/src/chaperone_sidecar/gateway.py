@@ -1,0 +1,124 @@
+"""The services of one gateway process, and what becomes of an accepted connection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from chaperone_sidecar import metrics
+from chaperone_sidecar.backend import PostgresBackends
+from chaperone_sidecar.config import GatewayConfig, Target
+from chaperone_sidecar.driver import Driver
+from chaperone_sidecar.errors import ChaperoneError, SpoolFull
+from chaperone_sidecar.limits import MAX_SESSIONS
+from chaperone_sidecar.link import Link
+from chaperone_sidecar.masking import Mask
+from chaperone_sidecar.policy.decider import Decider
+from chaperone_sidecar.protocols.postgresql.classify import ClassifyCache
+from chaperone_sidecar.protocols.postgresql.session import Session
+from chaperone_sidecar.recording.recorder import Recorder
+from chaperone_sidecar.tls import PodCa
+
+logger = logging.getLogger(__name__)
+
+HEAD_INTERVAL_S: Final = 10.0  # a stream is signed at least this often, so that silence is attested too
+MAX_DENIED: Final = 1000  # different refused destinations or names between two heads; more are counted as one
+
+
+class Gateway:
+    """Everything that sessions share.
+
+    Args:
+        config: what the broker says of this pod; replaced by `reconfigure`.
+        recorder, decider, backends, ca: the services.
+    """
+
+    def __init__(
+        self, config: GatewayConfig, recorder: Recorder, decider: Decider, backends: PostgresBackends, ca: PodCa
+    ) -> None:
+        self.config = config
+        self._recorder = recorder
+        self._decider = decider
+        self._backends = backends
+        self._ca = ca
+        self._classified = ClassifyCache()
+        self._drivers: set[Driver] = set()
+        self._denied_egress: dict[tuple[str, str, int, str], int] = {}
+        self._denied_names: dict[tuple[str, str], int] = {}
+
+    def accept(self, target: Target) -> Link:
+        """The protocol of a connection that was accepted for a target.
+
+        Raises:
+            ChaperoneError: too many sessions are open.
+        """
+        if len(self._drivers) >= MAX_SESSIONS:
+            raise ChaperoneError("Too many sessions are open in this pod.")
+        names = tuple(host.name for host in target.hosts) or (target.upstream.host,)
+        addresses = tuple(address for host in target.hosts for address in (host.ipv4, host.ipv6))
+        driver = Driver(
+            target,
+            Session(self._classified, Mask()),
+            self._backends,
+            self._recorder,
+            self._decider,
+            lambda: self._ca.server_context((*names, *addresses)),
+            self._over,
+        )
+        self._drivers.add(driver)
+        metrics.SESSIONS.set(len(self._drivers))
+        return driver.client
+
+    def deny_egress(self, network: str, address: str, port: int, reason: str) -> None:
+        """Note a connection to an undeclared destination; recorded with the next head."""
+        key = (network, address, port, reason)
+        if key not in self._denied_egress and len(self._denied_egress) >= MAX_DENIED:
+            key = (network, "", 0, "many different destinations")
+        self._denied_egress[key] = self._denied_egress.get(key, 0) + 1
+
+    def deny_name(self, name: str, qtype: str) -> None:
+        """Note a question for an undeclared name; recorded with the next head."""
+        key = (name, qtype)
+        if key not in self._denied_names and len(self._denied_names) >= MAX_DENIED:
+            key = ("", qtype)
+        self._denied_names[key] = self._denied_names.get(key, 0) + 1
+
+    async def keep_heads(self, interval_s: float = HEAD_INTERVAL_S) -> None:
+        """Record what was noted and sign the stream, at fixed intervals, for ever."""
+        while True:
+            await asyncio.sleep(interval_s)
+            try:
+                self.write_head()
+            except SpoolFull as error:
+                logger.error("the stream cannot be signed: %s", error)
+
+    def write_head(self) -> None:
+        """Record what was noted since the last head, then sign.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        egress, self._denied_egress = self._denied_egress, {}
+        names, self._denied_names = self._denied_names, {}
+        for (network, address, port, reason), count in egress.items():
+            self._recorder.deny_egress(network, address, port, reason, count)
+        for (name, qtype), count in names.items():
+            self._recorder.deny_dns(name, qtype, count)
+        self._recorder.tick()
+
+    def close(self, reason: str) -> None:
+        """Cut every session with a native last word and end the stream."""
+        for driver in tuple(self._drivers):
+            driver.cut(ChaperoneError(reason))
+        if not self._recorder.is_closed:
+            self.write_head()
+            self._recorder.close(reason)
+
+    def _over(self, driver: Driver) -> None:
+        self._drivers.discard(driver)
+        metrics.SESSIONS.set(len(self._drivers))
+
+
+type Accept = Callable[[Target], Link]

@@ -1,0 +1,137 @@
+"""Fixture `postgres`: a real PostgreSQL on a free loopback port, with SCRAM and TLS, for the whole test session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+from pki import Authority
+
+PASSWORD = "canary-7f3a9c-password"
+START_TIMEOUT_S = 30
+
+SCHEMA = """
+CREATE ROLE reader LOGIN PASSWORD '{password}' IN ROLE pg_read_all_data;
+CREATE ROLE agent_rw LOGIN PASSWORD '{password}';
+CREATE DATABASE orders;
+"""
+TABLES = """
+CREATE TABLE public.orders (id int PRIMARY KEY, customer text, total numeric(10,2));
+INSERT INTO public.orders SELECT i, 'customer ' || i, i * 1.5 FROM generate_series(1, 1000) i;
+CREATE TABLE public.invoices (id int PRIMARY KEY, paid boolean DEFAULT false);
+INSERT INTO public.invoices SELECT i FROM generate_series(1, 100) i;
+CREATE TABLE public.secrets (id int, value text);
+INSERT INTO public.secrets VALUES (1, 'top secret');
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO agent_rw;
+GRANT CREATE ON SCHEMA public TO agent_rw;
+"""
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """Where the server is and how its owner reaches it."""
+
+    port: int
+    directory: Path
+    ca_pem: str
+
+    def admin(self, database: str = "orders") -> psycopg.Connection:
+        """A superuser's connection, past any gateway."""
+        return psycopg.connect(
+            host="127.0.0.1", port=self.port, user="postgres", password=PASSWORD, dbname=database, autocommit=True
+        )
+
+    @property
+    def log(self) -> str:
+        """The server's log."""
+        return (self.directory / "log").read_text(errors="replace")
+
+
+def binaries() -> Path:
+    """Where the newest installed server's programs are."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
+    if not found:
+        raise RuntimeError("PostgreSQL is not installed; run `make setup`.")
+    return found[-1].parent
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(directory: Path) -> tuple[Postgres, subprocess.Popen[bytes]]:
+    """Make a cluster in `directory` and start it; the caller ends the process."""
+    bin_dir, port = binaries(), free_port()
+    data = directory / "data"
+    password_file = directory / "password"
+    password_file.write_text(PASSWORD)
+    authority = Authority()
+    key, certificate = authority.server_pair("localhost", "127.0.0.1", "orders-db")
+    (directory / "server.key").write_bytes(key)
+    (directory / "server.crt").write_bytes(certificate)
+    (directory / "server.key").chmod(0o600)
+    owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+    if owner is not None:
+        for path in (directory, *directory.iterdir()):
+            os.chown(path, owner.pw_uid, owner.pw_gid)
+    identity = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner is not None else {}
+    subprocess.run(
+        [bin_dir / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={password_file}",
+         "-E", "UTF8", "--locale=C", "--no-sync"],
+        check=True, capture_output=True, timeout=START_TIMEOUT_S, cwd=directory, **identity,
+    )  # fmt: skip
+    with (data / "postgresql.conf").open("a") as config:
+        config.write(
+            f"port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\n"
+            f"ssl = on\nssl_cert_file = '{directory}/server.crt'\nssl_key_file = '{directory}/server.key'\n"
+            "max_connections = 200\nlog_statement = all\n"
+        )
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [bin_dir / "postgres", "-D", data], stdout=log, stderr=log, cwd=directory, **identity
+        )
+    postgres = Postgres(port, directory, authority.pem)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while True:
+        try:
+            with postgres.admin("postgres") as connection:
+                for statement in SCHEMA.format(password=PASSWORD).split(";"):
+                    if statement.strip():
+                        connection.execute(statement)
+            with postgres.admin() as connection:
+                connection.execute(TABLES)
+        except psycopg.OperationalError:
+            if time.monotonic() > deadline or process.poll() is not None:
+                process.kill()
+                raise RuntimeError(f"PostgreSQL does not start:\n{postgres.log}") from None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.05)
+        else:
+            return postgres, process
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server with database `orders`, roles `reader` and `agent_rw`, and a few tables."""
+    directory = Path(tempfile.mkdtemp(prefix="chaperone-pg-"))
+    directory.chmod(0o755)
+    server, process = start(directory)
+    yield server
+    process.terminate()
+    process.wait(START_TIMEOUT_S)
+    shutil.rmtree(directory)
