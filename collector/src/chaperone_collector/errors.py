@@ -1,0 +1,50 @@
+"""Errors of the collector.
+
+CollectorError
+├── StoreUnusable     the database cannot be opened, is of another version, or its disk failed: the process ends
+├── StoreBusy         the write was not made and may be tried again (queue full, disk full)
+├── ChainBroken       a batch does not continue its stream: the gateway is told what is stored, the batch is quarantined
+└── Refused           a request that is answered with a status and no effect
+"""
+
+from __future__ import annotations
+
+
+class CollectorError(Exception):
+    """Base of all errors; the text is one sentence for people."""
+
+
+class StoreUnusable(CollectorError):
+    """The store must not be used any more."""
+
+
+class StoreBusy(CollectorError):
+    """Nothing was written; the sender keeps its data and tries again."""
+
+
+class ChainBroken(CollectorError):
+    """A batch that does not continue the stream it names.
+
+    Args:
+        reason: short word for metrics (gap, fork, link, head, sequence, open, closed).
+        what: one sentence.
+    """
+
+    def __init__(self, reason: str, what: str) -> None:
+        super().__init__(what)
+        self.reason = reason
+
+
+class Refused(CollectorError):
+    """A request that cannot be granted.
+
+    Args:
+        status: HTTP status.
+        title: short phrase.
+        detail: what to do next.
+    """
+
+    def __init__(self, status: int, title: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.title = title

@@ -1,0 +1,183 @@
+"""The tables, and how a database of another version is treated.
+
+`entry` is the log: the bytes as they came, numbered in the order of storage. Everything else is read off it (streams,
+sessions, commands and the indexes over them) or stands beside it (bodies, quarantine, findings, reads).
+
+Versions: `PRAGMA user_version` counts the steps of `MIGRATIONS` that were applied. An empty file gets all of them, an
+older one those it lacks, each in a transaction of its own; a newer one, or a file of another program, is refused. A
+step never changes `entry.bytes`.
+
+One connection writes and checkpoints; readers open the file read-only. SQLite before 3.51.3 can corrupt a database in
+WAL mode when two connections write or checkpoint at once, so this is a rule and not a habit.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from chaperone_collector.errors import StoreUnusable
+
+APPLICATION_ID: Final = 0x63686170  # "chap"
+CHECKPOINT_PAGES: Final = 4000  # 16 MiB of WAL before the writer copies it into the database
+WAL_LIMIT_BYTES: Final = 64 << 20  # what a checkpoint leaves of a WAL that grew under a long reader
+CACHE_KIB: Final = 32 << 10
+READER_CACHE_KIB: Final = 4 << 10
+BUSY_TIMEOUT_S: Final = 5.0  # another collector on the same volume: fail, do not wait for it to end
+
+_V1: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE stream (
+    id INTEGER PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    cluster TEXT NOT NULL, namespace TEXT NOT NULL, pod TEXT NOT NULL, pod_uid TEXT NOT NULL,
+    identity TEXT NOT NULL, owner TEXT NOT NULL, node TEXT NOT NULL, service_account TEXT NOT NULL,
+    vkey TEXT NOT NULL, revision TEXT NOT NULL, previous TEXT NOT NULL,
+    opened_us INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    link BLOB NOT NULL,
+    signed INTEGER NOT NULL DEFAULT 0,
+    head_us INTEGER NOT NULL DEFAULT 0,
+    state TEXT NOT NULL DEFAULT 'unsigned',
+    superseded INTEGER NOT NULL DEFAULT 0,
+    seen_us INTEGER NOT NULL
+);
+CREATE INDEX stream_pod ON stream (pod_uid);
+CREATE INDEX stream_previous ON stream (previous) WHERE previous <> '';
+
+CREATE TABLE entry (
+    idx INTEGER PRIMARY KEY,
+    stream INTEGER NOT NULL, seq INTEGER NOT NULL, class INTEGER NOT NULL, bytes BLOB NOT NULL
+);
+CREATE UNIQUE INDEX entry_stream ON entry (stream, seq);
+
+CREATE TABLE received (idx INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL);
+
+CREATE TABLE flow (
+    id INTEGER PRIMARY KEY,
+    namespace TEXT NOT NULL, identity TEXT NOT NULL, target TEXT NOT NULL, protocol TEXT NOT NULL,
+    UNIQUE (namespace, identity, target, protocol)
+);
+
+CREATE TABLE session (
+    idx INTEGER PRIMARY KEY,
+    name TEXT NOT NULL, namespace TEXT NOT NULL,
+    flow INTEGER NOT NULL, stream INTEGER NOT NULL,
+    changed INTEGER NOT NULL,
+    started_us INTEGER NOT NULL, ended_us INTEGER,
+    commands INTEGER NOT NULL DEFAULT 0, denied INTEGER NOT NULL DEFAULT 0,
+    close_idx INTEGER,
+    UNIQUE (namespace, name)
+);
+CREATE INDEX session_flow ON session (flow);
+CREATE INDEX session_changed ON session (changed);
+
+CREATE TABLE rule (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+
+CREATE TABLE command (
+    idx INTEGER PRIMARY KEY,
+    flow INTEGER NOT NULL, session INTEGER NOT NULL, decision INTEGER NOT NULL, rule INTEGER NOT NULL
+);
+CREATE INDEX command_flow ON command (flow);
+CREATE INDEX command_session ON command (session);
+CREATE INDEX command_refused ON command (flow) WHERE decision <> 1;
+
+CREATE TABLE outcome (idx INTEGER PRIMARY KEY, command INTEGER NOT NULL UNIQUE);
+
+CREATE TABLE body (id INTEGER PRIMARY KEY, hash BLOB NOT NULL UNIQUE, bytes BLOB NOT NULL);
+CREATE TABLE unnamed (hash BLOB PRIMARY KEY, pod_uid TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID;
+
+CREATE TABLE finding (
+    id INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL,
+    stream TEXT NOT NULL, seq INTEGER NOT NULL, what TEXT NOT NULL
+);
+CREATE TABLE quarantine (
+    id INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL, pod_uid TEXT NOT NULL,
+    stream TEXT NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, what TEXT NOT NULL, bytes BLOB NOT NULL
+);
+CREATE INDEX quarantine_pod ON quarantine (pod_uid);
+
+CREATE TABLE access (
+    id INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL,
+    user TEXT NOT NULL, groups TEXT NOT NULL, verb TEXT NOT NULL, resource TEXT NOT NULL,
+    namespace TEXT NOT NULL, name TEXT NOT NULL, query TEXT NOT NULL, rows INTEGER NOT NULL
+);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1,)
+
+
+def open_writer(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> sqlite3.Connection:
+    """Open the database for its one writer, made or brought up to date.
+
+    Raises:
+        StoreUnusable: another program's file, a newer version, a second writer, or the disk.
+    """
+    try:
+        connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise StoreUnusable(f"The database {path} cannot be opened: {error}.") from error
+    try:
+        _check(connection, path, len(migrations))
+        _use_wal(connection, path)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA mmap_size=0")
+        connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
+        _migrate(connection, migrations)
+    except sqlite3.Error as error:
+        connection.close()
+        raise StoreUnusable(f"The database {path} cannot be used: {error}.") from error
+    except StoreUnusable:
+        connection.close()
+        raise
+    return connection
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """Open the database for reading only; the caller uses it in one thread at a time."""
+    connection = sqlite3.connect(
+        f"file:{path}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
+    )
+    connection.execute("PRAGMA wal_autocheckpoint=0")
+    connection.execute("PRAGMA mmap_size=0")
+    connection.execute(f"PRAGMA cache_size=-{READER_CACHE_KIB}")
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path, known: int) -> None:
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    if is_empty and application == 0 and version == 0:
+        return
+    if application != APPLICATION_ID:
+        raise StoreUnusable(f"{path} is not a database of this collector; give it a directory of its own.")
+    if version > known:
+        raise StoreUnusable(
+            f"{path} has version {version}, this collector knows {known}: run the newer collector, or restore a backup "
+            "from before the upgrade."
+        )
+
+
+def _use_wal(connection: sqlite3.Connection, path: Path) -> None:
+    mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreUnusable(f"The database {path} cannot have a write-ahead log; is it on a network file system?")
+
+
+def _migrate(connection: sqlite3.Connection, migrations: tuple[str, ...]) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number, script in enumerate(migrations[version:], version + 1):
+        try:
+            connection.executescript(
+                f"BEGIN IMMEDIATE;\n{script}\nPRAGMA application_id={APPLICATION_ID};\n"
+                f"PRAGMA user_version={number};\nCOMMIT;"
+            )
+        except sqlite3.Error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise

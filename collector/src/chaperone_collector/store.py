@@ -1,0 +1,255 @@
+"""The store: one thread that writes, group by group, and a few that read.
+
+Whoever waits for `Store.write` is answered after the commit that holds its job has reached the disk
+(`synchronous=FULL`). Jobs that arrive while a commit runs form the next group, so at low load a write waits for one
+sync and at high load many share one. A job that raises a `CollectorError` has written nothing and fails alone.
+
+Sad path: when the disk reports an error other than "full", the pages that the kernel gave up on cannot be known. The
+store refuses everything from then on and the process ends; the next one reads what is really there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from chaperone_collector.errors import CollectorError, StoreBusy, StoreUnusable
+from chaperone_collector.metrics import Metrics
+from chaperone_collector.schema import open_reader, open_writer
+from chaperone_collector.transaction import Transaction, Unnamed
+
+log = logging.getLogger(__name__)
+
+MAX_QUEUED_JOBS: Final = 4096  # more waiting writes than this are told to come back
+MAX_GROUP_JOBS: Final = 512
+READER_THREADS: Final = 4  # pages are read whole, so few threads serve many callers
+MAX_QUEUED_READS: Final = 64
+READ_TIMEOUT_S: Final = 30.0  # no page takes this long; a caller is told instead of kept
+STOP_TIMEOUT_S: Final = 20.0
+
+_STOP: Final = object()
+_TRANSIENT: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM}
+_ERROR_CODE_MASK: Final = 0xFF  # extended result codes carry the primary one in their lowest byte
+
+
+class Job:
+    """One write and who waits for it."""
+
+    __slots__ = ("apply", "future")
+
+    def __init__(self, apply: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
+        self.apply = apply
+        self.future = future
+
+
+class Store:
+    """The database of one collector.
+
+    Args:
+        directory: holds `evidence.db` and a lock; nobody else may use it.
+        metrics: where commits are counted.
+        now_us: the collector's clock, microseconds since 1970.
+
+    Raises:
+        StoreUnusable: see `schema.open_writer`; or another collector holds the directory.
+    """
+
+    def __init__(
+        self, directory: Path, metrics: Metrics, now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+    ) -> None:
+        log.info("sqlite %s, database %s", sqlite3.sqlite_version, directory / "evidence.db")
+        self._metrics = metrics
+        self._now_us = now_us
+        self._lock_fd = _lock(directory)
+        self._path = directory / "evidence.db"
+        self._db = open_writer(self._path)
+        self._unnamed = Unnamed(self._db)
+        self._transaction = Transaction(self._db, self._unnamed, now_us)
+        self.size = self._transaction.size
+        self.started_us = now_us()
+        self.failure: str | None = None
+        self._jobs: queue.Queue[Any] = queue.Queue(MAX_QUEUED_JOBS)
+        self._loop = asyncio.get_running_loop()
+        self._grown = asyncio.Event()
+        self.failed = asyncio.Event()
+        self._readers = ThreadPoolExecutor(READER_THREADS, "reader", self._open_reader)
+        self._reads = 0
+        self._local = threading.local()
+        self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
+        self._thread.start()
+
+    async def write[T](self, apply: Callable[[Transaction], T]) -> T:
+        """Run a job in the next transaction; returns after its commit is on disk.
+
+        Raises:
+            StoreBusy: nothing was written, try again. StoreUnusable: the store has failed. What the job raises.
+        """
+        if self.failure is not None:
+            raise StoreUnusable(self.failure)
+        future: asyncio.Future[T] = self._loop.create_future()
+        try:
+            self._jobs.put_nowait(Job(apply, future))
+        except queue.Full as error:
+            raise StoreBusy("Too many writes wait.") from error
+        # The job cannot be taken back: who is cancelled here leaves it to run.
+        return await asyncio.shield(future)
+
+    async def read[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a query in a reader's thread, in one read transaction.
+
+        Raises:
+            StoreBusy: too many readers wait, or the query took too long.
+        """
+        if self._reads >= MAX_QUEUED_READS:
+            raise StoreBusy("Too many reads wait.")
+        self._reads += 1
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return await self._loop.run_in_executor(self._readers, self._query, query)
+        except TimeoutError as error:
+            raise StoreBusy("The query took too long.") from error
+        except sqlite3.Error as error:
+            log.exception("a query failed")
+            raise StoreBusy("The database cannot be read.") from error
+        finally:
+            self._reads -= 1
+
+    async def grown(self, beyond: int, timeout_s: float) -> int:
+        """Wait until the log has more than `beyond` entries, at most `timeout_s`; returns its size."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.size <= beyond:
+                    await self._grown.wait()
+        except TimeoutError:
+            pass
+        return self.size
+
+    async def close(self) -> None:
+        """Write what waits and close; nothing is accepted any more."""
+        self.failure = self.failure or "The collector is stopping."
+        await asyncio.to_thread(self._jobs.put, _STOP, True, STOP_TIMEOUT_S)
+        await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
+        self._readers.shutdown(wait=True, cancel_futures=True)
+        os.close(self._lock_fd)
+
+    def _open_reader(self) -> None:
+        self._local.connection = open_reader(self._path)
+
+    def _query[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
+        connection: sqlite3.Connection = self._local.connection
+        connection.execute("BEGIN")
+        try:
+            return query(connection)
+        finally:
+            connection.execute("ROLLBACK")
+
+    def _run(self) -> None:
+        stopping = False
+        while not stopping:
+            group: list[Job] = []
+            job = self._jobs.get()
+            while True:
+                if job is _STOP:
+                    stopping = True
+                    break
+                group.append(job)
+                if len(group) >= MAX_GROUP_JOBS:
+                    break
+                try:
+                    job = self._jobs.get_nowait()
+                except queue.Empty:
+                    break
+            if group:
+                self._commit(group)
+        self._db.close()
+
+    def _commit(self, group: list[Job]) -> None:
+        if self.failure is not None and self.failed.is_set():
+            self._answer([(job, None, StoreUnusable(self.failure)) for job in group])
+            return
+        started = time.monotonic()
+        answers: list[tuple[Job, Any, Exception | None]] = []
+        try:
+            self._transaction.begin()
+            for job in group:
+                try:
+                    answers.append((job, job.apply(self._transaction), None))
+                except CollectorError as error:
+                    answers.append((job, None, error))
+            self._transaction.commit()
+        except Exception as error:  # whatever happened: it is undone and somebody is told
+            self._undo(group, error)
+            return
+        self._metrics.commit_seconds.observe(time.monotonic() - started)
+        self._answer(answers)
+
+    def _undo(self, group: list[Job], error: Exception) -> None:
+        """Roll back. A full disk is told to the senders; a job that fails is found by running each alone."""
+        code = getattr(error, "sqlite_errorcode", None)
+        try:
+            self._transaction = self._transaction.rolled_back()
+        except sqlite3.Error as second:
+            error, code = second, sqlite3.SQLITE_IOERR
+        if code is not None and code & _ERROR_CODE_MASK in _TRANSIENT:
+            log.warning("the database cannot take writes: %s", error)
+            self._answer([(job, None, StoreBusy(f"The database cannot take writes: {error}.")) for job in group])
+        elif isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)) and not isinstance(
+            error, sqlite3.IntegrityError
+        ):
+            self._fail(f"The database failed: {error}.", group)
+        elif len(group) > 1:
+            for job in group:
+                self._commit([job])
+        else:
+            log.error("a write failed and was undone", exc_info=error)
+            self._answer([(group[0], None, StoreBusy("The write failed; see the collector's log."))])
+
+    def _fail(self, why: str, group: list[Job]) -> None:
+        log.critical("%s", why)
+        self.failure = why
+        self._loop.call_soon_threadsafe(self.failed.set)
+        self._answer([(job, None, StoreUnusable(why)) for job in group])
+
+    def _answer(self, answers: list[tuple[Job, Any, Exception | None]]) -> None:
+        size = self._transaction.size
+        try:
+            self._loop.call_soon_threadsafe(self._resolve, answers, size)
+        except RuntimeError:
+            log.info("%d writes were not acknowledged: the collector has stopped", len(answers))
+
+    def _resolve(self, answers: list[tuple[Job, Any, Exception | None]], size: int) -> None:
+        for job, result, error in answers:
+            if job.future.done():
+                continue
+            if error is not None:
+                job.future.set_exception(error)
+            else:
+                job.future.set_result(result)
+        if size > self.size:
+            self.size = size
+            self._grown.set()
+            self._grown = asyncio.Event()
+
+
+def _lock(directory: Path) -> int:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fd = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnusable(f"The data directory {directory} cannot be used: {error.strerror}.") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        raise StoreUnusable(f"Another collector uses {directory}; one directory has one writer.") from error
+    return fd

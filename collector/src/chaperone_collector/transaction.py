@@ -1,0 +1,235 @@
+"""What can be written: batches of a stream, bodies, quarantined bytes, reads. Runs in the writer's thread only."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sqlite3
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+import msgspec
+
+from chaperone_collector.errors import ChainBroken, Refused
+from chaperone_collector.project import Projection, named_bodies
+from chaperone_collector.stream import Extension, Stored
+from chaperone_evidence import entry
+
+MAX_STREAMS_PER_POD: Final = 10_000  # a gateway that restarts every five minutes for a month makes 8 640
+MAX_UNNAMED_BYTES_PER_POD: Final = 64 << 20  # bodies sent ahead of the records that name them
+MAX_QUARANTINE_PER_POD: Final = 64  # copies kept of batches that broke their chain; later ones are only counted
+MAX_QUARANTINE_BYTES: Final = 256 << 10  # of one batch; the first bytes show what broke
+
+
+class Unnamed:
+    """Bodies that no record names yet, bounded per pod."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._db = connection
+        self._bodies: dict[bytes, tuple[str, int]] = {}
+        self._bytes: Counter[str] = Counter()
+        self.reload()
+
+    def reload(self) -> None:
+        """Read what the database says; after a rollback."""
+        self._bodies.clear()
+        self._bytes.clear()
+        for commit, pod_uid, size in self._db.execute("SELECT hash, pod_uid, size FROM unnamed"):
+            self._bodies[commit] = (pod_uid, size)
+            self._bytes[pod_uid] += size
+
+    def admit(self, pod_uid: str, size: int) -> None:
+        """Raises Refused when the pod has too much outstanding."""
+        if self._bytes[pod_uid] + size > MAX_UNNAMED_BYTES_PER_POD:
+            raise Refused(
+                429, "Too many bodies", f"Send the records that name the bodies already sent; at most "
+                f"{MAX_UNNAMED_BYTES_PER_POD} bytes wait for theirs.",
+            )  # fmt: skip
+
+    def add(self, commit: bytes, pod_uid: str, size: int) -> None:
+        """A body came."""
+        self._db.execute("INSERT INTO unnamed (hash, pod_uid, size) VALUES (?,?,?)", (commit, pod_uid, size))
+        self._bodies[commit] = (pod_uid, size)
+        self._bytes[pod_uid] += size
+
+    def name(self, commits: list[bytes]) -> None:
+        """Records name these."""
+        found = [commit for commit in dict.fromkeys(commits) if commit in self._bodies]
+        for commit in found:
+            pod_uid, size = self._bodies.pop(commit)
+            self._bytes[pod_uid] -= size
+        if found:
+            self._db.executemany("DELETE FROM unnamed WHERE hash = ?", [(commit,) for commit in found])
+
+
+class Access(msgspec.Struct, frozen=True):
+    """One read of evidence: who asked for what, and how many objects were given."""
+
+    user: str
+    groups: str
+    verb: str
+    resource: str
+    namespace: str
+    name: str
+    query: str
+    rows: int
+
+
+class Transaction:
+    """One transaction after another on the writer's connection."""
+
+    def __init__(self, connection: sqlite3.Connection, unnamed: Unnamed, now_us: Callable[[], int]) -> None:
+        self._db = connection
+        self._unnamed = unnamed
+        self._now_us = now_us
+        self._projection = Projection(connection)
+        self.size = int(connection.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
+        self._first = self.size
+
+    def begin(self) -> None:
+        """Start."""
+        self._first = self.size
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Write what was collected and wait for the disk."""
+        self._projection.flush()
+        if self.size > self._first:
+            self._db.execute("INSERT INTO received (idx, wall_us) VALUES (?,?)", (self._first, self._now_us()))
+        self._db.execute("COMMIT")
+
+    def rolled_back(self) -> Transaction:
+        """Undo everything since `begin`; what was remembered is read anew."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+        self._unnamed.reload()
+        return Transaction(self._db, self._unnamed, self._now_us)
+
+    def append(self, extension: Extension) -> Stored:
+        """Store a checked batch; returns the stream's end as it is then.
+
+        Raises:
+            Refused: the pod has too many streams. ChainBroken: the stream grew meanwhile.
+        """
+        now_us = self._now_us()
+        after = msgspec.structs.replace(extension.after)
+        stream = extension.before.id or self._open(extension, now_us)
+        signed = max(
+            (extension.before.count + n + 1 for n, checked in enumerate(extension.entries) if checked.head), default=0
+        )
+        state = next((checked.head.state for checked in reversed(extension.entries) if checked.head), "")
+        moved = self._db.execute(
+            "UPDATE stream SET count = ?, link = ?, signed = max(signed, ?), head_us = ?, "
+            "state = coalesce(nullif(?, ''), state), seen_us = ? WHERE id = ? AND count = ?",
+            (after.count, after.link, signed, after.head_us, state, now_us, stream, extension.before.count),
+        )
+        if moved.rowcount != 1:
+            raise ChainBroken("gap", "The stream grew by another request meanwhile.")
+        first, seq = self.size, extension.before.count
+        self._db.executemany(
+            "INSERT INTO entry (idx, stream, seq, class, bytes) VALUES (?,?,?,?,?)",
+            [(first + n, stream, seq + n, one.cls, one.data) for n, one in enumerate(extension.entries)],
+        )
+        self.size += len(extension.entries)
+        self._projection.apply(extension, stream, first, now_us)
+        self._unnamed.name([commit for text in named_bodies(extension) if (commit := _decode(text))])
+        after.id = stream
+        return after
+
+    def put_body(self, commit: bytes, body: bytes, pod_uid: str) -> bool:
+        """Keep a body; False when it was there already.
+
+        Raises:
+            Refused: the pod has sent too many bodies that no record names.
+        """
+        if self._db.execute("SELECT 1 FROM body WHERE hash = ?", (commit,)).fetchone():
+            return False
+        self._unnamed.admit(pod_uid, len(body))
+        self._db.execute("INSERT INTO body (hash, bytes) VALUES (?,?)", (commit, body))
+        self._unnamed.add(commit, pod_uid, len(body))
+        return True
+
+    def quarantine(self, pod_uid: str, stream: str, seq: int, broken: ChainBroken, data: bytes) -> bool:
+        """Keep a copy of what was refused; False when the pod's share is used up."""
+        kept = self._db.execute("SELECT count(*) FROM quarantine WHERE pod_uid = ?", (pod_uid,)).fetchone()[0]
+        if kept >= MAX_QUARANTINE_PER_POD:
+            return False
+        same = "SELECT 1 FROM quarantine WHERE pod_uid = ? AND stream = ? AND seq = ? AND bytes = ?"
+        copy = data[:MAX_QUARANTINE_BYTES]
+        if self._db.execute(same, (pod_uid, stream, seq, copy)).fetchone():
+            return False  # the same batch, tried again
+        self._db.execute(
+            "INSERT INTO quarantine (wall_us, pod_uid, stream, seq, reason, what, bytes) VALUES (?,?,?,?,?,?,?)",
+            (self._now_us(), pod_uid, stream, seq, broken.reason, str(broken), copy),
+        )
+        return True
+
+    def read_by(self, access: Access) -> None:
+        """Keep that somebody read evidence."""
+        self._db.execute(
+            "INSERT INTO access (wall_us, user, groups, verb, resource, namespace, name, query, rows) "
+            "VALUES (?,?,?,?,?,?,?,?,?)",
+            (self._now_us(), *msgspec.structs.astuple(access)),
+        )
+
+    def secret(self, key: str, fresh: bytes) -> bytes:
+        """A value that is made once for this database."""
+        self._db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?,?)", (key, fresh))
+        return bytes(self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
+
+    def _open(self, extension: Extension, now_us: int) -> int:
+        opened = extension.opened
+        if opened is None:
+            raise ChainBroken("open", "The stream does not begin with stream.open.")
+        streams = self._db.execute("SELECT count(*) FROM stream WHERE pod_uid = ?", (opened.pod_uid,)).fetchone()[0]
+        if streams >= MAX_STREAMS_PER_POD:
+            raise Refused(429, "Too many streams", f"The pod has {streams} streams already; delete it and see why.")
+        self._supersede(opened.previous, opened.pod_uid, extension.before.name, now_us)
+        row = self._db.execute(
+            "INSERT INTO stream (name, cluster, namespace, pod, pod_uid, identity, owner, node, service_account, "
+            "vkey, revision, previous, opened_us, count, link, seen_us) "
+            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id",
+            (opened.stream, opened.cluster, opened.namespace, opened.pod, opened.pod_uid, opened.identity, opened.owner,
+             opened.node, opened.service_account, opened.vkey, opened.revision, opened.previous, opened.wall_us, 0,
+             extension.before.link, now_us),
+        ).fetchone()  # fmt: skip
+        return int(row[0])
+
+    def _supersede(self, previous: str, pod_uid: str, stream: str, now_us: int) -> None:
+        """The gateway restarted: sessions of the stream before this one are gone; two successors are a fork."""
+        if not previous:
+            return
+        forks = self._db.execute(
+            "SELECT name FROM stream WHERE previous = ? AND pod_uid = ?", (previous, pod_uid)
+        ).fetchall()
+        for (other,) in forks:
+            what = f"It follows stream {previous}, which stream {other} of the same pod follows too: a fork."
+            self._db.execute(
+                "INSERT INTO finding (wall_us, stream, seq, what) VALUES (?,?,?,?)", (now_us, stream, 0, what)
+            )
+        self._db.execute("UPDATE stream SET superseded = 1 WHERE name = ? AND pod_uid = ?", (previous, pod_uid))
+
+
+def read_stored(connection: sqlite3.Connection, name: str) -> tuple[int, int, bytes, str, str, str, str, int] | None:
+    """The end of a stream: id, count, link, pod uid, cluster, vkey, state, time of the last head."""
+    row: tuple[int, int, bytes, str, str, str, str, int] | None = connection.execute(
+        "SELECT id, count, link, pod_uid, cluster, vkey, state, head_us FROM stream WHERE name = ?", (name,)
+    ).fetchone()
+    return row
+
+
+def read_entries(connection: sqlite3.Connection, stream: int, first: int, last: int) -> list[bytes]:
+    """The stored entries of a stream from `first` to `last`, both included."""
+    rows = connection.execute(
+        "SELECT bytes FROM entry WHERE stream = ? AND seq BETWEEN ? AND ? ORDER BY seq", (stream, first, last)
+    )
+    return [bytes(row[0]) for row in rows]
+
+
+def _decode(text: str) -> bytes | None:
+    try:
+        commit = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return None  # the offline verifier says so; there is nothing to look up
+    return commit if len(commit) == entry.LINK_BYTES else None
