@@ -1,0 +1,206 @@
+"""Statement text in, facts out: what a query string would do, decided as a whole.
+
+`classify` never raises: what cannot be understood is `unknown`, with one sentence that says why and what to do. The
+rules, statement by statement, are in CLASSIFY.md; the known limits, too.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import Future
+from typing import Any, Final
+
+import msgspec
+
+from chaperone_sidecar.command import Access, Effect, Facts, Resolution, unknown
+from chaperone_sidecar.protocols.postgresql import definition, grammar, query, utility
+from chaperone_sidecar.protocols.postgresql.grammar import ParseError, Parser
+from chaperone_sidecar.protocols.postgresql.relations import words
+from chaperone_sidecar.protocols.postgresql.walk import Node, Walk
+
+HANDLED_BY: Final = (query, utility, definition)  # importing them registers their handlers
+
+CACHE_BYTES: Final = 4 * 1024 * 1024  # some ten thousand statements; shared by all sessions of the gateway
+_ENTRY_BYTES: Final = 600  # what an entry holds besides its text, rounded up
+_SHARE: Final = 8  # a text over 1/8 of the cache is not kept: one large script would push out all others
+
+
+class Statement(msgspec.Struct, frozen=True, gc=False):
+    """One statement of a text, as far as the session must know it.
+
+    `kind` is `begin`, `commit`, `rollback`, `savepoint`, `release`, `rollback_to`, `copy_in`, `copy_out`, `prepare`,
+    `execute`, `deallocate`, `declare`, `fetch`, `close`, `discard` or `other`; `name` is the prepared statement's,
+    cursor's or savepoint's, empty when all are meant or none.
+    """
+
+    kind: str
+    name: str = ""
+
+
+class Classified(msgspec.Struct, frozen=True, gc=False):
+    """The facts of a text, and what its statements do to the session.
+
+    `changes_names`: prepared statements are dropped or made by SQL. `changes_portals`: cursors are, or a transaction
+    ends, which drops them. `changes_reading`: later texts may mean something else than is said here.
+    """
+
+    facts: Facts
+    statements: tuple[Statement, ...] = ()
+    changes_names: bool = False
+    changes_portals: bool = False
+    changes_reading: bool = False
+
+
+_EFFECT_ORDER: Final = {effect: place for place, effect in enumerate(Effect)}
+_TOUCHES_NOTHING: Final = Facts((Access(Effect.READ),), Resolution.NONE)
+_OBJECTLESS: Final = frozenset({Effect.TRANSACTION, Effect.SESSION})
+_NAMES: Final = frozenset({"prepare", "deallocate"})
+_PORTALS: Final = frozenset({"declare", "close", "commit", "rollback", "discard"})
+# Settings that decide what names and strings mean.
+_READING: Final = frozenset(
+    f"setting:{name}"
+    for name in words(
+        """search_path role session_authorization standard_conforming_strings client_encoding backslash_quote
+        transform_null_equals"""
+    )
+)
+_KINDS: Final = {
+    "PrepareStmt": ("prepare", "name"),
+    "ExecuteStmt": ("execute", "name"),
+    "DeallocateStmt": ("deallocate", "name"),
+    "DeclareCursorStmt": ("declare", "portalname"),
+    "FetchStmt": ("fetch", "portalname"),
+    "ClosePortalStmt": ("close", "portalname"),
+}
+_TRANSACTIONS: Final = {
+    "TRANS_STMT_BEGIN": "begin",
+    "TRANS_STMT_START": "begin",
+    "TRANS_STMT_COMMIT": "commit",
+    "TRANS_STMT_PREPARE": "commit",
+    "TRANS_STMT_ROLLBACK": "rollback",
+    "TRANS_STMT_SAVEPOINT": "savepoint",
+    "TRANS_STMT_RELEASE": "release",
+    "TRANS_STMT_ROLLBACK_TO": "rollback_to",
+}
+
+
+def classify(text: bytes) -> Classified:
+    """Facts of a whole query string of at most `grammar.INLINE_BYTES`; longer ones are unknown here. Never raises."""
+    try:
+        return _classified(grammar.parse(text))
+    except ParseError as error:
+        return Classified(unknown(str(error)))
+
+
+_parser: Final = Parser()
+
+
+def classify_apart(text: bytes) -> Future[Classified]:
+    """The same for texts up to `grammar.LARGE_BYTES`, in a thread of its own; the future never ends with an error."""
+    answer: Future[Classified] = Future()
+    answer.set_running_or_notify_cancel()
+
+    def hand_over(done: Future[Classified]) -> None:
+        error = done.exception()
+        if error is None:
+            answer.set_result(done.result())
+        else:
+            why = str(error) if isinstance(error, ParseError) else _NOT_WALKED
+            answer.set_result(Classified(unknown(why)))
+
+    _parser.parse_large(text, _classified).add_done_callback(hand_over)
+    return answer
+
+
+_NOT_WALKED: Final = "The statement has a shape that this gateway doesn't know; rewrite it."
+
+
+def _classified(trees: list[Node]) -> Classified:
+    found: dict[Access, None] = {}
+    why = ""
+    statements: list[Statement] = []
+    for tree in trees:
+        walk = Walk()
+        try:
+            walk.statement(tree["stmt"])
+            statements.append(_statement(tree["stmt"]))
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError):
+            # The tree isn't as the tables say: a library of another version. Said in words, not by falling over.
+            walk.unknown(_NOT_WALKED)
+            statements.append(Statement("other"))
+        found.update(walk.found or dict.fromkeys(_TOUCHES_NOTHING.accesses))
+        why = why or walk.why_unknown
+    if not found:  # blanks and comments only: drivers ping with them
+        return Classified(_TOUCHES_NOTHING)
+    return Classified(
+        _facts(found, why),
+        tuple(statements),
+        changes_names=any(s.kind in _NAMES or (s.kind == "discard" and s.name == "all") for s in statements),
+        changes_portals=any(s.kind in _PORTALS for s in statements),
+        changes_reading=any(_changes_reading(access) for access in found),
+    )
+
+
+def _facts(found: dict[Access, None], why: str) -> Facts:
+    accesses = tuple(sorted(found, key=lambda access: (_EFFECT_ORDER[access.effect], access.object)))
+    if any(access.effect is Effect.UNKNOWN for access in accesses):
+        return Facts(accesses, Resolution.UNRESOLVED, why)
+    named = any(access.object and access.effect not in _OBJECTLESS for access in accesses)
+    return Facts(accesses, Resolution.SYNTACTIC if named else Resolution.NONE)
+
+
+def _statement(tree: dict[str, Any]) -> Statement:
+    ((kind, node),) = tree.items()
+    if kind in _KINDS:
+        word, field = _KINDS[kind]
+        return Statement(word, node.get(field, ""))
+    if kind == "TransactionStmt":
+        return Statement(_TRANSACTIONS.get(node["kind"], "other"), node.get("savepoint_name", ""))
+    if kind == "CopyStmt" and "filename" not in node and not node.get("is_program"):
+        return Statement("copy_in" if node.get("is_from") else "copy_out")
+    if kind == "DiscardStmt":
+        return Statement("discard", node.get("target", "DISCARD_ALL").removeprefix("DISCARD_").lower())
+    return Statement("other")
+
+
+def _changes_reading(access: Access) -> bool:
+    if access.effect is Effect.PRIVILEGE:
+        return access.object in _READING or access.object.startswith("pg_catalog.")
+    return access.effect is Effect.SCHEMA and access.object.startswith("pg_temp.")
+
+
+class ClassifyCache:
+    """Exact text to what it was classified as; the least recently used goes first.
+
+    Facts depend on the text alone while the gateway pins search path and encodings, so all sessions may share one.
+    """
+
+    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._size_bytes = 0
+        self._entries: OrderedDict[bytes, Classified] = OrderedDict()
+
+    def find(self, text: bytes) -> Classified | None:
+        """What the text was classified as, if that is still kept."""
+        found = self._entries.get(text)
+        if found is not None:
+            self._entries.move_to_end(text)
+        return found
+
+    def keep(self, text: bytes, classified: Classified) -> None:
+        """Remember a text, and forget others until `max_bytes` suffice."""
+        size = _size(text, classified)
+        if size > self._max_bytes // _SHARE:
+            return
+        if text in self._entries:
+            self._size_bytes -= _size(text, self._entries.pop(text))
+        self._entries[bytes(text)] = classified
+        self._size_bytes += size
+        while self._size_bytes > self._max_bytes:
+            old_text, old = self._entries.popitem(last=False)
+            self._size_bytes -= _size(old_text, old)
+
+
+def _size(text: bytes, classified: Classified) -> int:
+    names = sum(len(access.object) for access in classified.facts.accesses)
+    return _ENTRY_BYTES + len(text) + names + 160 * (len(classified.facts.accesses) + len(classified.statements))
