@@ -57,6 +57,11 @@ class Opa:
         fresh.replace(self.bundle)
         self._wait(lambda: self.ask("chaperone/revision", {}) == revision)
 
+    def add_module(self, name: str, text: str) -> None:
+        """Put a Rego module beside the bundle."""
+        status, answer = self._call("PUT", f"/v1/policies/{name}", text)
+        assert status == 200, answer
+
     def wait_ready(self) -> None:
         """Wait until the server listens and its bundle is active."""
         self._wait(lambda: self._call("GET", "/health?bundles", None)[0] == 200)
@@ -64,7 +69,9 @@ class Opa:
     def _call(self, method: str, path: str, body: str | None) -> tuple[int, Any]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=CALL_TIMEOUT_S)
         try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
+            connection.request(
+                method, path, body, {"Content-Type": "application/json" if method == "POST" else "text/plain"}
+            )
             response = connection.getresponse()
             return response.status, json.loads(response.read() or b"{}")
         finally:
@@ -90,7 +97,7 @@ def opa_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[byt
     """Start an OPA server with the bundle (bytes of a tar.gz); all are ended after the tests."""
     started: list[Opa] = []
 
-    def start(bundle: bytes, *more: Path) -> Opa:
+    def start(bundle: bytes) -> Opa:
         folder = tmp_path_factory.mktemp("opa")
         path, log = folder / "bundle.tar.gz", folder / "opa.log"
         path.write_bytes(bundle)
@@ -98,7 +105,7 @@ def opa_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[byt
         arguments = [opa_binary(), "run", "--server", "--addr", f"127.0.0.1:{port}", "--skip-version-check"]
         arguments += ["--log-level", "error", "--shutdown-grace-period", "1", "--watch", "--bundle", str(path)]
         with log.open("wb") as out:
-            process = subprocess.Popen([*arguments, *map(str, more)], stdout=out, stderr=out, cwd=folder)
+            process = subprocess.Popen(arguments, stdout=out, stderr=out, cwd=folder)
         opa = Opa(port, path, log, process)
         started.append(opa)
         opa.wait_ready()

@@ -1,7 +1,7 @@
 # Chaperone's one evaluator of policy: docs/architecture.md §4 says what it decides.
 #
 # It reads documents that the compiler puts beside it: `revision`, `identities` and `grants`
-# (identity, then target, then rules with an index by effect). It always has exactly one
+# (identity, then target, then rules and where to look for them, see `grants.py`). It always has exactly one
 # decision, whatever the input is: what it cannot read, it denies.
 
 package chaperone
@@ -56,46 +56,43 @@ uncovered contains [access.object, access.effect] if {
 }
 
 # The strictest rule that covers one access, as [rank, rule, object, effect]; undefined when none does.
-judged(access) := min({[rank[rule.action], index, access.object, access.effect] |
-	some index in candidates(access.effect)
-	rule := grant.rules[index]
-	covers(rule, access)
+judged(access) := min({[rank[grant.rules[index].action], index, access.object, access.effect] |
+	some word in words(access.effect)
+	some index in covering(word, access)
 })
 
-candidates(effect) := array.concat(array.concat(named(effect), by_wildcard(effect)), by_courtesy(effect))
-
-named(effect) := object.get(grant.effects, effect, [])
-
 # A wildcard never means a critical effect.
-by_wildcard(effect) := object.get(grant.effects, "*", []) if not effect in critical
+words(effect) := [effect] if effect in critical
 
-else := []
+else := [effect, "*"]
 
-# Who may do anything at a target may say BEGIN there.
-by_courtesy(effect) := grant.allows if effect == "transaction"
+# Rules that say `word` and cover the access.
+covering(word, access) := array.concat(
+	array.concat(object.get(grant.every, word, []), by_name(word, access.object)),
+	by_leave(word, access),
+)
 
-else := []
+by_name(word, object_name) := [] if object_name == ""
 
-covers(rule, _) if rule.every
+else := array.concat(
+	object.get(grant.exact, [word, object_name], []),
+	[glob.rule |
+		some first in ["", split(object_name, ".")[0]]
+		some glob in object.get(grant.globs, [word, first], [])
+		regex.match(glob.pattern, object_name)
+	],
+)
 
-covers(rule, access) if rule.exact[access.object]
-
-covers(rule, access) if {
-	access.object != ""
-	regex.match(rule.pattern, access.object)
-}
-
-# A read that touches nothing (SELECT 1) needs leave to read, whatever the objects of that leave are.
-covers(rule, access) if {
-	rule.action == "Allow"
+# A read that touches nothing (SELECT 1) needs leave to read, whatever the objects of that leave are; and who may do
+# anything at a target may say BEGIN there.
+by_leave(word, access) := object.get(grant.allows, word, []) if {
 	access.effect == "read"
 	access.object == ""
 }
 
-covers(rule, access) if {
-	rule.action == "Allow"
-	access.effect == "transaction"
-}
+else := grant.first_allow if access.effect == "transaction"
+
+else := []
 
 ruled(verdict) := {
 	"action": rule.action,

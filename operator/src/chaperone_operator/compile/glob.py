@@ -50,11 +50,15 @@ def is_exact(pattern: str) -> bool:
     return "*" not in pattern
 
 
-def expression(patterns: list[str]) -> str:
-    """One RE2 expression for all patterns, anchored at both ends; "" for none."""
-    if not patterns:
-        return ""
-    return r"\A(?:" + "|".join(_ANY.join(map(_quoted, pattern.split("*"))) for pattern in sorted(patterns)) + r")\z"
+def first_part(pattern: str) -> str:
+    """The first part of every name that matches, "" when the pattern leaves it open."""
+    first = pattern.split(".", 1)[0]
+    return first if is_exact(first) else ""
+
+
+def expression(pattern: str) -> str:
+    """The pattern as an RE2 expression, anchored at both ends."""
+    return r"\A" + _ANY.join(map(_quoted, pattern.split("*"))) + r"\z"
 
 
 def _quoted(text: str) -> str:

@@ -49,33 +49,42 @@ def grants(bound: Iterable[Bound], protocols: Mapping[str, str]) -> dict[str, An
 
 
 def _grant(bound: list[Bound], protocol: str) -> dict[str, Any]:
+    """One target's rules, the strictest first, and where to find those that say a word of `effects`.
+
+    `every`: rules without objects, by word. `exact`: by word and name. `globs`: by word and the pattern's first part,
+    which is "" when it holds a `*`. `allows`: the first Allow rule by word; `first_allow`: the first of all.
+    """
     ordered = sorted(bound, key=_order)
-    effects: dict[str, list[int]] = {}
+    every: dict[str, list[int]] = {}
+    exact: dict[str, dict[str, list[int]]] = {}
+    globs: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    allows: dict[str, list[int]] = {}
     for index, one in enumerate(ordered):
-        for effect in sorted(set(one.rule.match.effects)):
-            effects.setdefault(effect, []).append(index)
+        objects = one.rule.match.objects
+        for word in sorted(set(one.rule.match.effects)):
+            if one.rule.action == Action.ALLOW:
+                allows.setdefault(word, [index])
+            if objects is None:
+                every.setdefault(word, []).append(index)
+            for pattern in sorted(set(objects or ())):
+                if glob.is_exact(pattern):
+                    exact.setdefault(word, {}).setdefault(pattern, []).append(index)
+                else:
+                    entry = {"pattern": glob.expression(pattern), "rule": index}
+                    globs.setdefault(word, {}).setdefault(glob.first_part(pattern), []).append(entry)
     return {
         "protocol": protocol,
-        "rules": [_rule(one) for one in ordered],
-        "effects": effects,
-        "allows": [index for index, one in enumerate(ordered) if one.rule.action == Action.ALLOW],
+        "rules": [
+            {"action": one.rule.action.value, "policy": one.policy, "rule": one.rule.name, "message": one.rule.message}
+            for one in ordered
+        ],
+        "every": every,
+        "exact": exact,
+        "globs": globs,
+        "allows": allows,
+        "first_allow": min(allows.values(), default=[]),
     }
 
 
 def _order(one: Bound) -> tuple[int, int, str, str]:
     return RANK[one.rule.action], _CLUSTER_FIRST[one.is_cluster], one.policy, one.rule.name
-
-
-def _rule(one: Bound) -> dict[str, Any]:
-    rule = one.rule
-    entry: dict[str, Any] = {
-        "action": rule.action.value,
-        "policy": one.policy,
-        "rule": rule.name,
-        "message": rule.message,
-    }
-    if rule.match.objects is None:
-        return entry | {"every": True}
-    exact = {pattern: True for pattern in sorted(set(rule.match.objects)) if glob.is_exact(pattern)}
-    pattern = glob.expression(sorted({pattern for pattern in rule.match.objects if not glob.is_exact(pattern)}))
-    return entry | ({"exact": exact} if exact else {}) | ({"pattern": pattern} if pattern else {})
