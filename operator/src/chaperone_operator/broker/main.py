@@ -1,0 +1,115 @@
+"""`chaperone-broker`: starts the broker and ends it cleanly on SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import ssl
+import sys
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from chaperone_operator import kubeconfig
+from chaperone_operator.broker import ca
+from chaperone_operator.broker.enrolment import Enrolments
+from chaperone_operator.broker.errors import CannotStart
+from chaperone_operator.broker.lease import Leases
+from chaperone_operator.broker.server import Broker
+from chaperone_operator.broker.serving import Serving
+from chaperone_operator.broker.snapshots import Snapshots
+from chaperone_operator.kube import NAMESPACES, ApiError, Client
+
+SHUTDOWN_S: Final = 5.0  # calls under way may end; long polls are cut, and the gateway polls again
+PUBLISH_PERIOD_S: Final = 300.0  # the trust root is put back when somebody removes it
+PUBLISH_RETRY_S: Final = 5.0
+
+_log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Entry point; exit status 1 with one line when the broker cannot start."""
+    arguments = _parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        asyncio.run(serve(arguments))
+    except (CannotStart, kubeconfig.ConfigError) as error:
+        sys.exit(f"chaperone-broker: {error}")
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises:
+        CannotStart, ConfigError: something that the broker needs is missing.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    access = kubeconfig.find(arguments.kubeconfig, arguments.context)
+    async with Client(access, agent="chaperone-broker") as client:
+        authority = await ca.load(client, arguments.namespace)
+        cluster = await _cluster(client)
+        snapshots = Snapshots(client, arguments.namespace)
+        broker = Broker(client, Enrolments(client, authority, cluster), snapshots, Leases(client, arguments.namespace))
+        serving = Serving(arguments.tls_cert, arguments.tls_key, authority.pem)
+        async with contextlib.AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            followers = [
+                tasks.create_task(snapshots.run()),
+                tasks.create_task(serving.run()),
+                tasks.create_task(_publish(client, arguments.namespace, authority)),
+            ]
+            await _listen(stack, broker.application(), arguments.address, arguments.port, serving.context)
+            await _listen(stack, broker.observation(), arguments.address, arguments.metrics_port, None)
+            _log.info("serving on port %d", arguments.port)
+            await stop.wait()
+            for follower in followers:
+                follower.cancel()
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack, app: web.Application, address: str, port: int, context: ssl.SSLContext | None
+) -> None:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, address, port, ssl_context=context).start()
+
+
+async def _cluster(client: Client) -> str:
+    try:
+        found = await client.get(NAMESPACES, "kube-system")
+    except ApiError as error:
+        raise CannotStart(f"The cluster's identity cannot be read from Namespace kube-system: {error}") from error
+    uid: str = found["metadata"]["uid"]
+    return uid
+
+
+async def _publish(client: Client, namespace: str, authority: ca.Authority) -> None:
+    while True:
+        try:
+            await ca.publish(client, namespace, authority)
+        except ApiError as error:
+            _log.warning("the trust root was not published: %s", error)
+            await asyncio.sleep(PUBLISH_RETRY_S)
+        else:
+            await asyncio.sleep(PUBLISH_PERIOD_S)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="chaperone-broker", description=__doc__)
+    parser.add_argument("--namespace", default="chaperone-system", help="system namespace (Secrets, snapshots)")
+    parser.add_argument("--address", default="", help="address to listen on; default: all")
+    parser.add_argument("--port", type=int, default=8443, help="HTTPS port for gateways")
+    parser.add_argument("--metrics-port", type=int, default=8080, help="HTTP port for /metrics, /healthz, /readyz")
+    parser.add_argument("--tls-cert", type=Path, default=Path("/etc/chaperone-tls/tls.crt"), help="serving certificate")
+    parser.add_argument("--tls-key", type=Path, default=Path("/etc/chaperone-tls/tls.key"), help="its key")
+    parser.add_argument("--kubeconfig", default=None, help="default: the pod's service account")
+    parser.add_argument("--context", default=None, help="context of the kubeconfig")
+    return parser

@@ -1,0 +1,193 @@
+"""The four calls of docs/architecture.md §5 over HTTPS, and health and metrics over plain HTTP.
+
+Client certificates are optional in the handshake and demanded route by route: only the exchange of a token has none.
+Every refusal is problem+json with what to do next; an error that nobody foresaw is answered without its text, because
+that text may quote what was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from chaperone_operator.broker import pod as pods
+from chaperone_operator.broker.enrolment import Enrolments
+from chaperone_operator.broker.errors import Refused
+from chaperone_operator.broker.lease import Leases
+from chaperone_operator.broker.limit import Limit
+from chaperone_operator.broker.metrics import CONTENT_TYPE, Metrics
+from chaperone_operator.broker.peer import Peers
+from chaperone_operator.broker.snapshots import MAX_WAIT_S, Snapshots
+from chaperone_operator.kube import ApiError, Client
+
+MAX_BODY_BYTES: Final = 16_384  # a certificate request and a key have 1 kB
+CALL_TIMEOUT_S: Final = 20.0  # several calls to the API server; the gateway itself gives up after 10 s
+MAX_REVIEWS: Final = 16  # tokens under review at once: each costs the API server a signature check and a look-up
+_ROUTES: Final = frozenset({"/v1/certificates", "/v1/config", "/v1/bundle", "/v1/leases"})
+
+_log = logging.getLogger(__name__)
+
+type Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class _Exchange(msgspec.Struct):
+    csr: str
+    stream_key: str
+
+
+class _Wanted(msgspec.Struct):
+    target: str
+
+
+class Broker:
+    """Routes of the broker."""
+
+    def __init__(self, client: Client, enrolments: Enrolments, snapshots: Snapshots, leases: Leases) -> None:
+        self._client = client
+        self._enrolments = enrolments
+        self._snapshots = snapshots
+        self._leases = leases
+        self._peers = Peers()
+        self._reviews = asyncio.Semaphore(MAX_REVIEWS)
+        self.metrics = Metrics()
+        self._by_address = Limit(per_minute=60, burst=60)  # before anything is known of the caller
+        self._exchanges = Limit(per_minute=6, burst=6)  # a gateway that cannot enrol is restarted with growing pauses
+        self._reads = Limit(per_minute=60, burst=30)  # one long poll after the other, and a bundle for each change
+        self._given = Limit(per_minute=60, burst=60)  # one a target every 15 minutes, and again after failures
+
+    def application(self) -> web.Application:
+        """The HTTPS application for gateways."""
+        app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY_BYTES)
+        app.router.add_post("/v1/certificates", self._certificates)
+        app.router.add_get("/v1/config", self._config)
+        app.router.add_get("/v1/bundle", self._bundle)
+        app.router.add_post("/v1/leases", self._lease)
+        return app
+
+    def observation(self) -> web.Application:
+        """The plain HTTP application for kubelet and Prometheus."""
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthy)
+        app.router.add_get("/readyz", self._ready)
+        app.router.add_get("/metrics", self._measured)
+        return app
+
+    async def _certificates(self, request: web.Request) -> web.Response:
+        body = await _body(request, _Exchange)
+        header = request.headers.get("Authorization")
+        if header is None:
+            peer = self._peers.of(request)
+            self._exchanges.take(peer.pod_uid)
+            issued = await self._enrolments.renew(peer, body.csr, body.stream_key)
+        else:
+            self._by_address.take(request.remote or "")
+            scheme, _, token = header.partition(" ")
+            if scheme.lower() != "bearer":
+                raise Refused(401, "Unknown caller", "Send the pod's token as Authorization: Bearer.")
+            async with self._reviews:
+                claim = await pods.review(self._client, token.strip())
+            self._exchanges.take(claim.pod_uid)
+            issued = await self._enrolments.exchange(claim, body.csr, body.stream_key)
+            _log.info("certificate for pod %s/%s (%s)", claim.namespace, claim.pod, claim.pod_uid)
+        return _json(issued)
+
+    async def _config(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._reads.take(peer.pod_uid)
+        revision = request.query.get("revision", "")
+        try:
+            wait_s = min(float(request.query.get("wait", "0")), MAX_WAIT_S)
+        except ValueError:
+            raise Refused(400, "Bad request", "The parameter wait is a number of seconds.") from None
+        snapshot = await self._snapshots.wait(peer.namespace, revision, max(wait_s, 0))
+        if snapshot is None:
+            return web.Response(status=304)
+        return web.Response(body=snapshot.config(peer.identity), content_type="application/json")
+
+    async def _bundle(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._reads.take(peer.pod_uid)
+        snapshot = self._snapshots.of(peer.namespace)
+        snapshot.config(peer.identity)  # an identity without a configuration has no business with the policy either
+        tag = f'"{snapshot.revision}"'
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers={"ETag": tag})
+        return web.Response(body=snapshot.bundle, content_type="application/gzip", headers={"ETag": tag})
+
+    async def _lease(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._given.take(peer.pod_uid)
+        target = (await _body(request, _Wanted)).target
+        await self._enrolments.check_current(peer)
+        lease = await self._leases.give(peer, self._snapshots.of(peer.namespace), target)
+        _log.info("lease of %s for pod %s/%s (%s)", target, peer.namespace, peer.pod, peer.pod_uid)
+        return _json(lease)
+
+    async def _healthy(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        if self._snapshots.synced.is_set():
+            return web.Response(text="ready")
+        return web.Response(status=503, text="the policies are not read yet")
+
+    async def _measured(self, _: web.Request) -> web.Response:
+        self.metrics.waiters.set(self._snapshots.waiters)
+        self.metrics.snapshots.set(self._snapshots.count)
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        route = request.path if request.path in _ROUTES else "other"
+        began = time.perf_counter()
+        response = await self._settled(request, handler)
+        self.metrics.calls.labels(route, str(response.status)).inc()
+        self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
+        return response
+
+    async def _settled(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        waits_s = MAX_WAIT_S if request.path == "/v1/config" else 0
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S + waits_s):
+                return await handler(request)
+        except Refused as refused:
+            _log.info("%s %s: %d %s", request.method, request.path, refused.status, refused.title)
+            return _problem(refused.status, refused.title, str(refused), refused.retry_after_s)
+        except web.HTTPException as error:
+            return _problem(error.status, error.reason, "The broker has the four calls of its documentation.")
+        except ApiError as error:
+            _log.warning("%s %s: %s", request.method, request.path, error)
+            detail = "The Kubernetes API server does not answer the broker; call again."
+            return _problem(503, "API server not available", detail, 1)
+        except TimeoutError:
+            return _problem(503, "Too slow", "The Kubernetes API server answers too slowly; call again.", 1)
+        except Exception as error:  # the last line of defence: whatever it is, its text may hold a secret
+            _log.error("%s %s failed: %s", request.method, request.path, type(error).__name__)
+            return _problem(500, "Internal error", "The broker failed; its log names the call.")
+
+
+async def _body[T](request: web.Request, shape: type[T]) -> T:
+    raw = await request.read()
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        fields = ", ".join(shape.__annotations__)
+        raise Refused(400, "Bad request", f"The body is a JSON object with the texts {fields}.") from None
+
+
+def _json(answer: msgspec.Struct) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(answer), content_type="application/json", headers={"Cache-Control": "no-store"}
+    )
+
+
+def _problem(status: int, title: str, detail: str, retry_after_s: int = 0) -> web.Response:
+    headers = {"Retry-After": str(retry_after_s)} if retry_after_s else None
+    body = msgspec.json.encode({"title": title, "detail": detail, "status": status})
+    return web.Response(status=status, body=body, content_type="application/problem+json", headers=headers)

@@ -1,0 +1,192 @@
+"""The compiled policy of every namespace, as the operator stored it, and who waits for the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import io
+import logging
+import tarfile
+from typing import Final
+
+import msgspec
+
+from chaperone_operator.broker.errors import Refused
+from chaperone_operator.kube import CONFIG_MAPS, Client, Object
+from chaperone_operator.mirror import Key, Mirror
+
+LABEL: Final = "chaperone.dev/snapshot=true"
+PREFIX: Final = "snapshot-"
+MAX_WAIT_S: Final = 30  # the longest a gateway may wait for a change; load balancers cut idle connections at 60
+MAX_WAITERS: Final = 8192  # calls that wait at once; one a gateway
+MAX_MANIFEST_BYTES: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+
+class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The Secrets behind one target, by name; `ca_secret` may be empty."""
+
+    secret: str
+    ca_secret: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """One namespace's policy under one revision.
+
+    Attributes:
+        configs: GatewayConfig of each identity, as JSON.
+        leases: identity → target → where the credential lies.
+    """
+
+    revision: str
+    bundle: bytes
+    configs: dict[str, msgspec.Raw]
+    leases: dict[str, dict[str, LeaseRef]]
+
+    def config(self, identity: str) -> bytes:
+        """The configuration of an identity's gateways.
+
+        Raises:
+            Refused: 404.
+        """
+        found = self.configs.get(identity)
+        if found is None:
+            raise Refused(
+                404,
+                "No such identity",
+                f"AgentIdentity {identity} is not in force yet; see its status and its policies'.",
+            )
+        return bytes(found)
+
+    def names_target(self, identity: str, target: str) -> bool:
+        """Whether the identity's configuration lists the target."""
+        config = msgspec.json.decode(self.config(identity), type=_Config)
+        return any(one.name == target for one in config.targets)
+
+
+class Snapshots:
+    """All snapshots, kept current by `run`; a snapshot that cannot be read leaves the one before in force."""
+
+    def __init__(self, client: Client, system_namespace: str) -> None:
+        self._mirror = Mirror(client, CONFIG_MAPS, system_namespace, LABEL, self._changed)
+        self._snapshots: dict[str, Snapshot] = {}
+        self._changes: dict[str, asyncio.Event] = {}
+        self.waiters = 0
+
+    @property
+    def synced(self) -> asyncio.Event:
+        """Set when the first whole list has come."""
+        return self._mirror.synced
+
+    @property
+    def count(self) -> int:
+        """Namespaces with a snapshot."""
+        return len(self._snapshots)
+
+    async def run(self) -> None:
+        """Follow the ConfigMaps for ever."""
+        await self._mirror.run()
+
+    def of(self, namespace: str) -> Snapshot:
+        """The snapshot in force.
+
+        Raises:
+            Refused: 404 when the namespace has none, 503 before the first list.
+        """
+        if not self.synced.is_set():
+            raise Refused(503, "Starting", "The broker has not read the policies yet; call again.", retry_after_s=1)
+        found = self._snapshots.get(namespace)
+        if found is None:
+            raise Refused(
+                404,
+                "No policy",
+                f"Namespace {namespace} has no compiled policy yet; see the status of its policies and AgentIdentities.",
+            )
+        return found
+
+    async def wait(self, namespace: str, revision: str, wait_s: float) -> Snapshot | None:
+        """The snapshot as soon as it is another than `revision`; None when it still is after `wait_s`.
+
+        Raises:
+            Refused: as `of`; 503 when too many wait already.
+        """
+        current = self.of(namespace)
+        if current.revision != revision:
+            return current
+        if self.waiters >= MAX_WAITERS:
+            raise Refused(503, "Too many waiters", "Call again.", retry_after_s=5)
+        self.waiters += 1
+        try:
+            async with asyncio.timeout(min(wait_s, MAX_WAIT_S)):
+                while current.revision == revision:
+                    await self._changes.setdefault(namespace, asyncio.Event()).wait()
+                    current = self.of(namespace)
+        except TimeoutError:
+            return None
+        finally:
+            self.waiters -= 1
+        return current
+
+    def _changed(self, key: Key) -> None:
+        name = key[1]
+        if not name.startswith(PREFIX):
+            return
+        namespace = name.removeprefix(PREFIX)
+        item = self._mirror.objects.get(key)
+        if item is None:
+            self._snapshots.pop(namespace, None)
+        else:
+            try:
+                self._snapshots[namespace] = parse(item)
+            except ValueError as error:
+                _log.error("the ConfigMap %s cannot be used, the one before stays: %s", name, error)
+                return
+        if waiting := self._changes.pop(namespace, None):
+            waiting.set()
+
+
+class _Target(msgspec.Struct):
+    name: str
+
+
+class _Config(msgspec.Struct):
+    targets: tuple[_Target, ...]
+
+
+class _Manifest(msgspec.Struct):
+    revision: str
+
+
+def parse(config_map: Object) -> Snapshot:
+    """A snapshot out of its ConfigMap.
+
+    Raises:
+        ValueError: a part is missing or has another shape.
+    """
+    data = config_map.get("binaryData") or {}
+    try:
+        bundle, gateway, leases = (
+            base64.b64decode(data[name], validate=True) for name in ("bundle.tar.gz", "gateway.json", "leases.json")
+        )
+    except (KeyError, TypeError, binascii.Error) as error:
+        raise ValueError(f"binaryData lacks a part or is no base64 ({error})") from error
+    try:
+        return Snapshot(
+            _revision(bundle),
+            bundle,
+            msgspec.json.decode(gateway, type=dict[str, msgspec.Raw]),
+            msgspec.json.decode(leases, type=dict[str, dict[str, LeaseRef]]),
+        )
+    except (msgspec.DecodeError, tarfile.TarError, OSError, EOFError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _revision(bundle: bytes) -> str:
+    with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:gz") as archive:
+        member = archive.next()
+        content = archive.extractfile(member) if member is not None and member.name == ".manifest" else None
+        if content is None:
+            raise ValueError("the bundle does not begin with its manifest")
+        return msgspec.json.decode(content.read(MAX_MANIFEST_BYTES), type=_Manifest).revision
