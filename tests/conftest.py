@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from fix_collector import collector, collector_with, gateway_ca
 from fix_opa import opa_with
 
 __all__ = [
+    "collector",
+    "collector_with",
+    "gateway_ca",
     "opa_with",
 ]

@@ -1,9 +1,9 @@
 """Does a batch continue its stream? Pure: bytes and what is stored in, entries or a refusal out.
 
 What breaks the chain is refused, because nothing after it could be trusted: a wrong number, a link that does not
-follow, a head that the stream's key did not sign, anything after the signed end. What is only badly *said* (a header that is
-not canonical, a record that lacks a field, an unknown type) is stored in its place with a finding: the command that it
-speaks of has happened, and the chain goes on through it.
+follow, a head that the stream's key did not sign, anything after the signed end. What is only badly *said* (a header
+that is not canonical, a record that lacks a field, an unknown type) is stored in its place with a finding: the command
+that it speaks of has happened, and the chain goes on through it.
 """
 
 from __future__ import annotations

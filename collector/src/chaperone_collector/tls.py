@@ -103,7 +103,6 @@ class ServerTls:
         authority = self._read_authority()
         context.load_verify_locations(cadata=authority)
         context.verify_mode = self._client
-        context.verify_flags |= ssl.VERIFY_X509_STRICT
         # A resumed session would not show its certificate again, and so outlive the CA.
         context.num_tickets = 0
         context.options |= ssl.OP_NO_TICKET

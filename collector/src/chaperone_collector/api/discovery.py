@@ -1,0 +1,196 @@
+"""Discovery and OpenAPI: fixed documents that need no storage, so that a busy log never slows everybody's kubectl."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from chaperone_collector.api.status import GROUP, VERSION
+
+_VERBS: Final = ["get", "list", "watch"]
+_GROUP_VERSION: Final = f"{GROUP}/{VERSION}"
+_STRING: Final = {"type": "string"}
+_INTEGER: Final = {"type": "integer", "format": "int64"}
+_STRINGS: Final = {"type": "array", "items": {"type": "string"}}
+
+
+def _field(base: dict[str, Any], description: str) -> dict[str, Any]:
+    return {**base, "description": description}
+
+
+_SESSION: Final[dict[str, Any]] = {
+    "spec": {
+        "identity": _field(_STRING, "The AgentIdentity that the pod runs as."),
+        "owner": _field(_STRING, "The human who answers for it."),
+        "target": _field(_STRING, "The AccessTarget that was connected to."),
+        "protocol": _field(_STRING, "The protocol that was spoken."),
+        "pod": _field(_STRING, "The agent's pod."),
+        "podUID": _field(_STRING, "The pod's uid, as in the gateway's certificate."),
+        "node": _field(_STRING, "The node that the pod ran on."),
+        "serviceAccount": _field(_STRING, "The pod's service account."),
+        "user": _field(_STRING, "The user that the client named; the backend's is the credential's."),
+        "database": _field(_STRING, "The database that the client named."),
+        "application": _field(_STRING, "What the client called itself."),
+        "client": _field(_STRING, "The client's address in the pod."),
+        "stream": _field(_STRING, "The stream of records that holds the session."),
+    },
+    "status": {
+        "state": _field(_STRING, "Open, Closed, or Lost: its gateway ended, restarted or fell silent."),
+        "startedAt": _field(_STRING, "By the gateway's clock."),
+        "endedAt": _field(_STRING, "By the gateway's clock."),
+        "reason": _field(_STRING, "Why it ended."),
+        "commands": _field(_INTEGER, "Commands recorded."),
+        "denied": _field(_INTEGER, "Commands that were not allowed."),
+        "bytesIn": _field(_INTEGER, "Bytes from the client."),
+        "bytesOut": _field(_INTEGER, "Bytes to the client."),
+        "lastSeq": _field(_INTEGER, "The newest record of the stream."),
+    },
+}
+_COMMAND: Final[dict[str, Any]] = {
+    "spec": {
+        "session": _field(_STRING, "The session that the command belongs to."),
+        "identity": _field(_STRING, "The AgentIdentity that sent it."),
+        "target": _field(_STRING, "The AccessTarget that it was for."),
+        "kind": _field(_STRING, "What the protocol calls it."),
+        "effects": _field(_STRINGS, "What it does."),
+        "objects": _field(_STRINGS, "What it does it to."),
+        "resolution": _field(_STRING, "How effects and objects were found."),
+        "decision": _field(_STRING, "Allow, Deny or RequireApproval."),
+        "policy": _field(_STRING, "The policy that decided."),
+        "rule": _field(_STRING, "The rule that decided."),
+        "revision": _field(_STRING, "The revision of all policies at that time."),
+        "sha256": _field(_STRING, "SHA-256 of the exact text."),
+        "sizeBytes": _field(_INTEGER, "Length of the exact text."),
+        "command": _field(_STRING, "The text, when it was kept and is not longer than 16 KiB."),
+        "inTransaction": _field({"type": "boolean"}, "Whether a transaction was open."),
+        "stream": _field(_STRING, "The stream that holds the command."),
+        "seq": _field(_INTEGER, "The number of its record in the stream."),
+    },
+    "status": {
+        "status": _field(_STRING, "Pending, Ok, Error, Refused or Aborted."),
+        "code": _field(_STRING, "The backend's code for an error."),
+        "decidedAt": _field(_STRING, "By the gateway's clock."),
+        "rows": _field(_INTEGER, "Rows of the result."),
+        "bytes": _field(_INTEGER, "Bytes of the result."),
+        "durationMicroseconds": _field(_INTEGER, "From decision to end."),
+    },
+}
+_DESCRIPTIONS: Final = {
+    "Session": "A connection of an agent to a target, read off the tamper-evident log.",
+    "Command": "One command of an agent: what was asked, decided, and what came of it.",
+}
+
+
+def group_list() -> dict[str, Any]:
+    """`/apis`."""
+    return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group()]}
+
+
+def group() -> dict[str, Any]:
+    """`/apis/<group>`."""
+    return {"kind": "APIGroup", "apiVersion": "v1", **_group()}
+
+
+def resources() -> dict[str, Any]:
+    """`/apis/<group>/<version>`."""
+    return {
+        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": _GROUP_VERSION,
+        "resources": [
+            {"name": "sessions", "singularName": "session", "namespaced": True, "kind": "Session", "verbs": _VERBS},
+            {"name": "sessions/proof", "singularName": "", "namespaced": True, "kind": "Session", "verbs": ["get"]},
+            {"name": "commands", "singularName": "command", "namespaced": True, "kind": "Command", "verbs": _VERBS},
+        ],
+    }  # fmt: skip
+
+
+def openapi_v2() -> bytes:
+    """`/openapi/v2`."""
+    return _V2
+
+
+def openapi_v3_index() -> dict[str, Any]:
+    """`/openapi/v3`."""
+    return {"paths": {f"apis/{_GROUP_VERSION}": {"serverRelativeURL": f"/openapi/v3/apis/{_GROUP_VERSION}"}}}
+
+
+def openapi_v3() -> bytes:
+    """`/openapi/v3/apis/<group>/<version>`."""
+    return _V3
+
+
+def _group() -> dict[str, Any]:
+    version = {"groupVersion": _GROUP_VERSION, "version": VERSION}
+    return {"name": GROUP, "versions": [version], "preferredVersion": version}
+
+
+def _schemas(prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind, parts in (("Session", _SESSION), ("Command", _COMMAND)):
+        name = _name(kind)
+        version_kind = [{"group": GROUP, "version": VERSION, "kind": kind}]
+        found[name] = {
+            "type": "object", "description": _DESCRIPTIONS[kind],
+            "properties": {
+                "apiVersion": _STRING, "kind": _STRING, "metadata": {"type": "object"},
+                **{part: {"type": "object", "properties": fields} for part, fields in parts.items()},
+            },
+            "x-kubernetes-group-version-kind": version_kind,
+        }  # fmt: skip
+        found[name + "List"] = {
+            "type": "object", "description": f"A list of {kind}.", "required": ["items"],
+            "properties": {
+                "apiVersion": _STRING, "kind": _STRING, "metadata": {"type": "object"},
+                "items": {"type": "array", "items": {"$ref": prefix + name}},
+            },
+            "x-kubernetes-group-version-kind": [{"group": GROUP, "version": VERSION, "kind": kind + "List"}],
+        }  # fmt: skip
+    return found
+
+
+def _name(kind: str) -> str:
+    return f"dev.chaperone.evidence.{VERSION}.{kind}"
+
+
+def _paths(prefix: str, *, is_v3: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for resource, kind in (("sessions", "Session"), ("commands", "Command")):
+        base = f"/apis/{_GROUP_VERSION}"
+        namespaced = f"{base}/namespaces/{{namespace}}/{resource}"
+        for path, action, shown in (
+            (f"{base}/{resource}", "list", kind + "List"),
+            (namespaced, "list", kind + "List"),
+            (namespaced + "/{name}", "get", kind),
+        ):
+            reference = {"$ref": prefix + _name(shown)}
+            answer = {"content": {"application/json": {"schema": reference}}} if is_v3 else {"schema": reference}
+            operation = {
+                "operationId": f"{action}{'Namespaced' if 'namespaces' in path else ''}{kind}",
+                "description": f"{action} {resource}",
+                "responses": {"200": {"description": "OK", **answer}},
+                "x-kubernetes-action": action,
+                "x-kubernetes-group-version-kind": {"group": GROUP, "version": VERSION, "kind": kind},
+            }
+            found[path] = {"get": operation, "parameters": _parameters(path, is_v3=is_v3)}
+    return found
+
+
+def _parameters(path: str, *, is_v3: bool) -> list[dict[str, Any]]:
+    kind: dict[str, Any] = {"schema": _STRING} if is_v3 else _STRING
+    names = [name for name in ("namespace", "name") if f"{{{name}}}" in path]
+    return [{"name": name, "in": "path", "required": True, **kind} for name in names]
+
+
+_INFO: Final = {"title": "Chaperone evidence", "version": VERSION}
+_V2: Final = msgspec.json.encode(
+    {
+        "swagger": "2.0", "info": _INFO, "paths": _paths("#/definitions/", is_v3=False),
+        "definitions": _schemas("#/definitions/"),
+    }
+)  # fmt: skip
+_V3: Final = msgspec.json.encode(
+    {
+        "openapi": "3.0.0", "info": _INFO, "paths": _paths("#/components/schemas/", is_v3=True),
+        "components": {"schemas": _schemas("#/components/schemas/")},
+    }
+)  # fmt: skip

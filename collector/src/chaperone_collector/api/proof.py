@@ -1,0 +1,138 @@
+"""`sessions/proof`: the session's stream as a bundle that `chaperone verify` checks offline.
+
+The bundle is an evidence directory as a tar: `streams/<id>/<first seq>.seg`, `bodies/<id>/<n>.seg`. It holds all
+records of the stream (a chain has no parts) but only the bodies of the session asked for. The CA that it is checked
+against is not in it: an auditor brings that along.
+
+Where it ends: a stream that lives ends with its last signed head, because the records after it are proved by the next
+one, seconds later. One that has gone silent or was succeeded is given whole; with the successor's beginning, which
+signs the end of its predecessor.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sqlite3
+import tarfile
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+
+from chaperone_collector.store import Store
+from chaperone_evidence import entry, record
+from chaperone_evidence.errors import EvidenceError
+
+SEGMENT_ENTRIES: Final = 4000  # entries in one file of the bundle: at most 64 MiB, usually 2
+SEGMENT_BODY_BYTES: Final = 8 << 20
+LOST_AFTER_US: Final = 60_000_000  # as sessions.LOST_AFTER_US: no head for that long, and none is awaited
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A stream and how many of its records belong to the bundle."""
+
+    id: int
+    name: str
+    count: int
+
+
+async def bundle(store: Store, namespace: str, session: str, now_us: int) -> AsyncIterator[bytes] | None:
+    """The bundle's bytes, piece by piece; None when there is no such session."""
+    parts = await store.read(lambda db: _parts(db, namespace, session, now_us))
+    return _stream(store, parts, namespace, session) if parts else None
+
+
+async def _stream(store: Store, parts: list[Part], namespace: str, session: str) -> AsyncIterator[bytes]:
+    for part in parts:
+        for first in range(0, part.count, SEGMENT_ENTRIES):
+            last = min(first + SEGMENT_ENTRIES, part.count) - 1
+            data = await store.read(lambda db, p=part, a=first, z=last: _entries(db, p.id, a, z))  # type: ignore[misc]
+            yield _file(f"streams/{part.name}/{first:016d}.seg", data)
+    after, number = -1, 0
+    while True:
+        after, data = await store.read(lambda db, a=after: _bodies(db, parts[0], namespace, session, a))  # type: ignore[misc]
+        if not data:
+            break
+        yield _file(f"bodies/{parts[0].name}/{number:08d}.seg", data)
+        number += 1
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) -> list[Part]:
+    row = db.execute(
+        "SELECT st.id, st.name, st.count, st.signed, st.superseded, st.seen_us, st.pod_uid FROM session s "
+        "JOIN stream st ON st.id = s.stream WHERE s.namespace = ? AND s.name = ?",
+        (namespace, session),
+    ).fetchone()
+    if row is None:
+        return []
+    number, name, count, signed, superseded, seen_us, pod_uid = row
+    is_over = superseded or seen_us < now_us - LOST_AFTER_US
+    parts = [Part(number, name, count if is_over else signed)]
+    if superseded:
+        for follower, follower_name in db.execute(
+            "SELECT id, name FROM stream WHERE previous = ? AND pod_uid = ? ORDER BY id", (name, pod_uid)
+        ):
+            head = db.execute(
+                "SELECT min(seq) FROM entry WHERE stream = ? AND class = ?", (follower, entry.CLASS_HEAD)
+            ).fetchone()[0]
+            if head is not None:
+                parts.append(Part(follower, follower_name, head + 1))
+    return parts
+
+
+def _entries(db: sqlite3.Connection, stream: int, first: int, last: int) -> bytes:
+    rows = db.execute(
+        "SELECT bytes FROM entry WHERE stream = ? AND seq BETWEEN ? AND ? ORDER BY seq", (stream, first, last)
+    )
+    return b"".join(entry.frame(bytes(row[0])) for row in rows)
+
+
+def _bodies(db: sqlite3.Connection, part: Part, namespace: str, session: str, after: int) -> tuple[int, bytes]:
+    """Body frames of the session's commands after an index, up to a segment's size; and the index looked at last."""
+    rows = db.execute(
+        "SELECT c.idx, e.bytes FROM session s JOIN command c ON c.session = s.idx JOIN entry e ON e.idx = c.idx "
+        "WHERE s.namespace = ? AND s.name = ? AND c.idx > ? AND e.seq < ? ORDER BY c.idx",
+        (namespace, session, after, part.count),
+    )
+    frames: dict[bytes, bytes] = {}
+    size = 0
+    for idx, raw in rows:
+        after = idx
+        for commit in _commits(raw):
+            if commit in frames:
+                continue
+            found = db.execute("SELECT bytes FROM body WHERE hash = ?", (commit,)).fetchone()
+            if found is not None:
+                body = bytes(found[0])
+                frames[commit] = entry.body_frame(body[: entry.SALT_BYTES], body[entry.SALT_BYTES :])
+                size += len(body)
+        if size > SEGMENT_BODY_BYTES:
+            break
+    return after, b"".join(frames.values())
+
+
+def _commits(raw: bytes) -> list[bytes]:
+    try:
+        found = record.decode(raw[entry.PREFIX_BYTES :])
+    except EvidenceError:
+        return []
+    if not isinstance(found, record.CommandIntent):
+        return []
+    commits = []
+    for commitment in (found.body, found.params):
+        if isinstance(commitment, record.Commitment):
+            try:
+                commits.append(base64.b64decode(commitment.commit, validate=True))
+            except binascii.Error:
+                continue  # the verifier says so
+    return commits
+
+
+def _file(name: str, data: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o444
+    padding = -len(data) % tarfile.BLOCKSIZE
+    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(padding)

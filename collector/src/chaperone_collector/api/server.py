@@ -1,0 +1,330 @@
+"""The aggregated API's listener: who asks, may they, what is it, and the record of the read before the answer.
+
+Order for every request about evidence: authenticate (front proxy) → authorise (SubjectAccessReview) → read → record the
+read durably → answer. Health needs nobody; discovery and OpenAPI need the front proxy and no storage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import ssl
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from chaperone_collector.api import commands, discovery, proof, render, sessions, token, watch
+from chaperone_collector.api.authorize import Attributes, Authorizer
+from chaperone_collector.api.flow import Flows
+from chaperone_collector.api.frontproxy import FrontProxy, User
+from chaperone_collector.api.question import (
+    Page,
+    Question,
+    Range,
+    read_flag,
+    read_question,
+    read_range,
+    read_timeout,
+    read_version,
+)
+from chaperone_collector.api.status import GROUP, VERSION, ApiError, bad_request, not_found, unavailable
+from chaperone_collector.errors import CollectorError
+from chaperone_collector.metrics import Metrics
+from chaperone_collector.store import Store
+from chaperone_collector.transaction import Access
+
+log = logging.getLogger(__name__)
+
+MAX_WATCHES: Final = 512
+MAX_WATCHES_PER_USER: Final = 64
+MAX_PROOFS: Final = 4  # bundles being sent at once: each may be gigabytes
+WRITE_TIMEOUT_S: Final = 60.0  # a reader that takes nothing for that long is cut off
+MAX_QUERY_CHARS: Final = 2048  # of a query kept in the record of a read
+
+_PREFIX: Final = f"/apis/{GROUP}/{VERSION}"
+_RESOURCE: Final = re.compile(
+    rf"{re.escape(_PREFIX)}(?:/namespaces/(?P<namespace>[a-z0-9](?:[-a-z0-9]{{0,61}}[a-z0-9])?))?"
+    r"/(?P<resource>sessions|commands)(?:/(?P<name>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)(?:/(?P<sub>[a-z]+))?)?\Z"
+)
+_HEALTH: Final = ("/healthz", "/livez", "/readyz")
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A request about evidence, taken apart."""
+
+    user: User
+    verb: str
+    question: Question
+    name: str
+    subresource: str
+
+
+class Api:
+    """Serves the API.
+
+    Args:
+        store: the log.
+        front: whom to believe.
+        authorizer: who may.
+        is_current: whether a connection was made under the CA that is trusted now.
+        key: of `continue` tokens.
+        now_us: the collector's clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        front: FrontProxy,
+        authorizer: Authorizer,
+        is_current: Callable[[ssl.SSLObject | None], bool],
+        key: bytes,
+        metrics: Metrics,
+        now_us: Callable[[], int],
+    ) -> None:
+        self._store = store
+        self._front = front
+        self._authorizer = authorizer
+        self._is_current = is_current
+        self._key = key
+        self._metrics = metrics
+        self._now_us = now_us
+        flows = Flows()
+        self._sessions = sessions.Sessions(flows, now_us, store.started_us)
+        self._commands = commands.Commands(flows, now_us)
+        self._watches: Counter[str] = Counter()
+        self._proofs = 0
+        self._stopping = asyncio.Event()
+
+    def application(self) -> web.Application:
+        """The aiohttp application."""
+        app = web.Application(middlewares=[_statuses], client_max_size=1)
+        app.router.add_route("*", "/{path:.*}", self._handle)
+        return app
+
+    def stop(self) -> None:
+        """End open watches, so that their connections can be closed."""
+        self._stopping.set()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        path = request.raw_path.split("?", 1)[0]  # as sent: an encoded path names nothing here
+        if path in _HEALTH:
+            return self._health(path)
+        user = self._front.user(request, self._is_current)
+        static = _static(path)
+        if static is not None:
+            return _static_answer(request, static)
+        match = _RESOURCE.match(path)
+        if match is None:
+            raise ApiError(404, "NotFound", "the server could not find the requested resource")
+        if request.method != "GET":
+            raise ApiError(405, "MethodNotAllowed", "evidence is read-only: the server allows get, list and watch")
+        asked = _ask(user, match, request)
+        resource = asked.question.resource
+        try:
+            answer = await self._answer(asked, request)
+        except ApiError as error:
+            self._metrics.requests.labels(asked.verb, resource, str(error.code)).inc()
+            raise
+        except CollectorError as error:
+            self._metrics.requests.labels(asked.verb, resource, "503").inc()
+            raise unavailable(str(error)) from error
+        self._metrics.requests.labels(asked.verb, resource, "200").inc()
+        return answer
+
+    def _health(self, path: str) -> web.Response:
+        if self._store.failure is not None and path != "/healthz":
+            return web.Response(status=503, text=self._store.failure)
+        return web.Response(text="ok")
+
+    async def _answer(self, asked: Asked, request: web.Request) -> web.StreamResponse:
+        question = asked.question
+        await self._authorizer.check(
+            asked.user,
+            Attributes(asked.verb, question.resource, asked.subresource, question.namespace, asked.name),
+        )
+        if asked.subresource:
+            return await self._prove(asked, request)
+        form = render.negotiate(",".join(request.headers.getall("Accept", [])), request.query.get("includeObject", ""))
+        if asked.verb == "watch":
+            return await self._watch(asked, form, request)
+        columns = self._columns(question.resource)
+        size = self._store.size
+        if asked.verb == "get":
+            page = await self._page(question, Range(size, -1, 1))
+            await self._record(asked, request, len(page.found))
+            if not page.found:
+                raise not_found(question.resource, asked.name)
+            return _json(render.render_one(form, columns, page.found[0]))
+        part = read_range(question, request.query, size, self._key)
+        page = await self._page(question, part)
+        more = ""
+        if page.more_after is not None:
+            more = token.seal(self._key, token.Place(part.size, page.more_after, question.hash()))
+        await self._record(asked, request, len(page.found))
+        return _json(render.render_list(form, question.resource, columns, page.found, version=part.size, more=more))
+
+    async def _page(self, question: Question, part: Range) -> Page:
+        if question.resource == "sessions":
+            return await self._store.read(lambda db: self._sessions.page(db, question, part))
+        return await self._store.read(lambda db: self._commands.page(db, question, part))
+
+    async def _watch(self, asked: Asked, form: render.Form, request: web.Request) -> web.StreamResponse:
+        question, query, user = asked.question, request.query, asked.user.name
+        initial = read_flag(query, "sendInitialEvents")
+        bookmarks = read_flag(query, "allowWatchBookmarks")
+        if initial and (not bookmarks or query.get("resourceVersionMatch") != "NotOlderThan"):
+            raise bad_request("sendInitialEvents needs allowWatchBookmarks=true and resourceVersionMatch=NotOlderThan")
+        since = read_version(query.get("resourceVersion", ""), self._store.size)
+        timeout_s = read_timeout(query)
+        if self._watches.total() >= MAX_WATCHES or self._watches[user] >= MAX_WATCHES_PER_USER:
+            raise ApiError(429, "TooManyRequests", "too many watches are open; close one", retry_after_s=5)
+        await self._record(asked, request, 0)
+        reader = self._sessions if question.resource == "sessions" else self._commands
+        view = watch.Watch(self._store, reader, question, 0 if initial else since, initial=initial)
+        self._watches[user] += 1
+        self._metrics.watches.inc()
+        try:
+            return await self._send_events(view, form, question.resource, request, timeout_s, bookmarks=bookmarks)
+        finally:
+            self._metrics.watches.dec()
+            self._watches[user] -= 1
+            if not self._watches[user]:
+                del self._watches[user]
+
+    async def _send_events(
+        self,
+        view: watch.Watch,
+        form: render.Form,
+        resource: str,
+        request: web.Request,
+        timeout_s: float,
+        *,
+        bookmarks: bool,
+    ) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        columns = self._columns(resource)
+        stopped = asyncio.ensure_future(self._stopping.wait())
+        events = view.events(timeout_s)
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(events, None))
+                await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
+                if not following.done():
+                    following.cancel()
+                    break
+                event = following.result()
+                if event is None:
+                    break
+                if event.found is not None:
+                    line = watch.encode(event.type, render.render_one(form, columns, event.found))
+                    columns = []  # only the first table of a watch says its columns
+                elif bookmarks:
+                    shown = render.render_bookmark(form, resource, event.version, ends_initial=event.ends_initial)
+                    line = watch.encode(event.type, shown)
+                else:
+                    continue
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await answer.write(line)
+        except (ConnectionError, TimeoutError):
+            log.info("a watch ended: its reader is gone or takes nothing")
+        finally:
+            stopped.cancel()
+            await events.aclose()
+        return answer
+
+    async def _prove(self, asked: Asked, request: web.Request) -> web.StreamResponse:
+        question = asked.question
+        if self._proofs >= MAX_PROOFS:
+            raise ApiError(429, "TooManyRequests", "too many bundles are being sent; try again", retry_after_s=5)
+        self._proofs += 1
+        try:
+            pieces = await proof.bundle(self._store, question.namespace, asked.name, self._now_us())
+            await self._record(asked, request, 0 if pieces is None else 1)
+            if pieces is None:
+                raise not_found(question.resource, asked.name)
+            answer = web.StreamResponse(
+                headers={
+                    "Content-Type": "application/x-tar",
+                    "Content-Disposition": f'attachment; filename="{asked.name}.tar"',
+                }
+            )
+            answer.enable_chunked_encoding()
+            await answer.prepare(request)
+            async for piece in pieces:
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await answer.write(piece)
+            await answer.write_eof()
+            return answer
+        finally:
+            self._proofs -= 1
+
+    def _columns(self, resource: str) -> list[dict[str, Any]]:
+        return sessions.COLUMNS if resource == "sessions" else commands.COLUMNS
+
+    async def _record(self, asked: Asked, request: web.Request, rows: int) -> None:
+        """Keep the read before anything of it is given."""
+        question = asked.question
+        resource = f"{question.resource}/{asked.subresource}" if asked.subresource else question.resource
+        access = Access(
+            user=asked.user.name, groups=",".join(asked.user.groups), verb=asked.verb, resource=resource,
+            namespace=question.namespace, name=asked.name, query=request.query_string[:MAX_QUERY_CHARS], rows=rows,
+        )  # fmt: skip
+        await self._store.write(lambda tx: tx.read_by(access))
+
+
+def _ask(user: User, match: re.Match[str], request: web.Request) -> Asked:
+    namespace, resource = match["namespace"] or "", match["resource"]
+    name, subresource = match["name"] or "", match["sub"] or ""
+    if (name and not namespace) or (subresource and (resource, subresource) != ("sessions", "proof")):
+        raise ApiError(404, "NotFound", "the server could not find the requested resource")
+    verb = "get" if name else "watch" if read_flag(request.query, "watch") else "list"
+    return Asked(user, verb, read_question(resource, namespace, name, request.query), name, subresource)
+
+
+def _static(path: str) -> bytes | dict[str, Any] | None:
+    match path.rstrip("/"):
+        case "/apis":
+            return discovery.group_list()
+        case "/openapi/v2":
+            return discovery.openapi_v2()
+        case "/openapi/v3":
+            return discovery.openapi_v3_index()
+        case other if other == f"/apis/{GROUP}":
+            return discovery.group()
+        case other if other == _PREFIX:
+            return discovery.resources()
+        case other if other == f"/openapi/v3{_PREFIX}":
+            return discovery.openapi_v3()
+    return None
+
+
+def _static_answer(request: web.Request, found: bytes | dict[str, Any]) -> web.Response:
+    if request.method != "GET":
+        raise ApiError(405, "MethodNotAllowed", "discovery is read-only")
+    return _json(found)
+
+
+def _json(value: bytes | dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    body = value if isinstance(value, bytes) else msgspec.json.encode(value)
+    return web.Response(status=status, body=body, content_type="application/json", headers=headers)
+
+
+@web.middleware
+async def _statuses(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refusals as `Status` objects."""
+    try:
+        return await handler(request)
+    except ApiError as error:
+        headers = {"Retry-After": str(error.retry_after_s)} if error.retry_after_s else None
+        answer = _json(error.status(), error.code, headers)
+    if not request.content.is_eof():
+        answer.force_close()
+    return answer

@@ -1,0 +1,164 @@
+"""`chaperone-collector`: the process. Two TLS listeners, a plain one for metrics, one store."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import ssl
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from chaperone_collector.api import token
+from chaperone_collector.api.authorize import Authorizer
+from chaperone_collector.api.frontproxy import FrontProxy
+from chaperone_collector.api.kubernetes import Kubernetes
+from chaperone_collector.api.server import Api
+from chaperone_collector.errors import StoreUnusable
+from chaperone_collector.ingest import Ingest
+from chaperone_collector.metrics import CONTENT_TYPE, Metrics
+from chaperone_collector.peer import GatewayCa, Peers
+from chaperone_collector.store import Store
+from chaperone_collector.tls import ServerTls
+
+log = logging.getLogger("chaperone_collector")
+
+SHUTDOWN_TIMEOUT_S: Final = 10.0  # for requests that are being answered; kubelet waits 30 s by default
+KEEPALIVE_S: Final = 75.0
+_SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM; 0 when ended in order, 1 when the collector cannot start or its disk failed."""
+    options = _options(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        return asyncio.run(_run(options))
+    except StoreUnusable as error:
+        log.critical("%s", error)
+        return 1
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("chaperone-collector", description=__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="directory of the database; on a volume that is not shared")
+    add("--tls-dir", type=Path, required=True, help="directory with tls.crt and tls.key of both TLS listeners")
+    add("--gateway-ca", type=Path, required=True, help="PEM file of the CA that issues gateways' certificates")
+    add("--bind", default="", help="address to listen on; default: all")
+    add("--ingest-port", type=int, default=8443, help="port for gateways")
+    add("--api-port", type=int, default=6443, help="port for kube-apiserver's aggregation layer; −1: no API")
+    add("--metrics-port", type=int, default=9090, help="port of /metrics, plain HTTP")
+    add("--kubernetes", default=_in_cluster(), help="URL of the Kubernetes API; default: that of the pod's cluster")
+    add("--kubernetes-ca", type=Path, default=_SERVICE_ACCOUNT / "ca.crt", help="PEM file of its CA")
+    add("--kubernetes-token", type=Path, default=_SERVICE_ACCOUNT / "token", help="file of the service account's token")
+    return parser.parse_args(arguments)
+
+
+def _in_cluster() -> str:
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}" if host else ""
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+async def _run(options: argparse.Namespace) -> int:
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    metrics = Metrics()
+    store = Store(options.data, metrics, _now_us)
+    runners: list[web.AppRunner] = []
+    tasks: list[asyncio.Task[None]] = []
+    kubernetes = None
+    api = None
+    try:
+        ca = GatewayCa(options.gateway_ca)
+        pair = (options.tls_dir / "tls.crt", options.tls_dir / "tls.key")
+        tls = ServerTls(*pair, ca.read, ssl.CERT_REQUIRED)
+        tasks.append(asyncio.create_task(tls.run()))
+        if options.api_port >= 0:
+            if not options.kubernetes:
+                raise StoreUnusable("Give --kubernetes, or run in a pod; --api-port -1 runs without the API.")
+            kubernetes = Kubernetes(options.kubernetes, options.kubernetes_ca, options.kubernetes_token)
+            front = await FrontProxy.load(kubernetes)
+            api_tls = ServerTls(*pair, lambda: front.trust.ca_pem, ssl.CERT_OPTIONAL, ssl.TLSVersion.TLSv1_2)
+            tasks += [asyncio.create_task(api_tls.run()), asyncio.create_task(front.run(api_tls.reload))]
+            key = await store.write(lambda tx: tx.secret("continue-key", os.urandom(token.KEY_BYTES)))
+            api = Api(
+                store=store, front=front, authorizer=Authorizer(kubernetes), is_current=api_tls.is_current, key=key,
+                metrics=metrics, now_us=_now_us,
+            )  # fmt: skip
+            await _listen(runners, api.application(), options, options.api_port, api_tls.outer)
+        ingest = Ingest(store, ca, Peers(ca, tls.is_current), metrics)
+        await _listen(runners, ingest.application(), options, options.ingest_port, tls.outer)
+        await _listen(runners, _metrics_application(metrics, store), options, options.metrics_port, None)
+        log.info("ready, %d entries in the log", store.size)
+        await _until(stopping, store.failed)
+        return 1 if store.failed.is_set() else 0
+    finally:
+        if api is not None:
+            api.stop()
+        for runner in runners:
+            await runner.cleanup()
+        for task in tasks:
+            task.cancel()
+        if kubernetes is not None:
+            await kubernetes.close()
+        await store.close()
+
+
+async def _listen(
+    runners: list[web.AppRunner],
+    application: web.Application,
+    options: argparse.Namespace,
+    port: int,
+    tls: ssl.SSLContext | None,
+) -> None:
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, keepalive_timeout=KEEPALIVE_S,
+        handler_cancellation=False,
+    )  # fmt: skip
+    runners.append(runner)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, options.bind or None, port, ssl_context=tls).start()
+    except OSError as error:
+        raise StoreUnusable(f"Port {port} cannot be listened on: {error.strerror}.") from error
+    log.info("listening on %s", runner.addresses)
+
+
+def _metrics_application(metrics: Metrics, store: Store) -> web.Application:
+    async def show(_request: web.Request) -> web.Response:
+        metrics.size.set(store.size)
+        return web.Response(body=metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def ready(_request: web.Request) -> web.Response:
+        return web.Response(text="ok") if store.failure is None else web.Response(status=503, text=store.failure)
+
+    application = web.Application(client_max_size=1)
+    application.add_routes([web.get("/metrics", show), web.get("/readyz", ready), web.get("/livez", ready)])
+    return application
+
+
+async def _until(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
