@@ -9,10 +9,11 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 import pytest
-from chaperone_evidence import entry
 from fix_collector import Collector, Sender, entries
 from gateway_stream import Pod, Stream
 from pki import Authority
+
+from chaperone_evidence import entry
 
 
 def _worked(pod: Pod, commands: int = 3) -> Stream:

@@ -10,6 +10,12 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from fix_collector import Collector, Sender
+from gateway_stream import Pod, Stream
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pki import Authority
+
 from chaperone_collector.errors import ChainBroken, Refused, StoreBusy, StoreUnusable
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.schema import MIGRATIONS, open_reader, open_writer
@@ -17,11 +23,6 @@ from chaperone_collector.store import Store
 from chaperone_collector.stream import extend, unknown
 from chaperone_collector.transaction import Access, Transaction
 from chaperone_evidence import entry
-from fix_collector import Collector, Sender
-from gateway_stream import Pod, Stream
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pki import Authority
 
 _AUTHORITY = Authority("gateway CA")
 _POD = Pod(_AUTHORITY)
@@ -174,7 +175,7 @@ def test_however_a_stream_is_cut_and_sent_again_it_is_stored_once(
 ) -> None:
     """Any sequence of overlapping ranges, in any order, ends in the same log once all was sent."""
     name, all_entries = _long_stream()
-    order = random.Random(seed)
+    order = random.Random(seed)  # noqa: S311 - cuts, not keys
 
     async def run() -> None:
         store = Store(tmp_path_factory.mktemp("store"), Metrics())
@@ -189,7 +190,9 @@ def test_however_a_stream_is_cut_and_sent_again_it_is_stored_once(
                 stored = await store.write(lambda tx, e=extension: tx.append(e))  # type: ignore[misc]
         found = await store.read(lambda db: db.execute("SELECT bytes FROM entry ORDER BY idx").fetchall())
         assert [row[0] for row in found] == all_entries
-        counts = await store.read(lambda db: db.execute("SELECT commands, denied, ended_us > 0 FROM session").fetchall())
+        counts = await store.read(
+            lambda db: db.execute("SELECT commands, denied, ended_us > 0 FROM session").fetchall()
+        )
         assert counts == [(12, 0, 1)]
         assert await store.read(lambda db: db.execute("SELECT count(*) FROM outcome").fetchone()) == (12,)
         assert await store.read(lambda db: db.execute("SELECT count(*) FROM finding").fetchone()) == (0,)

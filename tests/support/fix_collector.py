@@ -1,4 +1,4 @@
-"""`collector_with`: real collector processes on free loopback ports; `gateway_ca`: who their gateways' certificates are from."""
+"""`collector_with`: real collector processes on free loopback ports; `gateway_ca`: the CA of their gateways."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from chaperone_evidence import entry
 from gateway_stream import Pod, Stream
 from pki import Authority
+
+from chaperone_evidence import entry
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
@@ -155,7 +156,9 @@ def gateway_ca() -> Authority:
 
 
 @pytest.fixture
-def collector_with(tmp_path_factory: pytest.TempPathFactory, gateway_ca: Authority) -> Iterator[Callable[..., Collector]]:
+def collector_with(
+    tmp_path_factory: pytest.TempPathFactory, gateway_ca: Authority
+) -> Iterator[Callable[..., Collector]]:
     """Start collectors with more arguments; all are ended after the test."""
     started: list[Collector] = []
 

@@ -10,14 +10,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from chaperone_evidence import certificate, entry, record, ulid
-from chaperone_evidence.chain import Chain, HeadState
-from chaperone_evidence.note import Signer
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pki import Authority, key_pem
+
+from chaperone_evidence import certificate, entry, record, ulid
+from chaperone_evidence.chain import Chain, HeadState
+from chaperone_evidence.note import Signer
 
 CLUSTER = "0b8a4b7e-0000-4000-8000-000000000001"
 
