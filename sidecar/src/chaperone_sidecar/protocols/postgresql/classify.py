@@ -177,7 +177,7 @@ class ClassifyCache:
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._size_bytes = 0
+        self.size_bytes = 0
         self._entries: OrderedDict[bytes, Classified] = OrderedDict()
 
     def find(self, text: bytes) -> Classified | None:
@@ -193,12 +193,12 @@ class ClassifyCache:
         if size > self._max_bytes // _SHARE:
             return
         if text in self._entries:
-            self._size_bytes -= _size(text, self._entries.pop(text))
+            self.size_bytes -= _size(text, self._entries.pop(text))
         self._entries[bytes(text)] = classified
-        self._size_bytes += size
-        while self._size_bytes > self._max_bytes:
+        self.size_bytes += size
+        while self.size_bytes > self._max_bytes:
             old_text, old = self._entries.popitem(last=False)
-            self._size_bytes -= _size(old_text, old)
+            self.size_bytes -= _size(old_text, old)
 
 
 def _size(text: bytes, classified: Classified) -> int:

@@ -341,7 +341,7 @@ def _alter_operator(walk: Walk, node: Node, scope: Scope) -> None:
 def _define(walk: Walk, node: Node, scope: Scope) -> None:
     name = qualified(node["defnames"])
     walk.add(Effect.SCHEMA, name)
-    if node["kind"] in {"OBJECT_AGGREGATE", "OBJECT_OPERATOR", "OBJECT_TYPE"}:
+    if node["kind"] in {"OBJECT_AGGREGATE", "OBJECT_OPERATOR", "OBJECT_TSPARSER", "OBJECT_TSTEMPLATE", "OBJECT_TYPE"}:
         walk.add(Effect.EXECUTE_CODE, name)
 
 

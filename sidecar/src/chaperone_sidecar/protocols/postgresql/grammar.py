@@ -5,17 +5,21 @@ declarations: the protobuf one dies on smaller inputs and refuses legitimate SQL
 
 The library recurses in C without a depth check. A text that nests deep enough overflows the stack and kills the process
 with no exception to catch, so length is the guard: the cheapest killer known (`1+1+…`) needs 128 KiB on a stack of
-8 MiB. `parse` therefore takes at most `INLINE_BYTES`; `Parser` owns one thread with a stack big enough for
+8 MiB. `parse` therefore takes at most `INLINE_BYTES`; `Parser` has one thread with a stack big enough for
 `LARGE_BYTES`; what is longer is not parsed. This needs glibc: musl gives threads 128 KiB of stack whatever is asked.
 Held by test_deep_statements_never_kill_the_process.
+
+The lexer takes a run of operator characters whole and may give all but the first back, so a run of n costs n² steps:
+32 KiB of `+` take more than a second. A text with a run over `RUN_CHARACTERS` is not parsed.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-import queue
+import re
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -27,7 +31,9 @@ INLINE_BYTES: Final = 32 * 1024  # a quarter of the cheapest crash on a stack of
 LARGE_BYTES: Final = 1024 * 1024  # parsed apart; a longer text is not parsed at all
 LARGE_STACK_BYTES: Final = 256 * 1024 * 1024  # address space, touched only as deep as a text nests
 PENDING_TEXTS: Final = 16  # large texts waiting for the one thread; with more, the gateway is being flooded
-NAME_BYTES: Final = 63  # the server cuts identifiers to NAMEDATALEN - 1 bytes (Appendix K, "Limits")
+TREE_BYTES: Final = 8 * 1024 * 1024  # of JSON; takes up to 120 MiB as objects. An INSERT of 1 MiB has 7 MB
+COMMAS: Final = 200_000  # `a,a,a,…` grows most in C: 1 MiB of it would take 260 MiB before its tree could be measured
+RUN_CHARACTERS: Final = 256  # longer than any ruler in a comment; 11 ms for 32 KiB full of such runs
 
 
 class ParseError(Exception):
@@ -47,7 +53,7 @@ class _Error(ctypes.Structure):
 
 class _Result(ctypes.Structure):
     _fields_ = (
-        ("parse_tree", ctypes.c_char_p),
+        ("parse_tree", ctypes.c_void_p),  # not c_char_p: its length is looked at before it is copied
         ("stderr_buffer", ctypes.c_char_p),
         ("error", ctypes.POINTER(_Error)),
     )
@@ -63,10 +69,13 @@ def _library() -> ctypes.CDLL:
     library.pg_query_parse.restype = _Result
     library.pg_query_free_parse_result.argtypes = [_Result]
     library.pg_query_free_parse_result.restype = None
+    library.strlen.argtypes = [ctypes.c_void_p]
+    library.strlen.restype = ctypes.c_size_t
     return library
 
 
 _LIBRARY: Final = _library()
+_LONG_RUN: Final = re.compile(rb"[-~!@#^&|`?+*/%%<>=]{%d}" % (RUN_CHARACTERS + 1))
 _decode: Final = msgspec.json.Decoder().decode
 
 
@@ -88,12 +97,19 @@ def _parse(text: bytes) -> list[dict[str, Any]]:
         text.decode()
     except UnicodeDecodeError:
         raise ParseError("The statement is not valid UTF-8; send it with client_encoding UTF8.") from None
+    if len(text) > RUN_CHARACTERS and _LONG_RUN.search(text):
+        raise ParseError(f"The statement has over {RUN_CHARACTERS} operator characters in a row; shorten the run.")
+    if text.count(b",") > COMMAS:
+        raise ParseError("The statement has too many parts; split it.")
     result = _LIBRARY.pg_query_parse(text)
     try:
         if result.error:
             reason = (result.error.contents.message or b"syntax error").decode(errors="replace")
             raise ParseError(f"The statement does not parse as PostgreSQL ({_without_quotes(reason)}); correct it.")
-        tree = _decode(result.parse_tree or b"")
+        size_bytes = _LIBRARY.strlen(result.parse_tree)
+        if size_bytes > TREE_BYTES:
+            raise ParseError("The statement has too many parts; split it.")
+        tree = _decode(ctypes.string_at(result.parse_tree, size_bytes))
         statements: list[dict[str, Any]] = tree["stmts"]
     except (msgspec.DecodeError, RecursionError, KeyError, TypeError):
         raise ParseError("The statement nests too deep to be understood; split it.") from None
@@ -109,18 +125,16 @@ def _without_quotes(reason: str) -> str:
 
 
 class Parser:
-    """The one thread whose stack bears texts up to `LARGE_BYTES`.
+    """At most one thread, with a stack that bears texts up to `LARGE_BYTES`.
 
-    Started at first use and kept; a daemon, since a parse in C cannot be interrupted and must not hold up the end of
-    the process.
+    It runs while texts are waiting and then ends, for a stack once touched stays resident as long as its thread. It is
+    a daemon, since a parse in C cannot be interrupted and must not hold up the end of the process.
     """
 
     def __init__(self) -> None:
-        self._waiting: queue.Queue[tuple[Future[Any], Callable[[list[dict[str, Any]]], Any], bytes]] = queue.Queue(
-            PENDING_TEXTS
-        )
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_running = False
 
     def parse_large[T](self, text: bytes, then: Callable[[list[dict[str, Any]]], T]) -> Future[T]:
         """Parse in the thread and apply `then` to the statements there.
@@ -132,33 +146,45 @@ class Parser:
         if len(text) > LARGE_BYTES:
             future.set_exception(ParseError(f"The statement is longer than {LARGE_BYTES} bytes; split it."))
             return future
-        self._start()
-        try:
-            self._waiting.put_nowait((future, then, text))
-        except queue.Full:
-            future.set_exception(ParseError("Too many large statements are waiting to be parsed; send it again later."))
-        return future
 
-    def _start(self) -> None:
-        with self._starting:
-            if self._thread is not None:
-                return
-            usual = threading.stack_size(LARGE_STACK_BYTES)  # applies to threads started from now on
-            try:
-                self._thread = threading.Thread(target=self._run, name="postgresql-grammar", daemon=True)
-                self._thread.start()
-            finally:
-                threading.stack_size(usual)
-
-    def _run(self) -> None:
-        while True:
-            future, then, text = self._waiting.get()
+        def work() -> None:
             if not future.set_running_or_notify_cancel():
-                continue
+                return
             try:
                 outcome = then(_parse(text))
-            except Exception as error:  # whoever waits decides; the thread must outlive any text
+            except Exception as error:  # whoever waits decides; the next text must still be parsed
                 future.set_exception(error)
             else:
                 future.set_result(outcome)
-            del future, then, text  # the last text is not kept until the next one comes
+
+        with self._lock:
+            if len(self._waiting) >= PENDING_TEXTS:
+                future.set_exception(ParseError("Too many large statements are waiting; send it again later."))
+                return future
+            self._waiting.append(work)
+            if not self._is_running:
+                try:
+                    self._start()
+                except RuntimeError:  # no memory or no thread left in the container
+                    self._waiting.pop()
+                    future.set_exception(ParseError("The gateway has no room for a large statement; split it."))
+                else:
+                    self._is_running = True
+        return future
+
+    def _start(self) -> None:
+        usual = threading.stack_size(LARGE_STACK_BYTES)  # applies to threads started from now on
+        try:
+            threading.Thread(target=self._run, name="postgresql-grammar", daemon=True).start()
+        finally:
+            threading.stack_size(usual)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._is_running = False
+                    return
+                work = self._waiting.popleft()
+            work()
+            del work  # holds the text
