@@ -139,7 +139,8 @@ def test_an_unmapped_node_makes_the_statement_unknown() -> None:
 
 
 def test_a_tree_of_another_shape_is_unknown_and_never_raises() -> None:
-    for tree in ({"InsertStmt": {}}, {"SelectStmt": {"fromClause": [{"RangeVar": {}}]}}, {"GrantStmt": {}}):
+    trees: list[walk.Node] = [{"InsertStmt": {}}, {"SelectStmt": {"fromClause": [{"RangeVar": {}}]}}, {"GrantStmt": {}}]
+    for tree in trees:
         answer = classify._classified([{"stmt": tree}])
         assert answer.facts.accesses[-1].effect == "unknown"
         assert answer.facts.why_unknown
