@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from fix_apiserver import api_server
 from fix_collector import collector, collector_with, gateway_ca
+from fix_evidence_api import evidence_api
 from fix_opa import opa_with
+from fix_postgres import postgres
 
 __all__ = [
+    "api_server",
     "collector",
     "collector_with",
+    "evidence_api",
     "gateway_ca",
     "opa_with",
+    "postgres",
 ]

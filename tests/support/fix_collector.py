@@ -23,6 +23,7 @@ from chaperone_evidence import entry
 
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 30.0
+SERVICE = "chaperone-evidence.chaperone-system.svc"
 
 
 class Collector:
@@ -43,7 +44,7 @@ class Collector:
 
     def write_pair(self) -> None:
         """A new server certificate."""
-        key, certificate = self.service_ca.server_pair("localhost", "127.0.0.1")
+        key, certificate = self.service_ca.server_pair("localhost", "127.0.0.1", SERVICE)
         (self.folder / "tls" / "tls.key").write_bytes(key)
         (self.folder / "tls" / "tls.crt").write_bytes(certificate)
 

@@ -60,10 +60,12 @@ class Commands:
         size = 0
         for scanned, row in enumerate(_rows(db, question, flows, part), 1):
             if fits(row):
+                if len(found) >= part.limit or size > MAX_PAGE_BYTES:
+                    return Page(found, found[-1].idx)
                 shown = self._show(db, row[0], flows[row[1]], part.size)
                 found.append(shown)
                 size += 1024 + len(shown.value["spec"].get("command", ""))
-            if len(found) >= part.limit or scanned >= MAX_SCANNED or size > MAX_PAGE_BYTES:
+            if scanned >= MAX_SCANNED:
                 return Page(found, row[0])
         return Page(found, None)
 

@@ -24,7 +24,7 @@ from chaperone_collector.store import Store
 from chaperone_evidence import entry, record
 from chaperone_evidence.errors import EvidenceError
 
-SEGMENT_ENTRIES: Final = 4000  # entries in one file of the bundle: at most 64 MiB, usually 2
+SEGMENT_ENTRIES: Final = 2000  # entries in one file of the bundle: at most 32 MiB, usually 1
 SEGMENT_BODY_BYTES: Final = 8 << 20
 LOST_AFTER_US: Final = 60_000_000  # as sessions.LOST_AFTER_US: no head for that long, and none is awaited
 

@@ -69,9 +69,11 @@ class Sessions:
         for scanned, row in enumerate(_rows(db, question, flows, part), 1):
             shown = self._show(db, row, flows)
             if shown is not None and matches(question, shown):
+                if len(found) >= part.limit or size > MAX_PAGE_BYTES:
+                    return Page(found, found[-1].idx)
                 found.append(shown)
                 size += len(row[21]) * 3
-            if len(found) >= part.limit or scanned >= MAX_SCANNED or size > MAX_PAGE_BYTES:
+            if scanned >= MAX_SCANNED:
                 return Page(found, row[0])
         return Page(found, None)
 

@@ -1,0 +1,158 @@
+"""Nobody but kube-apiserver's proxy is believed: forged headers on every other kind of connection."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import aiohttp
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from fix_collector import Collector
+from fix_evidence_api import EvidenceApi
+from gateway_stream import load_pair
+from pki import Authority
+
+from chaperone_collector.api.frontproxy import read_trust
+from chaperone_collector.errors import StoreUnusable
+
+pytestmark = pytest.mark.peer
+
+_ADMIN = {"X-Remote-User": "admin", "X-Remote-Group": "system:masters"}
+_SESSIONS = "/apis/evidence.chaperone.dev/v1alpha1/namespaces/agents/sessions"
+
+
+def _client(ca: Authority, common_name: str) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+        .issuer_name(ca.name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(ca.key, hashes.SHA256())
+    )
+    return key, certificate
+
+
+async def _get(
+    collector: Collector,
+    path: str,
+    client: tuple[ec.EllipticCurvePrivateKey, x509.Certificate] | None,
+    headers: dict[str, str] | Sequence[tuple[str, str]],
+) -> tuple[int, str]:
+    context = ssl.create_default_context(cadata=collector.service_ca.pem)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    if client is not None:
+        load_pair(context, *client)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http,
+        http.get(f"https://127.0.0.1:{collector.api_port}{path}", headers=headers) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+async def test_the_proxy_itself_is_believed(evidence_api: EvidenceApi) -> None:
+    proxy = _client(evidence_api.server.front_proxy, "front-proxy-client")
+    status, _ = await _get(evidence_api.collector, _SESSIONS, proxy, _ADMIN)
+    assert status == 200
+
+
+async def test_headers_without_a_client_certificate_are_nothing(evidence_api: EvidenceApi) -> None:
+    for path in (_SESSIONS, "/apis", "/openapi/v2", "/apis/evidence.chaperone.dev/v1alpha1"):
+        status, text = await _get(evidence_api.collector, path, None, _ADMIN)
+        assert status == 401
+        assert "sessions" not in text
+
+
+async def test_a_certificate_of_another_ca_is_refused_in_the_handshake(
+    evidence_api: EvidenceApi, gateway_ca: Authority
+) -> None:
+    for ca in (Authority("test front-proxy CA"), gateway_ca, evidence_api.server.authority):
+        with pytest.raises((aiohttp.ClientError, ConnectionError)):
+            await _get(evidence_api.collector, _SESSIONS, _client(ca, "front-proxy-client"), _ADMIN)
+
+
+async def test_another_name_under_the_right_ca_is_refused(evidence_api: EvidenceApi) -> None:
+    for name in ("metrics-server", "front-proxy-client.example", ""):
+        client = _client(evidence_api.server.front_proxy, name or " ")
+        status, _ = await _get(evidence_api.collector, _SESSIONS, client, _ADMIN)
+        assert status == 401
+
+
+async def test_the_proxy_must_name_somebody(evidence_api: EvidenceApi) -> None:
+    proxy = _client(evidence_api.server.front_proxy, "front-proxy-client")
+    for headers in ({}, {"X-Remote-Group": "system:masters"}, {"X-Remote-User": ""}, {"Impersonate-User": "admin"}):
+        status, _ = await _get(evidence_api.collector, _SESSIONS, proxy, headers)
+        assert status == 401
+
+
+async def test_who_the_proxy_names_is_asked_for_by_review(evidence_api: EvidenceApi) -> None:
+    """kube-apiserver has authorised the path already; the collector asks again for itself."""
+    proxy = _client(evidence_api.server.front_proxy, "front-proxy-client")
+    status, text = await _get(evidence_api.collector, _SESSIONS, proxy, {"X-Remote-User": "nobody"})
+    assert status == 403
+    assert "cannot list resource" in text
+    groups = [("X-Remote-User", "somebody"), ("X-Remote-Group", "others"), ("X-Remote-Group", "auditors")]
+    status, _ = await _get(evidence_api.collector, _SESSIONS, proxy, groups)
+    assert status == 200
+    status, _ = await _get(evidence_api.collector, _SESSIONS.replace("agents", "elsewhere"), proxy, groups)
+    assert status == 403
+
+
+async def test_an_encoded_or_doubled_path_names_nothing(evidence_api: EvidenceApi) -> None:
+    proxy = _client(evidence_api.server.front_proxy, "front-proxy-client")
+    base = "/apis/evidence.chaperone.dev/v1alpha1"
+    for path in (
+        f"{base}//sessions",
+        f"{base}/namespaces/agents%2f..%2felsewhere/sessions",
+        f"{base}/namespaces/AGENTS/sessions",
+        f"{base}/sessions/x",
+        f"{base}/namespaces/agents/commands/x/proof",
+        "/",
+    ):
+        status, _ = await _get(evidence_api.collector, path, proxy, _ADMIN)
+        assert status == 404, path
+
+
+async def test_health_needs_nobody(evidence_api: EvidenceApi) -> None:
+    for path in ("/healthz", "/readyz", "/livez"):
+        assert await _get(evidence_api.collector, path, None, {}) == (200, "ok")
+
+
+async def test_the_collector_does_not_start_when_it_cannot_know_whom_to_believe(
+    tmp_path: Path, evidence_api: EvidenceApi, gateway_ca: Authority
+) -> None:
+    server = evidence_api.server
+    (tmp_path / "ca.crt").write_text(server.authority.pem)
+    (tmp_path / "token").write_text("not a token")
+    collector = Collector(
+        tmp_path, gateway_ca, "--api-port", "0", "--kubernetes", server.url,
+        "--kubernetes-ca", str(tmp_path / "ca.crt"), "--kubernetes-token", str(tmp_path / "token"),
+    )  # fmt: skip
+    with pytest.raises(pytest.fail.Exception, match="extension-apiserver-authentication-reader"):
+        collector.start()
+    assert collector.stop() == 1
+
+
+@pytest.mark.parametrize("missing", ["requestheader-client-ca-file", "requestheader-username-headers"])
+def test_a_configuration_without_ca_or_user_header_is_refused(missing: str) -> None:
+    data = {
+        "requestheader-client-ca-file": Authority("front").pem,
+        "requestheader-allowed-names": '["front-proxy-client"]',
+        "requestheader-username-headers": '["X-Remote-User"]',
+    }
+    read_trust(data)
+    with pytest.raises(StoreUnusable):
+        read_trust({**data, missing: "[]" if "headers" in missing else "none"})
+    with pytest.raises(StoreUnusable):
+        read_trust({key: value for key, value in data.items() if key != missing})

@@ -1,0 +1,155 @@
+"""`evidence_api`: a collector behind a real kube-apiserver as `evidence.chaperone.dev`, and kubectl to ask it with."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fix_apiserver import ApiServer
+from fix_collector import Collector
+from pki import Authority
+
+READY_TIMEOUT_S = 60.0
+KUBECTL_TIMEOUT_S = 60.0
+NAMESPACE = "chaperone-system"
+_BIN = Path(os.environ.get("CHAPERONE_BIN", Path.home() / ".cache" / "chaperone" / "bin"))
+_APISERVICE = "v1alpha1.evidence.chaperone.dev"
+
+
+class EvidenceApi:
+    """The collector and the API server in front of it."""
+
+    def __init__(self, server: ApiServer, collector: Collector) -> None:
+        self.server = server
+        self.collector = collector
+
+    def kubectl(self, *arguments: str, user: str = "", groups: tuple[str, ...] = (), given: str = "") -> str:
+        """Run kubectl; its output. As administrator unless a user is named."""
+        done = self.run(*arguments, user=user, groups=groups, given=given)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def run(
+        self, *arguments: str, user: str = "", groups: tuple[str, ...] = (), given: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Run kubectl, whatever comes of it."""
+        return subprocess.run(
+            [*self.command(user, groups), *arguments], input=given, capture_output=True, text=True,
+            timeout=KUBECTL_TIMEOUT_S, check=False,
+        )  # fmt: skip
+
+    def command(self, user: str = "", groups: tuple[str, ...] = ()) -> list[str]:
+        """The beginning of a kubectl command line."""
+        path = self.server.kubeconfig_of(user, *groups) if user else self.server.kubeconfig
+        cache = self.server.folder / f"cache-{user or 'admin'}"
+        return [str(_BIN / "kubectl"), "--kubeconfig", str(path), "--cache-dir", str(cache)]
+
+    def get(self, path: str) -> Any:
+        """`kubectl get --raw`, read as JSON."""
+        return json.loads(self.kubectl("get", "--raw", path))
+
+
+def _manifests(collector: Collector) -> str:
+    service = {"name": "chaperone-evidence", "namespace": NAMESPACE, "port": collector.api_port}
+    group = "rbac.authorization.k8s.io"
+    documents: list[dict[str, Any]] = [
+        {
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": {"name": "chaperone-evidence", "namespace": NAMESPACE},
+            "spec": {"type": "ExternalName", "externalName": "localhost"},
+        },
+        {
+            "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": _APISERVICE},
+            "spec": {
+                "group": "evidence.chaperone.dev", "version": "v1alpha1", "groupPriorityMinimum": 1000,
+                "versionPriority": 15, "service": service,
+                "caBundle": base64.b64encode(collector.service_ca.pem.encode()).decode(),
+            },
+        },
+        {
+            "apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": "chaperone-auditor"},
+            "rules": [{
+                "apiGroups": ["evidence.chaperone.dev"], "resources": ["sessions", "sessions/proof", "commands"],
+                "verbs": ["get", "list", "watch"],
+            }],
+        },
+        {
+            "apiVersion": f"{group}/v1", "kind": "RoleBinding",
+            "metadata": {"name": "auditors", "namespace": "agents"},
+            "subjects": [{"kind": "Group", "name": "auditors", "apiGroup": group}],
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "chaperone-auditor"},
+        },
+    ]  # fmt: skip
+    return yaml.safe_dump_all(documents)
+
+
+def _account_manifests() -> str:
+    group = "rbac.authorization.k8s.io"
+    account = {"kind": "ServiceAccount", "name": "chaperone-collector", "namespace": NAMESPACE}
+    documents: list[dict[str, Any]] = [
+        *({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+          for name in (NAMESPACE, "agents", "elsewhere")),
+        {
+            "apiVersion": "v1", "kind": "ServiceAccount",
+            "metadata": {"name": "chaperone-collector", "namespace": NAMESPACE},
+        },
+        {
+            "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "chaperone-collector"},
+            "subjects": [account],
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "system:auth-delegator"},
+        },
+        {
+            "apiVersion": f"{group}/v1", "kind": "RoleBinding",
+            "metadata": {"name": "chaperone-collector", "namespace": "kube-system"},
+            "subjects": [account],
+            "roleRef": {"apiGroup": group, "kind": "Role", "name": "extension-apiserver-authentication-reader"},
+        },
+    ]  # fmt: skip
+    return yaml.safe_dump_all(documents)
+
+
+@pytest.fixture(scope="session")
+def evidence_api(
+    api_server: ApiServer, gateway_ca: Authority, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[EvidenceApi]:
+    """One for the whole run; isolate by namespace or by what a test sends."""
+    folder = tmp_path_factory.mktemp("evidence-api")
+    (folder / "kubernetes-ca.crt").write_text(api_server.authority.pem)
+    collector = Collector(
+        folder, gateway_ca, "--api-port", "0", "--kubernetes", api_server.url,
+        "--kubernetes-ca", str(folder / "kubernetes-ca.crt"), "--kubernetes-token", str(folder / "token"),
+    )  # fmt: skip
+    api = EvidenceApi(api_server, collector)
+    api.kubectl("apply", "-f", "-", given=_account_manifests())
+    (folder / "token").write_text(
+        api.kubectl("create", "token", "chaperone-collector", "-n", NAMESPACE, "--duration=2h")
+    )
+    collector.start()
+    try:
+        api.kubectl("apply", "-f", "-", given=_manifests(collector))
+        _wait_available(api)
+        yield api
+    finally:
+        collector.stop()
+        api.run("delete", "apiservice", _APISERVICE)
+
+
+def _wait_available(api: EvidenceApi) -> None:
+    pause = threading.Event()
+    ends = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < ends:
+        found = json.loads(api.kubectl("get", "apiservice", _APISERVICE, "-o", "json"))
+        conditions = found.get("status", {}).get("conditions", [])
+        if any(one["type"] == "Available" and one["status"] == "True" for one in conditions):
+            return
+        pause.wait(0.2)
+    pytest.fail(f"the APIService did not become available: {conditions}\n{api.collector.log.read_text()[-3000:]}")
