@@ -5,7 +5,7 @@ Times are `wall_us` (microseconds since 1970 by the gateway's clock) and `mono_u
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -13,12 +13,15 @@ from chaperone_evidence import canonical
 from chaperone_evidence.errors import NotCanonical
 
 
+type Integer = Annotated[int, msgspec.Meta(ge=-canonical.MAX_INTEGER, le=canonical.MAX_INTEGER)]
+
+
 class Record(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", gc=False):
     """What every record says."""
 
-    seq: int
-    wall_us: int
-    mono_us: int
+    seq: Integer
+    wall_us: Integer
+    mono_us: Integer
 
 
 class StreamOpen(Record, frozen=True, kw_only=True, tag="stream.open"):
@@ -67,10 +70,10 @@ class SessionClose(Record, frozen=True, kw_only=True, tag="session.close"):
 
     session: str
     reason: str
-    commands: int = 0
-    denied: int = 0
-    bytes_in: int = 0
-    bytes_out: int = 0
+    commands: Integer = 0
+    denied: Integer = 0
+    bytes_in: Integer = 0
+    bytes_out: Integer = 0
 
 
 class AccessEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -84,7 +87,7 @@ class Commitment(msgspec.Struct, frozen=True, gc=False):
     """What a record holds of a body."""
 
     commit: str  # base64 of the commitment
-    size: int  # bytes of the plain text that is kept
+    size: Integer  # bytes of the plain text that is kept
     alg: Literal["sha256-salted"] = "sha256-salted"
 
 
@@ -97,7 +100,7 @@ class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     kind: str
     decision: str
     sha256: str  # of the exact text
-    size_bytes: int
+    size_bytes: Integer
     accesses: tuple[AccessEntry, ...] = ()
     resolution: str = ""
     policy: str = ""
@@ -113,12 +116,12 @@ class CommandOutcome(Record, frozen=True, kw_only=True, tag="command.outcome"):
 
     session: str
     command: str
-    ref: int  # seq of the intent
+    ref: Integer  # seq of the intent
     status: str  # ok, error, refused, aborted
     code: str = ""
-    rows: int = 0
-    bytes: int = 0
-    duration_us: int = 0
+    rows: Integer = 0
+    bytes: Integer = 0
+    duration_us: Integer = 0
 
 
 class EgressDenied(Record, frozen=True, kw_only=True, tag="egress.denied"):
@@ -126,9 +129,9 @@ class EgressDenied(Record, frozen=True, kw_only=True, tag="egress.denied"):
 
     network: str
     address: str
-    port: int
+    port: Integer
     reason: str
-    count: int = 1
+    count: Integer = 1
 
 
 class DnsDenied(Record, frozen=True, kw_only=True, tag="dns.denied"):
@@ -136,7 +139,7 @@ class DnsDenied(Record, frozen=True, kw_only=True, tag="dns.denied"):
 
     name: str
     qtype: str
-    count: int = 1
+    count: Integer = 1
 
 
 class Unknown(msgspec.Struct, frozen=True):
@@ -161,6 +164,16 @@ def decode(header: bytes) -> Known | Unknown:
     Raises:
         NotCanonical: the header is not canonical, or a known type lacks or mistypes a field.
     """
+    try:
+        likely: Known = _decoder.decode(header)
+    except msgspec.DecodeError:  # an unknown type, or something is wrong: said below
+        return _decode_slowly(header)
+    # What encodes to the same bytes from typed fields is canonical. What does not may still be (a default that was
+    # written out), and is rare enough to be looked at value by value.
+    return likely if canonical.encode(likely) == header else _decode_slowly(header)
+
+
+def _decode_slowly(header: bytes) -> Known | Unknown:
     value = canonical.decode(header)
     kind, seq = value.get("type"), value.get("seq")
     if not isinstance(kind, str) or not isinstance(seq, int) or isinstance(seq, bool):

@@ -55,6 +55,8 @@ class StreamReport(msgspec.Struct):
     open_intents: int = 0  # allowed commands whose outcome the stream does not hold
     bodies: dict[bytes, int] = msgspec.field(default_factory=dict)  # commitment → seq of the first record naming it
     texts: dict[bytes, str] = msgspec.field(default_factory=dict)  # commitment → SHA-256 of the whole text it keeps
+    bodies_checked: int = 0
+    bodies_missing: int = 0
     problems: list[Problem] = msgspec.field(default_factory=list)
 
 
@@ -64,7 +66,6 @@ class Verdict(msgspec.Struct):
     streams: list[StreamReport]
     problems: list[Problem]
     notes: list[str]  # true, not wrong, and worth knowing
-    bodies_checked: int = 0
 
 
 class StreamVerifier:

@@ -26,6 +26,7 @@ from chaperone_sidecar.effects import Intent, Receipt
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.spool import MAX_BODY_BYTES, Spool
 
+VERSION: Final = "0.1.0"
 HEAD_RECORDS: Final = 1000  # a head is signed at the latest after this many records
 MAX_KNOWN_BODIES: Final = 256  # repeated texts of one session that are kept once
 MAX_KNOWN_BODY_BYTES: Final = 4096  # longer texts are kept each time: remembering them would cost more
@@ -81,15 +82,23 @@ class Recorder:
         """The number of the next record: everything below is in the spool's buffer."""
         return self._chain.count
 
-    def open_stream(self, opened: record.StreamOpen) -> None:
-        """Write the stream's first record (its `seq` and times are set here) and sign it at once.
+    def open_stream(self, opened: record.StreamOpen, stream: str, previous: str, previous_link: str) -> None:
+        """Write the stream's first record and sign it at once.
 
         The head right after it makes the end of the stream before this one provable from the first moment.
 
         Raises:
             SpoolFull: no room.
         """
-        self._write(opened, owed=False)
+        first = msgspec.structs.replace(
+            opened,
+            stream=stream,
+            previous=previous,
+            previous_link=previous_link,
+            vkey=self._signer.verifier.vkey,
+            gateway_version=VERSION,
+        )
+        self._write(first, owed=False)
         self.head("open")
 
     def new_session(self, target: str) -> SessionLog:

@@ -1,0 +1,51 @@
+"""`chaperone` and `kubectl chaperone`: what auditors, policy authors and platform engineers type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from chaperone_cli import verify as verification
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="chaperone-cli", prog_name="chaperone")
+def main() -> None:
+    """Chaperone: what AI agents do, decided, recorded and provable."""
+
+
+@main.command()
+@click.argument("evidence", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--trust",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate of the gateway CA; without it the one inside EVIDENCE is taken, and that is said.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(evidence: Path, trust: Path | None, as_json: bool) -> None:
+    """Verify an evidence directory or a bundle (tar) offline.
+
+    Exit status: 0 everything holds, 1 something is wrong, 2 it cannot be verified.
+    """
+    raise SystemExit(verification.run(evidence, trust, as_json=as_json))
+
+
+@main.command()
+@click.option("--manifests", required=True, type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--identity", required=True, help="Name of the AgentIdentity to act as.")
+@click.option("--evidence", required=True, type=click.Path(file_okay=False, path_type=Path))
+@click.option("--listen", required=True, multiple=True, metavar="TARGET=HOST:PORT", help="May be given several times.")
+def dev(manifests: Path, identity: str, evidence: Path, listen: tuple[str, ...]) -> None:
+    """Run the gateway without a cluster, for policy authors and tests.
+
+    MANIFESTS holds AgentIdentity, AccessTarget, AccessPolicy, ClusterAccessPolicy and Secret YAML. Prints `ready` when
+    it listens; SIGTERM or ctrl-C ends it cleanly.
+    """
+    from chaperone_cli import dev as development  # noqa: PLC0415 - the gateway is an extra that auditors don't install
+
+    raise SystemExit(development.run(manifests, identity, evidence, listen))
+
+
+if __name__ == "__main__":
+    main()
