@@ -134,7 +134,7 @@ many = settings(
         Phase.explicit,
         Phase.reuse,
         Phase.generate,
-    ],  # a failure already names its one case; shrinking asks for hours
+    ],  # a failure names its one case; no need to shrink
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

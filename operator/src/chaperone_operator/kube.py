@@ -20,7 +20,7 @@ type Object = dict[str, Any]
 CONNECT_TIMEOUT_S: Final = 10.0  # a healthy API server accepts in ms; load balancers drop silently
 REQUEST_TIMEOUT_S: Final = 30.0  # the API server itself gives up on most requests after 60 s
 WATCH_SERVER_S: Final = 300  # the server ends a watch after this; a fresh one re-balances and finds stale state
-WATCH_SILENCE_S: Final = 75.0  # bookmarks come about each minute; past this the connection is taken for dead
+WATCH_SILENCE_S: Final = 75.0  # past this a connection is taken for dead; an idle one is merely opened anew
 PAGE: Final = 500  # objects a page of a list
 MAX_ANSWER_BYTES: Final = 64 << 20  # one page of the largest objects; beyond it something is wrong
 MAX_EVENT_BYTES: Final = 8 << 20  # one watch event: etcd's limit is 1.5 MiB an object
@@ -97,11 +97,13 @@ class Client:
     Args:
         access: address, TLS context and credential.
         agent: User-Agent of this part, for the API server's audit log.
+        silence_s: how long a watch may be silent.
     """
 
-    def __init__(self, access: kubeconfig.Access, agent: str = "chaperone") -> None:
+    def __init__(self, access: kubeconfig.Access, agent: str = "chaperone", silence_s: float = WATCH_SILENCE_S) -> None:
         self._access = access
         self._agent = agent
+        self._silence_s = silence_s
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -180,7 +182,8 @@ class Client:
         Raises:
             ApiError: `reason` Conflict when another manager owns a field and `force` is off.
         """
-        whole = {"apiVersion": resource.api_version, "kind": resource.kind} | body
+        metadata = {"name": name} | ({"namespace": namespace} if namespace else {}) | body.get("metadata", {})
+        whole = {"apiVersion": resource.api_version, "kind": resource.kind} | body | {"metadata": metadata}
         return await self._object(
             "PATCH",
             resource.path(namespace, name, subresource),
@@ -220,11 +223,12 @@ class Client:
         label_selector: str = "",
         field_selector: str = "",
     ) -> AsyncIterator[Change]:
-        """Changes after `resource_version`, until the server ends the watch (`WATCH_SERVER_S`).
+        """Changes after `resource_version`, until the server ends the watch (`WATCH_SERVER_S`) or falls silent.
+
+        Either way the caller goes on by another watch from the last version seen.
 
         Raises:
-            ApiError: `status` 410 when the version is too old: list again. Silence past `WATCH_SILENCE_S` is an
-                error too (status 0).
+            ApiError: `status` 410 when the version is too old: list again.
         """
         query = _selectors(label_selector, field_selector) | {
             "watch": "true",
@@ -233,7 +237,7 @@ class Client:
             "timeoutSeconds": str(WATCH_SERVER_S),
         }
         timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=CONNECT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, sock_read=WATCH_SILENCE_S
+            total=None, sock_connect=CONNECT_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, sock_read=self._silence_s
         )
         path = resource.path(namespace)
         try:
@@ -247,6 +251,8 @@ class Client:
                     if change.type == "ERROR":
                         raise _refusal(int(change.object.get("code", 0)), msgspec.json.encode(change.object), path)
                     yield change
+        except aiohttp.SocketTimeoutError:
+            return
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(f"The watch of {path} broke off ({type(error).__name__}).") from error
 

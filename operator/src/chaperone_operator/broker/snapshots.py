@@ -102,7 +102,7 @@ class Snapshots:
             raise Refused(
                 404,
                 "No policy",
-                f"Namespace {namespace} has no compiled policy yet; see the status of its policies and AgentIdentities.",
+                f"Namespace {namespace} has no compiled policy yet; see the status of its policies and identities.",
             )
         return found
 
