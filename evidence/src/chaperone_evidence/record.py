@@ -12,7 +12,6 @@ import msgspec
 from chaperone_evidence import canonical
 from chaperone_evidence.errors import NotCanonical
 
-
 type Integer = Annotated[int, msgspec.Meta(ge=-canonical.MAX_INTEGER, le=canonical.MAX_INTEGER)]
 
 
@@ -166,7 +165,7 @@ def decode(header: bytes) -> Known | Unknown:
     """
     try:
         likely: Known = _decoder.decode(header)
-    except msgspec.DecodeError:  # an unknown type, or something is wrong: said below
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # an unknown type, or wrong: said below
         return _decode_slowly(header)
     # What encodes to the same bytes from typed fields is canonical. What does not may still be (a default that was
     # written out), and is rare enough to be looked at value by value.
