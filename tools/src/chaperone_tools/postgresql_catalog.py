@@ -43,13 +43,14 @@ _HARMLESS: Final = _words(
     pg_xact_status random setseed timeofday txid_status"""
 )
 # Stable or immutable by declaration, and yet: they run a query over any table, show other sessions' statements or the
-# server's paths, or are meant for event triggers and validators alone.
+# server's paths, spend a transaction id, or are meant for event triggers and validators alone.
 _NOT_SAFE: Final = _words(
     """database_to_xml database_to_xml_and_xmlschema database_to_xmlschema schema_to_xml schema_to_xml_and_xmlschema
     schema_to_xmlschema table_to_xml table_to_xml_and_xmlschema table_to_xmlschema fmgr_c_validator
     fmgr_internal_validator fmgr_sql_validator pg_relation_filepath pg_tablespace_location pg_stat_get_activity
     pg_stat_get_backend_activity pg_stat_get_backend_activity_start pg_stat_get_backend_client_addr
     pg_stat_get_backend_client_port pg_stat_get_backend_userid pg_stat_get_wal_receiver pg_stat_get_wal_senders
+    pg_current_xact_id txid_current
     pg_event_trigger_ddl_commands pg_event_trigger_dropped_objects pg_event_trigger_table_rewrite_oid
     pg_event_trigger_table_rewrite_reason pg_get_shmem_allocations pg_get_backend_memory_contexts"""
 )

@@ -287,7 +287,7 @@ def _statistics(walk: Walk, node: Node, scope: Scope) -> list[Any]:
 @handles("CreateSchemaStmt")
 def _schema_statement(walk: Walk, node: Node, scope: Scope) -> None:
     role = node.get("authrole")
-    walk.add(Effect.SCHEMA, f"schema:{node.get('schemaname') or role['rolename'] if role else node['schemaname']}")
+    walk.add(Effect.SCHEMA, f"schema:{node['schemaname']}" if "schemaname" in node else _role(role or {}))
     if role:
         walk.add(Effect.PRIVILEGE, _role(role))
     if "schemaElts" in node:  # their unqualified names are of the new schema

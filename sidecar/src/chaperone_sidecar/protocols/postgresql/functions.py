@@ -24,6 +24,7 @@ _SENSITIVE: Final = words(
     pg_stat_get_backend_client_addr pg_stat_get_backend_client_port pg_stat_get_backend_userid
     pg_stat_get_wal_receiver pg_stat_get_wal_senders pg_stat_statements"""
 )
+_TRANSACTION_ID: Final = frozenset({"txid_current", "pg_current_xact_id"})  # spend a number, change nothing else
 _TEXT_TYPES: Final = frozenset({"text", "varchar", "name", "regclass", "cstring", "bpchar"})
 
 
@@ -74,6 +75,8 @@ def _of_catalog(name: str, arguments: Sequence[dict[str, Any]]) -> tuple[Access,
         channel = literal(arguments[0]) if arguments else None
         if channel is not None:
             return (Access(Effect.SESSION, f"channel:{channel}"),)
+    if name in _TRANSACTION_ID:
+        return (Access(Effect.TRANSACTION, "transaction:id"),)
     if name == "pg_advisory_unlock_all":  # the session's own locks; poolers and drivers reset with it
         return (Access(Effect.SESSION, "lock:advisory"),)
     return (Access(_foreign_effect(name), join("pg_catalog", name)),)

@@ -75,6 +75,7 @@ def _library() -> ctypes.CDLL:
 
 
 _LIBRARY: Final = _library()
+_QUOTE: Final = re.compile(r"""\s*(?:["'`]|: )""")
 _LONG_RUN: Final = re.compile(rb"[-~!@#^&|`?+*/%%<>=]{%d}" % (RUN_CHARACTERS + 1))
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -120,8 +121,8 @@ def _parse(text: bytes) -> list[dict[str, Any]]:
 
 
 def _without_quotes(reason: str) -> str:
-    """The parser's complaint without the piece of the statement that it quotes: that may be a value."""
-    return reason.partition(' at or near "')[0]
+    """The parser's complaint up to where it quotes the statement: what it quotes may be a value."""
+    return _QUOTE.split(reason, 1)[0].removesuffix(" at or near")
 
 
 class Parser:

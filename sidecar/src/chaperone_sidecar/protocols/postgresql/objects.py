@@ -92,6 +92,8 @@ def named(kind: str, node: Node) -> tuple[str, ...]:
         parts = relations.strings(node["List"]["items"])
         if kind in RELATIONS and parts:
             return relations.qualify(_schema(parts), parts[-1])
+        if kind in {"OBJECT_TYPE", "OBJECT_DOMAIN"} and parts:
+            return (relations.join(_schema(parts) or "public", parts[-1]),)
         if kind in _PARTS_OF_RELATIONS and len(parts) > 1:
             return relations.qualify(_schema(parts[:-1]), parts[-2])
         if kind in {"OBJECT_OPCLASS", "OBJECT_OPFAMILY"} and len(parts) > 1:  # the access method comes first

@@ -78,8 +78,8 @@ def join(schema: str, name: str) -> str:
     if schema.startswith("pg_temp"):
         raise Ambiguous(f"The name {schema}.{name} is a temporary object's; use a table of a permanent schema.")
     for part in (schema, name):
-        if "." in part or ":" in part or "\n" in part:
-            raise Ambiguous("A quoted name contains a dot, a colon or a line break; rules cannot name it, rename it.")
+        if "." in part or ":" in part or not part.isprintable():
+            raise Ambiguous("A quoted name contains a dot, a colon or an invisible character; no rule can name it.")
         if len(part) * 4 >= _LONG_BYTES and not part.isascii() and len(part.encode()) >= _LONG_BYTES:
             raise Ambiguous("A name of other than ASCII letters is so long that the server may cut it; shorten it.")
     return f"{schema}.{name}"

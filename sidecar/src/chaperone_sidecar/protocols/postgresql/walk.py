@@ -46,9 +46,9 @@ PLAIN: Final = words(
     context_item ctequery cycle_clause cycle_col_list cycle_mark_default cycle_mark_value defexpr defresult docexpr
     elements endOffset exclusions expr exprs fdwoptions functions indexElems indirection infer items key larg lidx
     listdatums lowerdatums named_args namespaces node on_empty on_error opclassopts options orderClause output over
-    partParams partitionClause passing pathspec quals query rarg raw_default raw_expr repeatable result returnval rowexpr
-    source startOffset string subquery subselect targetList testexpr uidx upperdatums usingClause val value values
-    whereClause where_clause"""
+    partParams partitionClause passing pathspec quals query rarg raw_default raw_expr repeatable result returnval
+    rowexpr source startOffset string subquery subselect targetList testexpr uidx upperdatums usingClause val value
+    values whereClause where_clause"""
 )
 
 
