@@ -42,9 +42,9 @@ def dev(manifests: Path, identity: str, evidence: Path, listen: tuple[str, ...])
     MANIFESTS holds AgentIdentity, AccessTarget, AccessPolicy, ClusterAccessPolicy and Secret YAML. Prints `ready` when
     it listens; SIGTERM or ctrl-C ends it cleanly.
     """
-    from chaperone_cli import dev as development  # noqa: PLC0415 - the gateway is an extra that auditors don't install
+    from chaperone_cli.dev import run  # noqa: PLC0415 - the gateway is an extra that auditors don't install
 
-    raise SystemExit(development.run(manifests, identity, evidence, listen))
+    raise SystemExit(run(manifests, identity, evidence, listen))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Final, cast
 
 from chaperone_sidecar.tls import TlsLayer
 
@@ -35,8 +35,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The transport is there."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio gives a stream protocol nothing else
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # a stream protocol is given nothing else; uvloop's own
         if self._on_made is not None:
             self._on_made()
 

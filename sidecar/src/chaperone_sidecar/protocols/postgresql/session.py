@@ -367,6 +367,7 @@ class Session:
         """A statement goes upstream that changes what names or strings mean."""
         if classified.changes_names:
             self._statements.clear()
+        if classified.changes_names or classified.changes_portals:
             self._portals.clear()
         if classified.changes_reading:
             self._reading_changed = True

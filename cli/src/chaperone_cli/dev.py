@@ -1,0 +1,328 @@
+"""`chaperone dev`: the gateway on loopback, with manifests from a directory and no cluster.
+
+The same compiler, policy engine, session core and evidence as in a pod. What a cluster provides is played here: credentials
+come from Secret manifests, and a CA made for this run certifies the stream's key; its certificate is added to trust.pem
+beside the evidence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import msgspec
+import uvloop
+import yaml
+from chaperone_evidence import record
+from chaperone_evidence.certificate import STREAM_KEY_SCHEME, subject_uri
+from chaperone_operator.compile import Snapshot, compile_namespace
+from chaperone_sidecar import config as gateway_config
+from chaperone_sidecar.backend import PostgresBackends
+from chaperone_sidecar.config import GatewayConfig, Target
+from chaperone_sidecar.credentials.broker import Lease
+from chaperone_sidecar.errors import ChaperoneError, LeaseRefused
+from chaperone_sidecar.gateway import Gateway
+from chaperone_sidecar.policy.decider import Decider
+from chaperone_sidecar.recording.ids import Ids
+from chaperone_sidecar.recording.stream import begin_stream, make_signer
+from chaperone_sidecar.tls import PodCa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+SPOOL_BYTES: Final = 4 << 30  # nothing is shipped and freed here, so the bound is that of a long benchmark
+OPA_TIMEOUT_S: Final = 15.0
+CLUSTER: Final = "dev"
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+KINDS: Final = ("AgentIdentity", "AccessTarget", "AccessPolicy", "ClusterAccessPolicy", "Secret")
+
+type Object = dict[str, Any]
+
+
+class Unusable(Exception):
+    """The arguments or manifests cannot be used; the text says why."""
+
+
+def run(manifests: Path, identity: str, evidence: Path, listen: tuple[str, ...]) -> int:
+    """Run until SIGTERM or SIGINT; returns the exit status."""
+    try:
+        objects = load(manifests)
+        namespace = _namespace(objects, identity)
+        local = _set_local_aside(objects["AccessTarget"])
+        snapshot = _compile(objects, namespace)
+        places = dict(_place(text) for text in listen)
+        uvloop.run(_serve(objects, snapshot, _config(snapshot, identity, local), evidence, places))
+    except (Unusable, ChaperoneError) as error:
+        click.echo(f"chaperone dev: {error}", err=True)
+        return 2
+    return 0
+
+
+def load(directory: Path) -> dict[str, list[Object]]:
+    """All objects in the YAML files of a directory, by kind.
+
+    Raises:
+        Unusable: a file is not YAML, or holds something else.
+    """
+    objects: dict[str, list[Object]] = {kind: [] for kind in KINDS}
+    for path in sorted((*directory.glob("*.yaml"), *directory.glob("*.yml"))):
+        try:
+            documents = list(yaml.safe_load_all(path.read_text()))
+        except yaml.YAMLError as error:
+            raise Unusable(f"{path.name} is not YAML: {error}") from error
+        for document in documents:
+            if document is None:
+                continue
+            kind = document.get("kind") if isinstance(document, dict) else None
+            if kind in objects:
+                objects[kind].append(document)
+    return objects
+
+
+def _namespace(objects: dict[str, list[Object]], identity: str) -> str:
+    for found in objects["AgentIdentity"]:
+        if found.get("metadata", {}).get("name") == identity:
+            found["metadata"].setdefault("uid", f"dev-{identity}")
+            found["metadata"].setdefault("generation", 1)
+            return str(found["metadata"].get("namespace", "default"))
+    raise Unusable(f'There is no AgentIdentity "{identity}" in the manifests.')
+
+
+def _compile(objects: dict[str, list[Object]], namespace: str) -> Snapshot:
+    for kind in KINDS[:3]:
+        for found in objects[kind]:
+            if kind != "AccessTarget":
+                found.get("metadata", {}).setdefault("namespace", namespace)
+    snapshot = compile_namespace(
+        namespace,
+        objects["AgentIdentity"],
+        objects["AccessTarget"],
+        objects["AccessPolicy"],
+        objects["ClusterAccessPolicy"],
+        namespace_labels={"kubernetes.io/metadata.name": namespace},
+    )
+    for problem in snapshot.problems:
+        level = "error" if problem.is_blocking else "note"
+        click.echo(f"{level}: {problem.kind} {problem.name}: {problem.reason}: {problem.message}", err=True)
+    if not snapshot.is_usable:
+        raise Unusable("The policies do not compile; nothing is started.")
+    return snapshot
+
+
+def _place(text: str) -> tuple[str, tuple[str, int]]:
+    target, _, address = text.partition("=")
+    host, _, port = address.rpartition(":")
+    if not target or not host or not port.isdigit():
+        raise Unusable(f"--listen {text}: write TARGET=HOST:PORT.")
+    return target, (host.strip("[]"), int(port))
+
+
+async def _serve(
+    objects: dict[str, list[Object]],
+    snapshot: Snapshot,
+    config: GatewayConfig,
+    evidence: Path,
+    places: dict[str, tuple[str, int]],
+) -> None:
+    targets = {target.name: target for target in config.targets}
+    for name in places:
+        if name not in targets:
+            raise Unusable(f'The identity has no target "{name}"; it has: {", ".join(sorted(targets)) or "none"}.')
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(_opa(snapshot.bundle))
+        decider = Decider(config.identity.name, port)
+        await decider.start()
+        stack.push_async_callback(decider.stop)
+        if not await decider.wait_for_revision(snapshot.revision, OPA_TIMEOUT_S):
+            raise Unusable("OPA did not load the policies in time.")
+        gateway = _gateway(objects, snapshot, config, evidence, decider)
+        for name, (host, listen_port) in places.items():
+            server = await _listen(gateway, targets[name], host, listen_port)
+            stack.push_async_callback(_close, server)
+        heads = asyncio.create_task(gateway.keep_heads())
+        click.echo("ready")
+        sys.stdout.flush()
+        await stop.wait()
+        heads.cancel()
+        gateway.close("the gateway was stopped")
+
+
+def _set_local_aside(targets: list[Object]) -> dict[str, str]:
+    """Take loopback upstreams out of the targets and return them by target.
+
+    In a pod loopback would be the pod itself, so the compiler refuses it; here the database on this machine is the point.
+    """
+    local = {}
+    for target in targets:
+        upstream = (target.get("spec") or {}).get("upstream") or {}
+        if upstream.get("host") in LOCAL_HOSTS:
+            local[target["metadata"]["name"]] = upstream.pop("host")
+    return local
+
+
+def _config(snapshot: Snapshot, identity: str, local: dict[str, str]) -> GatewayConfig:
+    configs = msgspec.json.decode(snapshot.gateway, type=dict[str, msgspec.Raw])
+    config = gateway_config.decode(bytes(configs[identity]))
+    replace = msgspec.structs.replace
+    targets = tuple(
+        replace(target, upstream=replace(target.upstream, host=local[target.name])) if target.name in local else target
+        for target in config.targets
+    )
+    return replace(config, targets=targets)
+
+
+def _gateway(
+    objects: dict[str, list[Object]], snapshot: Snapshot, config: GatewayConfig, evidence: Path, decider: Decider
+) -> Gateway:
+    pod_uid = str(uuid.uuid4())
+    signer = make_signer(CLUSTER, pod_uid)
+    pod = socket.gethostname().split(".")[0] or "localhost"
+    uri = subject_uri(CLUSTER, config.identity.namespace, pod, pod_uid, config.identity.name)
+    evidence.mkdir(parents=True, exist_ok=True, mode=0o700)
+    certificate = _certify(evidence / "trust.pem", uri, signer.verifier.vkey)
+    opened = record.StreamOpen(
+        seq=0, wall_us=0, mono_us=0, stream="", cluster=CLUSTER, namespace=config.identity.namespace, pod=pod,
+        pod_uid=pod_uid, identity=config.identity.name, identity_uid=config.identity.uid, vkey="",
+        owner=config.identity.owner.name, certificate=base64.b64encode(certificate).decode(),
+        durability=config.identity.durability, revision=config.revision,
+    )  # fmt: skip
+    recorder, _ = begin_stream(evidence, SPOOL_BYTES, signer, opened, Ids())
+    leases = _Leases(objects["Secret"], snapshot, config.identity.name)
+    return Gateway(config, recorder, decider, PostgresBackends(_dial, leases.lease), PodCa(pod))
+
+
+def _certify(trust: Path, uri: str, vkey: str) -> bytes:
+    """Make a CA for this run, add its certificate to the trusted ones, and certify the stream's key with it."""
+    authority, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "chaperone dev")])
+    now = datetime.now(UTC)
+
+    def build(subject: x509.Name, public: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+        return (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(name)
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(minutes=5))
+            .not_valid_after(now + timedelta(days=365))
+        )
+
+    ca = (
+        build(name, authority.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(authority, hashes.SHA256())
+    )
+    names = [x509.UniformResourceIdentifier(text) for text in (uri, STREAM_KEY_SCHEME + vkey)]
+    certificate = (
+        build(x509.Name([]), key.public_key())
+        .add_extension(x509.SubjectAlternativeName(names), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+        .sign(authority, hashes.SHA256())
+    )
+    with trust.open("ab") as file:
+        file.write(ca.public_bytes(serialization.Encoding.PEM))
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+class _Leases:
+    """Plays the broker: credentials from Secret manifests."""
+
+    def __init__(self, secrets: list[Object], snapshot: Snapshot, identity: str) -> None:
+        self._secrets = {secret["metadata"]["name"]: secret for secret in secrets}
+        self._granted = msgspec.json.decode(snapshot.leases, type=dict[str, dict[str, dict[str, str]]]).get(
+            identity, {}
+        )
+
+    async def lease(self, target: str) -> Lease:
+        """The credential of a target, or LeaseRefused."""
+        names = self._granted.get(target)
+        if names is None:
+            raise LeaseRefused("no policy of this identity grants anything at this target.")
+        credential = self._read(names["secret"])
+        ca = self._read(names["ca_secret"]) if names["ca_secret"] else {}
+        try:
+            return Lease(credential["username"], credential["password"], ca.get("ca.crt", ""), 2**53 - 1)
+        except KeyError as error:
+            raise LeaseRefused(f'Secret "{names["secret"]}" has no key {error}.') from None
+
+    def _read(self, name: str) -> dict[str, str]:
+        secret = self._secrets.get(name)
+        if secret is None:
+            raise LeaseRefused(f'Secret "{name}" does not exist in the manifests.')
+        decoded = {key: base64.b64decode(value).decode() for key, value in (secret.get("data") or {}).items()}
+        return decoded | {key: str(value) for key, value in (secret.get("stringData") or {}).items()}
+
+
+async def _dial(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    last: OSError = OSError("the name has no address")
+    for family, kind, protocol, _, address in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        connection = socket.socket(family, kind, protocol)
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        try:
+            await loop.sock_connect(connection, address)
+        except OSError as error:
+            connection.close()
+            last = error
+        else:
+            return connection
+    raise last
+
+
+async def _listen(gateway: Gateway, target: Target, host: str, port: int) -> asyncio.Server:
+    try:
+        return await asyncio.get_running_loop().create_server(lambda: gateway.accept(target), host, port)
+    except OSError as error:
+        raise Unusable(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
+
+
+async def _close(server: asyncio.Server) -> None:
+    server.close()
+    await asyncio.sleep(0)  # last words that were written leave with this turn of the loop
+
+
+@contextlib.asynccontextmanager
+async def _opa(bundle: bytes) -> Any:  # noqa: ANN401 - an async iterator of the port
+    program = _opa_program()
+    with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="chaperone-dev-") as directory:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        path = Path(directory) / "bundle.tar.gz"
+        path.write_bytes(bundle)
+        process = await asyncio.create_subprocess_exec(
+            program, "run", "--server", f"--addr=127.0.0.1:{port}", "--log-level=error", "--skip-version-check",
+            "--bundle", str(path), stdin=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield port
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            await process.wait()
+
+
+def _opa_program() -> str:
+    cached = Path(os.environ.get("CHAPERONE_BIN", Path.home() / ".cache" / "chaperone" / "bin")) / "opa"
+    found = os.environ.get("CHAPERONE_OPA") or shutil.which("opa") or (str(cached) if cached.exists() else None)
+    if found is None:
+        raise Unusable("The program opa is not installed; run `make setup`, or set CHAPERONE_OPA to its path.")
+    return found
