@@ -115,6 +115,18 @@ async def test_objects_say_who_what_and_how_it_ended(evidence_api: EvidenceApi, 
     assert one == first
 
 
+async def test_what_is_wrong_with_a_stream_is_shown(evidence_api: EvidenceApi, gateway_ca: Authority) -> None:
+    scene = Scene(gateway_ca, "wrong-agent")
+    scene.stream.conclude(scene.open, (0, "no command"))
+    await scene.ship(evidence_api)
+    scene.stream.head(signer=Pod(gateway_ca).signer)
+    async with Sender(evidence_api.collector, scene.pod) as sender:
+        status, _ = await sender.post(scene.stream.id, *scene.stream.take())
+        assert status == 409
+    text = await _kubectl(evidence_api, "get", "session", "-n", "agents", scene.open, "-o", "jsonpath={.status}")
+    assert json.loads(text) | {"findings": 1, "chainBreaks": 1} == json.loads(text)
+
+
 async def test_describe_works(evidence_api: EvidenceApi, gateway_ca: Authority) -> None:
     scene = await Scene(gateway_ca, "describe-agent").ship(evidence_api)
     text = await _kubectl(evidence_api, "describe", "session", "-n", "agents", scene.closed)
@@ -409,7 +421,8 @@ async def test_every_read_is_recorded_before_it_is_answered(evidence_api: Eviden
         groups=("auditors",),
     )  # fmt: skip
     rows = evidence_api.collector.rows(
-        "SELECT verb, resource, namespace, rows, groups FROM access WHERE user = 'auditor' AND query LIKE '%read-agent%'"
+        "SELECT verb, resource, namespace, rows, groups FROM access "
+        "WHERE user = 'auditor' AND query LIKE '%read-agent%'"
     )
     assert rows == [("list", "commands", "agents", 4, "auditors,system:authenticated")]
 

@@ -253,6 +253,17 @@ async def test_bodies_are_idempotent_and_hashed(collector: Collector, gateway_ca
     assert collector.rows("SELECT hash, bytes FROM body") == [(commit, body)]
 
 
+async def test_many_bodies_go_at_once(collector: Collector, gateway_ca: Authority) -> None:
+    pod = Pod(gateway_ca)
+    stream = _worked(pod, 20)
+    frames = b"".join(entry.body_frame(body[:32], body[32:]) for body in stream.bodies.values())
+    async with Sender(collector, pod) as sender:
+        for data, status in ((frames, 204), (frames, 204), (frames[:-1], 400), (bytes((2 << 20) + 1), 413)):
+            async with sender.http.post(f"{collector.ingest}/v1/bodies", data=data) as answer:
+                assert answer.status == status
+    assert dict(collector.rows("SELECT hash, bytes FROM body")) == stream.bodies
+
+
 async def test_a_body_that_a_record_names_no_longer_counts_as_waiting(
     collector: Collector, gateway_ca: Authority
 ) -> None:

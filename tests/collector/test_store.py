@@ -132,12 +132,12 @@ async def test_bodies_that_nothing_names_are_bounded_per_pod(tmp_path: Path) -> 
     body = bytes(entry.MAX_BODY_BYTES)
     with pytest.raises(Refused, match="name"):
         for number in range(100):
-            await store.write(lambda tx, n=number: tx.put_body(n.to_bytes(32), body, "pod"))  # type: ignore[misc]
-    assert await store.write(lambda tx: tx.put_body(b"y" * 32, body, "another pod"))
+            await store.write(lambda tx, n=number: tx.put_bodies({n.to_bytes(32): body}, "pod"))  # type: ignore[misc]
+    assert await store.write(lambda tx: tx.put_bodies({b"y" * 32: body}, "another pod")) == len(body)
     await store.close()
     again = Store(tmp_path, Metrics())  # the count outlives a restart
     with pytest.raises(Refused):
-        await again.write(lambda tx: tx.put_body(b"z" * 32, body, "pod"))
+        await again.write(lambda tx: tx.put_bodies({b"z" * 32: body}, "pod"))
     await again.close()
 
 
@@ -160,12 +160,28 @@ async def test_a_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -
     await store.write(lambda tx: tx._db.execute("PRAGMA max_page_count=60"))
     body = bytes(1 << 20)
     with pytest.raises(StoreBusy, match="full"):
-        await store.write(lambda tx: tx.put_body(b"x" * 32, body, "pod"))
+        await store.write(lambda tx: tx.put_bodies({b"x" * 32: body}, "pod"))
     extension = extend(unknown(name), all_entries, _POD.subject(), [_AUTHORITY.certificate])
     await store.write(lambda tx: tx.append(extension))
     assert store.size == len(all_entries)
     assert store.failure is None
     await store.close()
+
+
+@settings(max_examples=200, deadline=None)
+@given(number=st.integers(0, 30), at=st.integers(0, 2000), bit=st.integers(0, 7), cut=st.integers(0, 40))
+def test_any_changed_entry_breaks_the_chain(number: int, at: int, bit: int, cut: int) -> None:
+    """Whatever is flipped or cut off: a refusal, never another error, never a batch that is taken."""
+    name, all_entries = _long_stream()
+    number %= len(all_entries)
+    changed = bytearray(all_entries[number])
+    if cut:
+        del changed[-cut:]
+    else:
+        changed[at % len(changed)] ^= 1 << bit
+    all_entries[number] = bytes(changed)
+    with pytest.raises(ChainBroken):
+        extend(unknown(name), all_entries, _POD.subject(), [_AUTHORITY.certificate])
 
 
 @settings(max_examples=25, deadline=None)

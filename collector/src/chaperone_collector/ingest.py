@@ -2,6 +2,7 @@
 
     POST /v1/streams/<id>/records?from=<seq>   entry frames     → 200 {"acked": n, "credit": bytes}
     GET  /v1/streams/<id>                                       → 200 {"acked": n, "credit": bytes}, −1 for unknown
+    POST /v1/bodies                            body frames      → 204, many at once
     PUT  /v1/bodies/<commitment, hex>          salt ‖ plain     → 204
 
 A batch that does not continue its stream is answered 409 with what is acknowledged; it is counted, and a copy is kept
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 MAX_BATCH_BYTES: Final = 1 << 20
 MAX_BODY_BYTES: Final = entry.MAX_BODY_BYTES
+MAX_BODIES_BYTES: Final = 2 << 20  # of body frames in one request: the longest body fits
 MAX_CACHED_STREAMS: Final = 20_000  # ends of streams kept in memory, about 0.5 KiB each
 BODY_TIMEOUT_S: Final = 30.0  # a megabyte takes longer only on a line that is no use
 RETRY_AFTER_S: Final = "1"
@@ -59,11 +61,12 @@ class Ingest:
 
     def application(self) -> web.Application:
         """The aiohttp application."""
-        app = web.Application(middlewares=[_problems], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[_problems], client_max_size=MAX_BODIES_BYTES)
         app.add_routes(
             [
                 web.post("/v1/streams/{stream}/records", self.records),
                 web.get("/v1/streams/{stream}", self.stream),
+                web.post("/v1/bodies", self.bodies),
                 web.put("/v1/bodies/{commit}", self.body),
             ]
         )
@@ -107,9 +110,22 @@ class Ingest:
             data = await _read(request)
             if len(data) < entry.SALT_BYTES or entry.body_commit(data) != commit:
                 raise Refused(400, "Another body", "The bytes are not those that the commitment names.")
-            if await self._store.write(lambda tx: tx.put_body(commit, data, subject.pod_uid)):
-                self._metrics.bodies.inc(len(data))
+            await self._put({commit: data}, subject)
         return web.Response(status=204)
+
+    async def bodies(self, request: web.Request) -> web.Response:
+        """Store many bodies, each under the commitment that its bytes have."""
+        subject = self._peers.subject(request)
+        with self._take(request, subject, MAX_BODIES_BYTES):
+            data = await _read(request)
+            try:
+                await self._put({entry.body_commit(body): body for body in entry.body_frames(data)}, subject)
+            except Malformed as error:
+                raise Refused(400, "Bad request", str(error)) from error
+        return web.Response(status=204)
+
+    async def _put(self, bodies: dict[bytes, bytes], subject: Subject) -> None:
+        self._metrics.bodies.inc(await self._store.write(lambda tx: tx.put_bodies(bodies, subject.pod_uid)))
 
     def _take(self, request: web.Request, subject: Subject, cap: int) -> AbstractContextManager[None]:
         size = request.content_length

@@ -93,11 +93,13 @@ CREATE TABLE finding (
     id INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL,
     stream TEXT NOT NULL, seq INTEGER NOT NULL, what TEXT NOT NULL
 );
+CREATE INDEX finding_stream ON finding (stream);
 CREATE TABLE quarantine (
     id INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL, pod_uid TEXT NOT NULL,
     stream TEXT NOT NULL, seq INTEGER NOT NULL, reason TEXT NOT NULL, what TEXT NOT NULL, bytes BLOB NOT NULL
 );
 CREATE INDEX quarantine_pod ON quarantine (pod_uid);
+CREATE INDEX quarantine_stream ON quarantine (stream);
 
 CREATE TABLE access (
     id INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL,

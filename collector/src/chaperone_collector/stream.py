@@ -9,7 +9,6 @@ that it speaks of has happened, and the chain goes on through it.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Iterable
 from typing import Final
@@ -121,7 +120,7 @@ def _head(state: Stored, checked: Checked, header: bytes) -> None:
         raise ChainBroken("open", "The stream does not begin with stream.open.")
     try:
         head = chain.parse_head(note.open_note(header, state.verifier))
-    except EvidenceError as error:
+    except (EvidenceError, ValueError) as error:
         raise ChainBroken("head", f"The head at {state.count} is refused: {error}") from error
     if (head.cluster, head.stream) != (state.cluster, state.name):
         raise ChainBroken("head", f"The head at {state.count} is that of another stream.")
@@ -149,7 +148,7 @@ def _open(state: Stored, checked: Checked, subject: Subject, authorities: list[x
         der = base64.b64decode(opened.certificate, validate=True)
         bound = check_issued(der, authorities, opened.wall_us)
         verifier = note.parse_vkey(opened.vkey)
-    except (binascii.Error, EvidenceError) as error:
+    except (EvidenceError, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ChainBroken("open", f"The certificate or key in the first record is refused: {error}") from error
     said = (opened.cluster, opened.namespace, opened.pod, opened.pod_uid, opened.identity)
     if (*said, opened.vkey) != (

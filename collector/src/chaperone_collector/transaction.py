@@ -137,18 +137,20 @@ class Transaction:
         after.id = stream
         return after
 
-    def put_body(self, commit: bytes, body: bytes, pod_uid: str) -> bool:
-        """Keep a body; False when it was there already.
+    def put_bodies(self, bodies: dict[bytes, bytes], pod_uid: str) -> int:
+        """Keep bodies under their commitments; returns the bytes of those that were not there already.
 
         Raises:
             Refused: the pod has sent too many bodies that no record names.
         """
-        if self._db.execute("SELECT 1 FROM body WHERE hash = ?", (commit,)).fetchone():
-            return False
-        self._unnamed.admit(pod_uid, len(body))
-        self._db.execute("INSERT INTO body (hash, bytes) VALUES (?,?)", (commit, body))
-        self._unnamed.add(commit, pod_uid, len(body))
-        return True
+        known = "SELECT 1 FROM body WHERE hash = ?"
+        fresh = {commit: body for commit, body in bodies.items() if not self._db.execute(known, (commit,)).fetchone()}
+        size = sum(map(len, fresh.values()))
+        self._unnamed.admit(pod_uid, size)
+        self._db.executemany("INSERT INTO body (hash, bytes) VALUES (?,?)", fresh.items())
+        for commit, body in fresh.items():
+            self._unnamed.add(commit, pod_uid, len(body))
+        return size
 
     def quarantine(self, pod_uid: str, stream: str, seq: int, broken: ChainBroken, data: bytes) -> bool:
         """Keep a copy of what was refused; False when the pod's share is used up."""

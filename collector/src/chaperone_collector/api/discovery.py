@@ -45,6 +45,8 @@ _SESSION: Final[dict[str, Any]] = {
         "bytesIn": _field(_INTEGER, "Bytes from the client."),
         "bytesOut": _field(_INTEGER, "Bytes to the client."),
         "lastSeq": _field(_INTEGER, "The newest record of the stream."),
+        "findings": _field(_INTEGER, "Records of the stream that were stored although something is wrong with them."),
+        "chainBreaks": _field(_INTEGER, "Batches refused because they would have broken the stream's chain."),
     },
 }
 _COMMAND: Final[dict[str, Any]] = {

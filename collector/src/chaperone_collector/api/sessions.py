@@ -110,7 +110,7 @@ class Sessions:
             }  # fmt: skip
         status: dict[str, Any] = {
             "state": state, "startedAt": micros(started_us), "commands": commands, "denied": denied,
-            "lastSeq": count - 1,
+            "lastSeq": count - 1, **_doubts(db, stream),
         }  # fmt: skip
         until_us = now_us if state == "Open" else seen_us
         if ended_us is not None:
@@ -169,6 +169,13 @@ def _record(raw: bytes) -> record.Known | record.Unknown | None:
         return record.decode(raw[entry.PREFIX_BYTES :])
     except EvidenceError:
         return None
+
+
+def _doubts(db: sqlite3.Connection, stream: str) -> dict[str, int]:
+    """How often the stream said what cannot be, and how often somebody tried to break its chain; nothing for never."""
+    findings = db.execute("SELECT count(*) FROM finding WHERE stream = ?", (stream,)).fetchone()[0]
+    breaks = db.execute("SELECT count(*) FROM quarantine WHERE stream = ?", (stream,)).fetchone()[0]
+    return {name: count for name, count in (("findings", findings), ("chainBreaks", breaks)) if count}
 
 
 def _ending(db: sqlite3.Connection, close_idx: int | None) -> dict[str, Any]:
