@@ -282,10 +282,7 @@ class Session:
     def _describe(self, message: messages.Describe, raw: bytes) -> Effects[None]:
         names: Names[Any] = self._statements if message.kind == messages.STATEMENT else self._portals
         yield from self._settle(names, message.name)
-        if names.find(message.name) is None:
-            what = "prepared statement" if message.kind == messages.STATEMENT else "portal"
-            yield from self._poison(answers.unknown_name(what, message.name))
-            return
+        # A name that only the backend knows is one that SQL made (DECLARE), and that was decided then.
         yield from self._later(Step("describe", self._flight.segment), raw)
 
     def _close(self, message: messages.Close, raw: bytes) -> Effects[None]:
