@@ -5,20 +5,20 @@ from __future__ import annotations
 from fix_apiserver import api_server
 from fix_broker import broker
 from fix_collector import collector, collector_with, gateway_ca
-from fix_evidence_api import evidence_api
 from fix_dev import dev_gateway, gateway_with
+from fix_evidence_api import evidence_api
 from fix_opa import opa_with
 from fix_postgres import postgres
 
 __all__ = [
-    "dev_gateway",
-    "gateway_with",
     "api_server",
     "broker",
     "collector",
     "collector_with",
+    "dev_gateway",
     "evidence_api",
     "gateway_ca",
+    "gateway_with",
     "opa_with",
     "postgres",
 ]

@@ -203,14 +203,15 @@ class Client:
         path = resource.path(namespace, name, subresource)
         return await self._object("PATCH", path, body=body, content_type="application/merge-patch+json")
 
-    async def delete(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Delete an object; one that is already gone is no error.
+    async def delete(self, resource: Resource, name: str, namespace: str = "", grace_s: int | None = None) -> None:
+        """Delete an object; one that is already gone is no error. `grace_s` 0 waits for no kubelet.
 
         Raises:
             ApiError: any other refusal.
         """
         try:
-            await self._object("DELETE", resource.path(namespace, name))
+            body = None if grace_s is None else {"gracePeriodSeconds": grace_s}
+            await self._object("DELETE", resource.path(namespace, name), body=body)
         except ApiError as error:
             if error.status != 404:
                 raise

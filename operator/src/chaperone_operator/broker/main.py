@@ -65,9 +65,9 @@ async def serve(arguments: argparse.Namespace) -> None:
                 tasks.create_task(serving.run()),
                 tasks.create_task(_publish(client, arguments.namespace, authority)),
             ]
-            await _listen(stack, broker.application(), arguments.address, arguments.port, serving.context)
-            await _listen(stack, broker.observation(), arguments.address, arguments.metrics_port, None)
-            _log.info("serving on port %d", arguments.port)
+            port = await _listen(stack, broker.application(), arguments.address, arguments.port, serving.context)
+            watched = await _listen(stack, broker.observation(), arguments.address, arguments.metrics_port, None)
+            _log.info("serving gateways on port %d, metrics on port %d", port, watched)
             await stop.wait()
             for follower in followers:
                 follower.cancel()
@@ -75,11 +75,14 @@ async def serve(arguments: argparse.Namespace) -> None:
 
 async def _listen(
     stack: contextlib.AsyncExitStack, app: web.Application, address: str, port: int, context: ssl.SSLContext | None
-) -> None:
+) -> int:
+    """Start a listener and give its port."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.TCPSite(runner, address, port, ssl_context=context).start()
+    bound: int = runner.addresses[0][1]
+    return bound
 
 
 async def _cluster(client: Client) -> str:
