@@ -2,7 +2,7 @@
 
     uv run python bench/collector.py [--streams 50] [--batch 256] [--records 200000] [--rounds 5] [--data DIR]
 
-Gateways and collector share this machine, so the clients' TLS and JSON are paid from the same cores; the collector's own
+Gateways and collector share this machine, so the clients' TLS and JSON are paid from the same cores; the collector's
 CPU time per record is printed beside. All batches are chained and signed before the clock starts. Half of the records
 are intents, half outcomes; a head comes every 1 000 records.
 """

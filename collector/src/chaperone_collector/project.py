@@ -20,7 +20,8 @@ NO_SESSION: Final = -1
 
 ALLOW: Final = 1
 DECISIONS: Final = {"Allow": ALLOW, "Deny": 2, "RequireApproval": 3}
-OTHER_DECISION: Final = 0
+OTHER_DECISION: Final = 0  # a word of a later version
+REFUSALS: Final = (OTHER_DECISION, 2, 3)
 
 
 class SessionTally:

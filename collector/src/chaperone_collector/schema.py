@@ -83,6 +83,7 @@ CREATE TABLE command (
 CREATE INDEX command_flow ON command (flow);
 CREATE INDEX command_session ON command (session);
 CREATE INDEX command_refused ON command (flow) WHERE decision <> 1;
+CREATE INDEX command_decision ON command (decision) WHERE decision <> 1;
 
 CREATE TABLE outcome (idx INTEGER PRIMARY KEY, command INTEGER NOT NULL UNIQUE);
 

@@ -13,7 +13,7 @@ from chaperone_collector.api.flow import Flow, Flows, choose
 from chaperone_collector.api.names import command_index, command_name, duration, micros, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
 from chaperone_collector.api.status import GROUP, VERSION
-from chaperone_collector.project import ALLOW, DECISIONS, NO_SESSION
+from chaperone_collector.project import ALLOW, DECISIONS, NO_SESSION, REFUSALS
 from chaperone_evidence import entry, record
 from chaperone_evidence.errors import EvidenceError
 
@@ -208,13 +208,17 @@ def _rows(
             where = f"WHERE c.session = ? AND {between}"
             yield from heapq.merge(*(db.execute(select + where, (number, *bounds)) for number in ids))
             return
-    if len(flows) > MAX_MERGED_FLOWS:
+    is_many = len(flows) > MAX_MERGED_FLOWS or not (question.namespace or question.labels or question.fields)
+    # `decision <> 1` must stand there literally, or SQLite does not see that the partial indexes serve.
+    if _only_refused(question):
+        column, values = ("decision", [*REFUSALS]) if len(flows) > MAX_MERGED_FLOWS else ("flow", [*flows])
+        where = f"WHERE c.{column} = ? AND c.decision <> {ALLOW} AND {between}"
+    elif is_many:
         yield from db.execute(select + f"WHERE {between}", bounds)
         return
-    # The literal must be that of the partial index, or SQLite does not use it.
-    narrow = f"c.decision <> {ALLOW} AND " if _only_refused(question) else ""
-    where = f"WHERE c.flow = ? AND {narrow}{between}"
-    yield from heapq.merge(*(db.execute(select + where, (flow, *bounds)) for flow in flows))
+    else:
+        values, where = [*flows], f"WHERE c.flow = ? AND {between}"
+    yield from heapq.merge(*(db.execute(select + where, (value, *bounds)) for value in values))
 
 
 def _only_refused(question: Question) -> bool:

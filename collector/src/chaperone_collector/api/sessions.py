@@ -16,6 +16,7 @@ from chaperone_evidence.errors import EvidenceError
 
 LOST_AFTER_US: Final = 60_000_000  # six heads that did not come
 MAX_SCANNED: Final = 20_000  # sessions looked at for one page; a rarer answer goes on with `continue`
+OBJECT_BYTES: Final = 2048  # about what one session takes in an answer
 MAX_MERGED_FLOWS: Final = 512  # beyond, one pass over all sessions is cheaper than a merge
 
 COLUMNS: Final[list[dict[str, Any]]] = [
@@ -42,8 +43,7 @@ COLUMNS: Final[list[dict[str, Any]]] = [
 _SELECT: Final = (
     "SELECT s.idx, s.flow, s.changed, s.name, s.started_us, s.ended_us, s.commands, s.denied, s.close_idx, "
     "st.name, st.pod, st.pod_uid, st.node, st.service_account, st.owner, st.revision, st.count, st.state, "
-    "st.superseded, st.seen_us, e.seq, e.bytes FROM session s "
-    "JOIN stream st ON st.id = s.stream JOIN entry e ON e.idx = s.idx "
+    "st.superseded, st.seen_us FROM session s JOIN stream st ON st.id = s.stream "
 )
 
 
@@ -67,12 +67,11 @@ class Sessions:
         found: list[Found] = []
         size = 0
         for scanned, row in enumerate(_rows(db, question, flows, part), 1):
-            shown = self._show(db, row, flows)
-            if shown is not None and matches(question, shown):
+            if row[1] in flows and _fits(question, row[3], row[14], self._state(row), row[7]):
                 if len(found) >= part.limit or size > MAX_PAGE_BYTES:
                     return Page(found, found[-1].idx)
-                found.append(shown)
-                size += len(row[21]) * 3
+                found.append(self._show(db, row, flows[row[1]]))
+                size += OBJECT_BYTES
             if scanned >= MAX_SCANNED:
                 return Page(found, row[0])
         return Page(found, None)
@@ -86,19 +85,23 @@ class Sessions:
         """
         flows = {flow.id: flow for flow in _fitting(self._flows.all(db).values(), question)}
         rows = db.execute(_SELECT + "WHERE s.changed >= ? ORDER BY s.changed LIMIT ?", (since, limit)).fetchall()
-        found = [shown for row in rows if (shown := self._show(db, row, flows)) is not None]
+        found = [self._show(db, row, flows[row[1]]) for row in rows if row[1] in flows]
         return found, rows[-1][2] + 1 if len(rows) == limit else None
 
-    def _show(self, db: sqlite3.Connection, row: tuple[Any, ...], flows: dict[int, Flow]) -> Found | None:
-        flow = flows.get(row[1])
-        if flow is None:
-            return None
+    def _state(self, row: tuple[Any, ...]) -> str:
+        ended_us, stream_state, superseded, seen_us = row[5], row[17], row[18], row[19]
+        if ended_us is not None:
+            return "Closed"
+        is_silent = max(seen_us, self._since_us) < self._now_us() - LOST_AFTER_US
+        return "Lost" if superseded or stream_state == "closed" or is_silent else "Open"
+
+    def _show(self, db: sqlite3.Connection, row: tuple[Any, ...], flow: Flow) -> Found:
         (idx, _, changed, name, started_us, ended_us, commands, denied, close_idx, stream, pod, pod_uid, node,
-         account, owner, revision, count, stream_state, superseded, seen_us, seq, raw) = row  # fmt: skip
+         account, owner, revision, count, _, _, seen_us) = row  # fmt: skip
+        seq, raw = db.execute("SELECT seq, bytes FROM entry WHERE idx = ?", (idx,)).fetchone()
         opened = _record(raw)
         now_us = self._now_us()
-        is_lost = superseded or stream_state == "closed" or max(seen_us, self._since_us) < now_us - LOST_AFTER_US
-        state = "Closed" if ended_us is not None else "Lost" if is_lost else "Open"
+        state = self._state(row)
         spec: dict[str, Any] = {
             "identity": flow.identity, "owner": owner, "target": flow.target, "protocol": flow.protocol, "pod": pod,
             "podUID": pod_uid, "node": node, "serviceAccount": account, "stream": stream,
@@ -131,10 +134,14 @@ class Sessions:
 
 def matches(question: Question, shown: Found) -> bool:
     """Whether an object fits the terms that are not about its flow."""
-    value = shown.value
+    spec, status = shown.value["spec"], shown.value["status"]
+    name = shown.value["metadata"]["name"]
+    return _fits(question, name, spec.get("owner", ""), status["state"], status["denied"])
+
+
+def _fits(question: Question, name: str, owner: str, state: str, denied: int) -> bool:
     fields = {
-        "metadata.name": value["metadata"]["name"], "spec.owner": value["spec"].get("owner", ""),
-        "status.state": value["status"]["state"], "status.denied": str(value["status"]["denied"]),
+        "metadata.name": name, "spec.owner": owner, "status.state": state, "status.denied": str(denied),
     }  # fmt: skip
     return all(term.holds(fields[term.field]) for term in question.fields if term.field in fields)
 
