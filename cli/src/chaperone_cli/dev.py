@@ -1,8 +1,8 @@
 """`chaperone dev`: the gateway on loopback, with manifests from a directory and no cluster.
 
-The same compiler, policy engine, session core and evidence as in a pod. What a cluster provides is played here: credentials
-come from Secret manifests, and a CA made for this run certifies the stream's key; its certificate is added to trust.pem
-beside the evidence.
+The same compiler, policy engine, session core and evidence as in a pod. What a cluster provides is played here:
+credentials come from Secret manifests, and a CA made for this run certifies the stream's key; its certificate is added
+to trust.pem beside the evidence.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ import click
 import msgspec
 import uvloop
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
 from chaperone_evidence import record
 from chaperone_evidence.certificate import STREAM_KEY_SCHEME, subject_uri
 from chaperone_operator.compile import Snapshot, compile_namespace
@@ -38,10 +43,6 @@ from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.stream import begin_stream, make_signer
 from chaperone_sidecar.tls import PodCa
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 SPOOL_BYTES: Final = 4 << 30  # nothing is shipped and freed here, so the bound is that of a long benchmark
 OPA_TIMEOUT_S: Final = 15.0
@@ -166,7 +167,8 @@ async def _serve(
 def _set_local_aside(targets: list[Object]) -> dict[str, str]:
     """Take loopback upstreams out of the targets and return them by target.
 
-    In a pod loopback would be the pod itself, so the compiler refuses it; here the database on this machine is the point.
+    In a pod loopback would be the pod itself, so the compiler refuses it; here the database on this machine is the
+    point.
     """
     local = {}
     for target in targets:

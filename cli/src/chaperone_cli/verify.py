@@ -14,10 +14,11 @@ from typing import Final, Protocol
 
 import click
 import msgspec
+from cryptography import x509
+
 from chaperone_evidence import entry, ulid
 from chaperone_evidence.errors import EvidenceError
 from chaperone_evidence.verify import BodyVerifier, Problem, StreamReport, Verdict, join, verify_stream
-from cryptography import x509
 
 MAX_SEGMENT_BYTES: Final = 64 << 20  # segments are 1 or 2 MiB; a bundle's may be larger, never this large
 MAX_FILES: Final = 1_000_000
@@ -176,8 +177,9 @@ def _print(verdict: Verdict) -> None:
         opened = report.opened
         whose = f"{opened.namespace}/{opened.pod} as {opened.identity}" if opened is not None else "unknown"
         click.echo(
-            f"stream {report.stream}  {whose}: {report.entries} records, {report.signed} signed, {report.sessions} sessions,"
-            f" {report.commands} commands ({report.denied} refused), {report.bodies_checked} texts, end {report.end}"
+            f"stream {report.stream}  {whose}: {report.entries} records, {report.signed} signed,"
+            f" {report.sessions} sessions, {report.commands} commands ({report.denied} refused),"
+            f" {report.bodies_checked} texts, end {report.end}"
         )
         if report.bodies_missing:
             click.echo(f"note: stream {report.stream}: {report.bodies_missing} texts that records name are not here")

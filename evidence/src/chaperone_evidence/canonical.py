@@ -1,7 +1,7 @@
 """The one way to write a header, so that its hash means something.
 
-Profile: a JSON object; keys are ASCII `[a-z][a-z0-9_]*` in byte order, no duplicates; no white space, no null, no float;
-integers within ±(2^53−1); strings are valid UTF-8 with the shortest escapes (RFC 8785, 3.2.2.2).
+Profile: a JSON object; keys are ASCII `[a-z][a-z0-9_]*` in byte order, no duplicates; no white space, no null, no
+float; integers within ±(2^53−1); strings are valid UTF-8 with the shortest escapes (RFC 8785, 3.2.2.2).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A stream is sound when its headers are canonical, every link follows from the one before, sequence numbers have no gap,
 the first record names a key that a trusted certificate binds to the pod, every head verifies under that key and signs
-exactly the entries before it, and every outcome refers to an intent of its own. Its *end* is proved by a head at the very
-end, or by the next stream of the pod, whose signed first record repeats the last link.
+exactly the entries before it, and every outcome refers to an intent of its own. Its *end* is proved by a head at the
+very end, or by the next stream of the pod, whose signed first record repeats the last link.
 """
 
 from __future__ import annotations

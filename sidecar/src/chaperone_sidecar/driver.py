@@ -1,9 +1,10 @@
 """The driver: runs one session's generators on sockets, spool, policy and time.
 
-Theory of operation. Each direction is a generator that is run to its end for each delivery of bytes; a direction that has to
-wait (for OPA, for the backend, for the other direction) is paused together with its transport, and what still arrives is
-kept for it. What a run wants to send is collected, and `_commit` hands it over in one order: spool, upstream, client. So no
-byte of a command is sent before its record is in the kernel, and no end of a command is told before its outcome is.
+Theory of operation. Each direction is a generator that is run to its end for each delivery of bytes; a direction that
+has to wait (for OPA, for the backend, for the other direction) is paused together with its transport, and what still
+arrives is kept for it. What a run wants to send is collected, and `_commit` hands it over in one order: spool,
+upstream, client. So no byte of a command is sent before its record is in the kernel, and no end of a command is told
+before its outcome is.
 
 Everything here ends: start-up, log-in, TLS and questions have deadlines.
 """
@@ -18,7 +19,6 @@ from typing import Any, Final, Protocol
 from chaperone_sidecar import metrics
 from chaperone_sidecar.approval import resolve_hold
 from chaperone_sidecar.config import Target
-from chaperone_sidecar.decision import Action
 from chaperone_sidecar.effects import (
     Ask,
     CancelUpstream,
@@ -347,7 +347,7 @@ class Driver:
     def _close(self, effect: Close) -> None:
         self._end(effect.reason)
 
-    # --- beginning and end ----------------------------------------------------------------------------------------------------
+    # --- beginning and end ------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         self.client.deliver_to(self._client_side.deliver, self._client_writable)

@@ -15,8 +15,8 @@ MAX_READ_BYTES: Final = 4 << 20  # kept while nobody reads; the transport is pau
 class Link(asyncio.Protocol):
     """One connection.
 
-    Until `deliver_to` is called, plain bytes wait for `read`; from then on they go to the callback. TLS may begin at any
-    moment between two writes. `on_made` is called when the connection is there, `on_lost` once when it is gone.
+    Until `deliver_to` is called, plain bytes wait for `read`; from then on they go to the callback. TLS may begin at
+    any moment between two writes. `on_made` is called when the connection is there, `on_lost` once when it is gone.
     """
 
     def __init__(self, on_lost: Callable[[Exception | None], None], on_made: Callable[[], None] | None = None) -> None:

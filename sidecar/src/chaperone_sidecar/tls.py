@@ -1,7 +1,7 @@
 """TLS on both sides of the gateway: a CA for this pod alone, and a TLS layer without I/O.
 
-The CA's key and every leaf's key live in memory. The layer sits on `ssl.MemoryBIO`, so that a connection can be upgraded in
-the middle without losing a buffered byte, and the deciding code sees plain bytes only.
+The CA's key and every leaf's key live in memory. The layer sits on `ssl.MemoryBIO`, so that a connection can be
+upgraded in the middle without losing a buffered byte, and the deciding code sees plain bytes only.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The one place where the gateway learns what policy says.
 
 Theory of operation: `remembered` looks for the exact command among the decisions of the revision in force; `decide`
-asks OPA over loopback through opa-python-client. OPA holds the bundle that the runtime put there, and its answer carries the
-revision that made it. No answer, a late answer or a malformed answer is Deny.
+asks OPA over loopback through opa-python-client. OPA holds the bundle that the runtime put there, and its answer
+carries the revision that made it. No answer, a late answer or a malformed answer is Deny.
 """
 
 from __future__ import annotations

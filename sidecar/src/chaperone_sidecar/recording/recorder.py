@@ -1,8 +1,8 @@
 """The recorder: turns what sessions do into the records of one stream.
 
-It owns the chain, the spool and the clock; a session gets a `Receipt` only from here, after its record is in the spool's
-buffer. Bodies (statement texts, parameters) are kept beside the records, under a salted commitment; a text that a session
-repeats is kept once.
+It owns the chain, the spool and the clock; a session gets a `Receipt` only from here, after its record is in the
+spool's buffer. Bodies (statement texts, parameters) are kept beside the records, under a salted commitment; a text
+that a session repeats is kept once.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+
 from chaperone_evidence import entry, record
 from chaperone_evidence.chain import Chain, HeadState
 from chaperone_evidence.note import Signer
-
 from chaperone_sidecar.command import Command
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import Intent, Receipt

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from chaperone_evidence import chain, entry, record, ulid
 from chaperone_evidence.errors import EvidenceError
 from chaperone_evidence.note import Signer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.recorder import Recorder
 from chaperone_sidecar.recording.spool import Spool

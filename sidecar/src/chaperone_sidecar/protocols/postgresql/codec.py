@@ -1,12 +1,13 @@
 """Frames of the PostgreSQL protocol, in both directions, without I/O.
 
-`FrontendCodec` reads what a client sends, `BackendCodec` what a server sends. Both hold at most one unfinished frame, whose
-length is checked against a cap for its type as soon as five bytes are there: neither side can make the gateway keep more.
-Rows are the exception: `BackendCodec.rows` gives runs of whole DataRow and CopyData frames, and a row longer than
-`LONG_ROW_BYTES` in pieces as they come, so that a value of a gigabyte passes through without being held.
+`FrontendCodec` reads what a client sends, `BackendCodec` what a server sends. Both hold at most one unfinished frame,
+whose length is checked against a cap for its type as soon as five bytes are there: neither side can make the gateway
+keep more. Rows are the exception: `BackendCodec.rows` gives runs of whole DataRow and CopyData frames, and a row
+longer than `LONG_ROW_BYTES` in pieces as they come, so that a value of a gigabyte passes through without being held.
 
-States: a client is starting (messages without a type byte) until `started` is called. Which message may come when is the
-session's business, since it depends on what was sent the other way; a type that is not in the table is refused here.
+States: a client is starting (messages without a type byte) until `started` is called. Which message may come when is
+the session's business, since it depends on what was sent the other way; a type that is not in the table is refused
+here.
 """
 
 from __future__ import annotations
@@ -86,8 +87,8 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
 class _Buffer:
     """Bytes not yet read, consumed from the front without moving what is left.
 
-    While a message is incomplete, `missing` says how many bytes it lacks; until they are there nothing is looked at again
-    and what comes is only appended, so that a peer who sends single bytes costs linear time.
+    While a message is incomplete, `missing` says how many bytes it lacks; until they are there nothing is looked at
+    again and what comes is only appended, so that a peer who sends single bytes costs linear time.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """What is on its way to the backend and not yet answered.
 
-The backend answers strictly in order, so a queue of steps says what each answer belongs to. A step that carries an intent
-owes an outcome; the frame that ends it is given to the client only after that outcome is recorded.
+The backend answers strictly in order, so a queue of steps says what each answer belongs to. A step that carries an
+intent owes an outcome; the frame that ends it is given to the client only after that outcome is recorded.
 
 A refused command travels as *poison*: a statement that cannot be parsed takes its place, so that the backend aborts its
 implicit or explicit transaction and skips what follows exactly as it would have done had it refused the command itself;

@@ -9,6 +9,11 @@ with no exception to catch, so length is the guard: the cheapest killer known (`
 `LARGE_BYTES`; what is longer is not parsed. This needs glibc: musl gives threads 128 KiB of stack whatever is asked.
 Held by test_deep_statements_never_kill_the_process.
 
+The library's lexer hands comments on as tokens, and that makes it differ from the server's in two places: a string
+continued on the line after a `--` comment is one string to the server and two to the library (so that a backslash in
+the second part of E'…' means two things), and a comment before UESCAPE hides it. Such texts are not parsed. Elsewhere a
+comment between words that are looked at together (NOT IN, WITH ORDINALITY, NULLS FIRST) is a syntax error here alone.
+
 The lexer takes a run of operator characters whole and may give all but the first back, so a run of n costs n² steps:
 32 KiB of `+` take more than a second. A text with a run over `RUN_CHARACTERS` is not parsed.
 """
@@ -76,6 +81,7 @@ def _library() -> ctypes.CDLL:
 
 _LIBRARY: Final = _library()
 _QUOTE: Final = re.compile(r"""\s*(?:["'`]|: )""")
+_COMMENT_AFTER_QUOTE: Final = re.compile(rb"'[ \t\f\v]*--")
 _LONG_RUN: Final = re.compile(rb"[-~!@#^&|`?+*/%%<>=]{%d}" % (RUN_CHARACTERS + 1))
 _decode: Final = msgspec.json.Decoder().decode
 
@@ -100,6 +106,10 @@ def _parse(text: bytes) -> list[dict[str, Any]]:
         raise ParseError("The statement is not valid UTF-8; send it with client_encoding UTF8.") from None
     if len(text) > RUN_CHARACTERS and _LONG_RUN.search(text):
         raise ParseError(f"The statement has over {RUN_CHARACTERS} operator characters in a row; shorten the run.")
+    if b"--" in text and _continues_string(text):
+        raise ParseError("A string goes on after a comment; write the string in one piece.")
+    if b"&" in text and (b"--" in text or b"/*" in text) and b"uescape" in text.lower():
+        raise ParseError("The statement has UESCAPE and a comment; leave the comment out.")
     if text.count(b",") > COMMAS:
         raise ParseError("The statement has too many parts; split it.")
     result = _LIBRARY.pg_query_parse(text)
@@ -118,6 +128,22 @@ def _parse(text: bytes) -> list[dict[str, Any]]:
         return statements
     finally:
         _LIBRARY.pg_query_free_parse_result(result)
+
+
+def _continues_string(text: bytes) -> bool:
+    """Whether a quote follows on a line after a quote and a `--` comment, with nothing but blanks and comments between.
+
+    Line by line, for a pattern over the whole text would take quadratic time on hostile ones.
+    """
+    is_pending = False
+    for line in text.splitlines():
+        start = line.lstrip()
+        if is_pending and start.startswith(b"'"):
+            return True
+        is_pending = _COMMENT_AFTER_QUOTE.search(line) is not None or (
+            is_pending and (not start or start.startswith(b"--"))
+        )
+    return False
 
 
 def _without_quotes(reason: str) -> str:

@@ -1,8 +1,9 @@
 """Which text a name stands for at the backend: prepared statements and portals of one session.
 
-A name is what the gateway decided on and records, so it must never disagree with the backend. A `Parse` that the backend
-skips after an error leaves the older statement under the same name; therefore a name changed in one segment may be used
-in a later one only after the backend has answered the first (`is_settled`), and skipped changes are taken back.
+A name is what the gateway decided on and records, so it must never disagree with the backend. A `Parse` that the
+backend skips after an error leaves the older statement under the same name; therefore a name changed in one segment
+may be used in a later one only after the backend has answered the first (`is_settled`), and skipped changes are taken
+back.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ upstream:
 * Parse is decided when it comes; its bytes wait until a record covers them: the intent of its Execute, or, when the
   client wants an answer first (Flush, Sync), an intent of its own. Execute is decided again, since the policy may have
   changed since Parse;
-* a refused command is replaced by poison (flight.py), and what follows it is swallowed until Sync, as a server would do.
+* a refused command is replaced by poison (flight.py), and what follows it is swallowed until Sync, as a server would
+  do.
 
-The upstream's side (upstream_side.py) matches each answer to its step and records the outcome before the frame that ends
-the command is given to the client.
+The upstream's side (upstream_side.py) matches each answer to its step and records the outcome before the frame that
+ends the command is given to the client.
 """
 
 from __future__ import annotations

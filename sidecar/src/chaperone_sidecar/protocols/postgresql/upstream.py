@@ -1,8 +1,9 @@
 """Logging in at the backend, as a generator without I/O (54.2.1 "Start-up", 54.3 "SASL Authentication").
 
-The driver sends what `Send` holds, answers `Read` with bytes, `BeginTls` with the channel-binding hash of the connection it
-has encrypted and verified, and `Derive` with the salted password. The end is a `LoggedIn`, or `UpstreamUnavailable` with
-a text that the client may see: it names the target and what to check, and quotes the backend only by its SQLSTATE.
+The driver sends what `Send` holds, answers `Read` with bytes, `BeginTls` with the channel-binding hash of the
+connection it has encrypted and verified, and `Derive` with the salted password. The end is a `LoggedIn`, or
+`UpstreamUnavailable` with a text that the client may see: it names the target and what to check, and quotes the
+backend only by its SQLSTATE.
 """
 
 from __future__ import annotations
@@ -91,6 +92,9 @@ def log_in(
 
     Args:
         target: its name, for texts.
+        credential: user and password of the lease, and a fresh nonce.
+        database: the database to use.
+        parameters: startup parameters beside user and database.
         use_tls: ask for TLS and refuse to go on without.
         is_verified: TLS proves who the backend is, so that a password may be sent to it in the clear.
 

@@ -1,8 +1,8 @@
 """The backend's half of a session: which command an answer belongs to, and what is recorded of it.
 
-Rows stream through the mask. The frame that ends a command is kept back until its outcome is recorded: for Execute that is
-CommandComplete, EmptyQueryResponse, PortalSuspended or ErrorResponse; for a simple query the last of those before
-ReadyForQuery, so one small frame at most waits.
+Rows stream through the mask. The frame that ends a command is kept back until its outcome is recorded: for Execute
+that is CommandComplete, EmptyQueryResponse, PortalSuspended or ErrorResponse; for a simple query the last of those
+before ReadyForQuery, so one small frame at most waits.
 """
 
 from __future__ import annotations

@@ -1,0 +1,26 @@
+CACHE ?= $(or $(CHAPERONE_CACHE),$(HOME)/.cache/chaperone)
+UV := $(CACHE)/bin/uv
+RUN := $(UV) run --frozen --all-packages --all-extras
+
+.PHONY: help setup lint test bench clean
+help: ## Show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+setup: ## Install what is missing: uv, PostgreSQL, OPA and an API server for the tests
+	tools/setup.sh
+
+lint: setup ## Format, lint, types, import contracts
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy evidence/src sidecar/src operator/src collector/src cli/src
+	$(RUN) lint-imports
+
+test: setup ## Everything that is tested here: lint, then all tests
+	$(MAKE) lint
+	$(RUN) pytest
+
+bench: setup ## Print direct : pgbouncer : Chaperone
+	$(RUN) python bench/postgresql.py
+
+clean: ## Remove what builds leave in the checkout (the cache stays)
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

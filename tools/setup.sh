@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# Install what this checkout needs and the machine lacks. Idempotent; a second run takes seconds.
+# Everything that is built goes to a cache outside the checkout: CHAPERONE_CACHE, by default ~/.cache/chaperone.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+cache=${CHAPERONE_CACHE:-$HOME/.cache/chaperone}
+uv_version=0.13.9
+packages=(postgresql postgresql-client pgbouncer nftables iproute2 git)
+
+say() { printf 'setup: %s\n' "$*"; }
+
+install_packages() {
+  command -v apt-get >/dev/null || { say "no apt-get here: install ${packages[*]} yourself"; return; }
+  local missing=() package
+  for package in "${packages[@]}"; do
+    dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+  done
+  [ ${#missing[@]} -eq 0 ] && return
+  say "installing ${missing[*]}"
+  apt-get -o DPkg::Lock::Timeout=300 update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+install_uv() {
+  if [ ! -x "$cache/uv/bin/uv" ] || [ "$("$cache/uv/bin/uv" --version | cut -d' ' -f2)" != "$uv_version" ]; then
+    say "installing uv $uv_version"
+    python3 -m venv "$cache/uv"
+    "$cache/uv/bin/pip" install --quiet --disable-pip-version-check "uv==$uv_version"
+  fi
+  mkdir -p "$cache/bin"
+  ln -sf "$cache/uv/bin/uv" "$cache/bin/uv"
+}
+
+find_python() {
+  "$cache/bin/uv" python find --quiet 3.13 >/dev/null 2>&1 && return
+  local candidate
+  for candidate in "$HOME"/.pyenv/versions/3.13*/bin/python3.13 /opt/python/3.13*/bin/python3.13; do
+    [ -x "$candidate" ] && { mkdir -p "$HOME/.local/bin"; ln -sf "$candidate" "$HOME/.local/bin/python3.13"; return; }
+  done
+  say "Python 3.13 is missing: install it (Debian 13 has it, pyenv builds it) and run this again"
+  exit 1
+}
+
+# One pinned Go module a tool: go.mod and go.sum decide every byte of its source, and their hash is the cache's key.
+build_tool() { # folder package binary ldflags
+  local folder=$1 package=$2 binary=$3 flags=$4 key home
+  key=$(cat "tools/$folder/go.mod" "tools/$folder/go.sum" <(echo "$package $flags $(go env GOVERSION)") | sha256sum | cut -c1-16)
+  home="$cache/tools/$binary-$key"
+  if [ ! -x "$home/$binary" ]; then
+    say "building $binary (cached afterwards)"
+    mkdir -p "$home"
+    (cd "tools/$folder" && CGO_ENABLED=0 GOFLAGS=-buildvcs=false go build -trimpath -ldflags "-s -w $flags" -o "$home/$binary.part" "$package")
+    mv "$home/$binary.part" "$home/$binary"
+  fi
+  ln -sfn "$home/$binary" "$cache/bin/$binary"
+}
+
+build_tools() {
+  command -v go >/dev/null || { say "Go (1.24 or newer) is missing: OPA and the API server of the tests are built with it"; exit 1; }
+  local kubernetes=v1.34.4 flags
+  flags="-X k8s.io/component-base/version.gitVersion=$kubernetes -X k8s.io/component-base/version.gitMajor=1"
+  flags="$flags -X k8s.io/component-base/version.gitMinor=34 -X k8s.io/component-base/version.gitTreeState=clean"
+  flags="$flags -X k8s.io/component-base/version.buildDate=1970-01-01T00:00:00Z"
+  flags="$flags -X k8s.io/client-go/pkg/version.gitVersion=$kubernetes"
+  build_tool opa github.com/open-policy-agent/opa opa ""
+  build_tool kubernetes go.etcd.io/etcd/server/v3 etcd "$flags"
+  build_tool kubernetes k8s.io/kubernetes/cmd/kubectl kubectl "$flags"
+  build_tool kubernetes k8s.io/kubernetes/cmd/kube-apiserver kube-apiserver "$flags"
+}
+
+install_packages
+install_uv
+find_python
+build_tools
+"$cache/bin/uv" sync --quiet --frozen --all-packages --all-extras
+say "ready"
