@@ -143,6 +143,14 @@ def test_what_the_parser_refuses_here_has_the_same_answer_from_the_server(databa
         assert refusal(database, text, read_only=False) == "42601"
 
 
+def test_server_takes_a_string_after_a_comment_for_one_string(database: dict[str, Any]) -> None:
+    """Why such texts are not parsed: what is a string to the parser here would be a statement to the server."""
+    with psycopg.connect(**database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE victim (a int)")
+        connection.pgconn.exec_(b"SELECT E'a' -- x\n'b\\''; DROP TABLE victim; --'")
+        assert connection.execute("SELECT to_regclass('victim')").fetchone() == (None,)
+
+
 def test_safe_functions_run_read_only_whatever_their_arguments(database: dict[str, Any]) -> None:
     """Each safe function, called with a null for every argument, or with plain values where it must have one."""
     with psycopg.connect(**database, autocommit=True) as connection:
