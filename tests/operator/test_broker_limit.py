@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from chaperone_operator.broker.errors import Refused
 from chaperone_operator.broker.limit import MAX_CALLERS, Limit
 

@@ -141,18 +141,12 @@ class _Compiled:
                 self._bound, {name: target.spec.protocol for name, target in self._targets.items()}
             ),
         }
-        gateway, leases = self._gateway(system_namespace), self._leases()
-        whole = {"data": data, "gateway": gateway, "leases": leases, "engine": engine().decode()}
-        revision = hashlib.sha256(_json(whole)).hexdigest()[:REVISION_DIGITS]
-        for config in gateway.values():
-            config["revision"] = revision
-        bundle = _bundle({"revision": revision, **data}, revision)
-        found = Snapshot(revision, bundle, _json(gateway), _json(leases), tuple(sorted(set(problems))))
+        found = build(data, self._gateway(system_namespace), self._leases(), engine())
         size = len(found.bundle) + len(found.gateway) + len(found.leases)
         if size > MAX_SNAPSHOT_BYTES:
             message = f"The namespace's snapshot has {size} bytes, more than {MAX_SNAPSHOT_BYTES}; split the namespace."
             return _unusable([*problems, Problem("Namespace", "", self._namespace, "SnapshotTooLarge", message)])
-        return found
+        return msgspec.structs.replace(found, problems=tuple(sorted(set(problems))))
 
     def _bind(self, policies: list[Policy]) -> Iterator[grants.Bound]:
         for policy in policies:
@@ -200,6 +194,20 @@ class _Compiled:
         }
 
 
+def build(
+    data: dict[str, Any], gateway: dict[str, dict[str, Any]], leases: dict[str, Any], evaluator: bytes
+) -> Snapshot:
+    """The bytes of a snapshot, under the revision that its content has."""
+    for config in gateway.values():
+        config.pop("revision", None)
+    whole = {"data": data, "gateway": gateway, "leases": leases, "engine": evaluator.decode()}
+    revision = hashlib.sha256(_json(whole)).hexdigest()[:REVISION_DIGITS]
+    for config in gateway.values():
+        config["revision"] = revision
+    bundle = _bundle({"revision": revision, **data}, revision, evaluator)
+    return Snapshot(revision, bundle, _json(gateway), _json(leases), ())
+
+
 def _identity(identity: Identity) -> dict[str, Any]:
     spec = identity.spec
     return {
@@ -236,11 +244,11 @@ def engine() -> bytes:
     return (resources.files(__package__) / "engine.rego").read_bytes()
 
 
-def _bundle(data: Json, revision: str) -> bytes:
+def _bundle(data: Json, revision: str, evaluator: bytes) -> bytes:
     files = {
         ".manifest": _json({"revision": revision, "roots": ["chaperone"], "rego_version": 1}),
         "chaperone/data.json": _json(data),
-        "chaperone/engine.rego": engine(),
+        "chaperone/engine.rego": evaluator,
     }
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:
