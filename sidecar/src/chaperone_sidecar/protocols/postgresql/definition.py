@@ -63,12 +63,21 @@ _register_tables()
 def _drop(walk: Walk, node: Node, scope: Scope) -> None:
     kind = node["removeType"]
     for item in node["objects"]:
-        objects = named(kind, item)
+        objects = _named(walk, kind, item)
         walk.add(Effect.DESTROY, *objects)
         if kind in RIGHTS or kind in OUTSIDE:
             for effect in more(kind):
                 walk.add(effect, *objects)
     _cascade(walk, node)
+
+
+def _named(walk: Walk, kind: str, node: Node) -> tuple[str, ...]:
+    """One of several objects; if it can't be told, the others still count."""
+    try:
+        return named(kind, node)
+    except relations.Ambiguous as error:
+        walk.unknown(str(error))
+        return ()
 
 
 @handles("TruncateStmt")
@@ -128,7 +137,7 @@ def _grant(walk: Walk, node: Node, scope: Scope) -> None:
             walk.add(Effect.PRIVILEGE, f"schema:{item['String']['sval']}")
     else:
         for item in node.get("objects", ()):
-            walk.add(Effect.PRIVILEGE, *named(node["objtype"], item))
+            walk.add(Effect.PRIVILEGE, *_named(walk, node["objtype"], item))
     if "objects" not in node:
         walk.add(Effect.PRIVILEGE, "default_privileges:all")
 
