@@ -42,6 +42,15 @@ class _Key(msgspec.Struct, frozen=True):
     ca_pem: str
 
 
+def _check_reading(target: str, reported: dict[str, str]) -> None:
+    """Refuse a backend that would read statements otherwise than the classifier does."""
+    for name, expected in upstream.READING:
+        if reported.get(name) != expected:
+            raise UpstreamUnavailable(
+                f'Target "{target}" has {name} "{reported.get(name, "")}", which is not supported; it must be {expected}.'
+            )
+
+
 class PostgresBackends:
     """Opens and cancels backends.
 
@@ -75,6 +84,7 @@ class PostgresBackends:
             is_verified=target.tls.mode in ("VerifyCA", "VerifyFull"),
         )
         logged_in = await self._perform(target, link, lease.ca_pem, steps)
+        _check_reading(target.name, dict(logged_in.parameters))
         key = self._register(_Key(target, logged_in.process_id, logged_in.secret, lease.ca_pem))
         opened = Opened(Receipt(-1), logged_in.parameters, *key)
         return opened, logged_in.rest, link.peer

@@ -44,6 +44,7 @@ from chaperone_sidecar.recording.recorder import Recorder, SessionLog
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 15.0  # from connect to a session that is open; a client on the same node needs milliseconds
+OFFLOAD_TIMEOUT_S: Final = 10.0  # the worst text of 1 MiB took 1.3 s to be parsed
 MAX_PENDING_BYTES: Final = 4 << 20  # arrived while its direction waits; the transport is paused, so one read at most
 
 type Effects = Generator[SessionEffect, Any, None]
@@ -342,7 +343,14 @@ class Driver:
             await self._changed.wait()
 
     def _offload(self, effect: Offload) -> object:
-        return asyncio.wrap_future(effect.work())
+        return self._worked_off(effect)
+
+    async def _worked_off(self, effect: Offload) -> object:
+        try:
+            async with asyncio.timeout(OFFLOAD_TIMEOUT_S):
+                return await asyncio.wrap_future(effect.work())
+        except TimeoutError as error:
+            raise ChaperoneError("The statement took too long to be understood.") from error
 
     def _close(self, effect: Close) -> None:
         self._end(effect.reason)

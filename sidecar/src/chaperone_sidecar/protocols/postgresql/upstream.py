@@ -20,6 +20,9 @@ from chaperone_sidecar.protocols.postgresql.scram import MECHANISM, MECHANISM_PL
 
 MAX_PARAMETERS: Final = 100  # PostgreSQL reports about fifteen
 
+# What the classifier takes for granted. A single-byte server encoding would fold names that UTF-8 does not.
+READING: Final = (("server_encoding", "UTF8"), ("client_encoding", "UTF8"), ("standard_conforming_strings", "on"))
+
 _AUTH_OK, _AUTH_CLEARTEXT, _AUTH_SASL, _AUTH_SASL_CONTINUE, _AUTH_SASL_FINAL = 0, 3, 10, 11, 12
 
 _CHECK: Final = {
