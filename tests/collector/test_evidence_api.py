@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import ssl
 import subprocess
+import sys
 import tarfile
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-from fix_collector import Sender
+from fix_collector import Collector, Sender
 from fix_evidence_api import EvidenceApi
 from gateway_stream import Pod, Stream
 from pki import Authority
@@ -427,7 +430,7 @@ async def test_every_read_is_recorded_before_it_is_answered(evidence_api: Eviden
     assert rows == [("list", "commands", "agents", 4, "auditors,system:authenticated")]
 
 
-async def test_a_proof_verifies_offline(evidence_api: EvidenceApi, gateway_ca: Authority) -> None:
+async def test_a_proof_verifies_offline(evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path) -> None:
     scene = await Scene(gateway_ca, "proof-agent").ship(evidence_api)
     scene.stream.intend(scene.open, "SELECT 'after the last head'")
     await scene.ship(evidence_api)
@@ -438,6 +441,15 @@ async def test_a_proof_verifies_offline(evidence_api: EvidenceApi, gateway_ca: A
     assert verdict.streams[0].entries == scene.stream.chain.count - 1  # up to the last signed head
     assert checked == 3  # of the session asked for, not of its neighbour
     assert "trust.pem" not in files
+    (tmp_path / "trust.pem").write_text(gateway_ca.pem)
+    (tmp_path / "bundle.tar").write_bytes(await _bundle(evidence_api, scene.closed))
+    arguments = ("verify", "bundle.tar", "--trust", "trust.pem")
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "chaperone_cli.main", *arguments], cwd=tmp_path, capture_output=True,
+        text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "verify: OK" in done.stdout
 
 
 async def test_a_proof_of_a_stream_that_was_succeeded_ends_with_its_successor(
@@ -468,12 +480,42 @@ async def test_a_proof_needs_its_own_right_and_a_session(evidence_api: EvidenceA
     assert "not found" in done.stderr
 
 
-async def _proof(api: EvidenceApi, session: str) -> dict[str, bytes]:
+async def test_sigterm_ends_open_watches_and_the_process_in_order(
+    evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
+) -> None:
+    server, token = evidence_api.server, evidence_api.collector.folder / "token"
+    (tmp_path / "ca.crt").write_text(server.authority.pem)
+    own = Collector(
+        tmp_path, gateway_ca, "--api-port", "0", "--kubernetes", server.url,
+        "--kubernetes-ca", str(tmp_path / "ca.crt"), "--kubernetes-token", str(token),
+    )  # fmt: skip
+    own.start()
+    context = ssl.create_default_context(cadata=own.service_ca.pem)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    context.load_cert_chain(server.folder / "front-proxy.crt", server.folder / "front-proxy.key")
+    url = f"https://127.0.0.1:{own.api_port}{_BASE}/sessions?watch=true"
+    headers = {"X-Remote-User": "admin", "X-Remote-Group": "system:masters"}
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http,
+        http.get(url, headers=headers) as answer,
+    ):
+        assert answer.status == 200
+        stopping = asyncio.create_task(asyncio.to_thread(own.stop))
+        async with asyncio.timeout(9):  # less than the time that unfinished requests are given
+            assert await answer.content.read() == b""
+            assert await stopping == 0
+
+
+async def _bundle(api: EvidenceApi, session: str) -> bytes:
     path = f"{_BASE}/namespaces/agents/sessions/{session}/proof"
     raw = await asyncio.to_thread(
         subprocess.run, [*api.command(), "get", "--raw", path], capture_output=True, check=True, timeout=60
     )
-    with tarfile.open(fileobj=io.BytesIO(raw.stdout)) as tar:
+    return raw.stdout
+
+
+async def _proof(api: EvidenceApi, session: str) -> dict[str, bytes]:
+    with tarfile.open(fileobj=io.BytesIO(await _bundle(api, session))) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,10 @@ from fix_evidence_api import EvidenceApi
 from gateway_stream import load_pair
 from pki import Authority
 
-from chaperone_collector.api.frontproxy import read_trust
+from chaperone_collector.api.authorize import Attributes, Authorizer
+from chaperone_collector.api.frontproxy import User, read_trust
+from chaperone_collector.api.kubernetes import Kubernetes
+from chaperone_collector.api.status import ApiError
 from chaperone_collector.errors import StoreUnusable
 
 pytestmark = pytest.mark.peer
@@ -107,6 +111,61 @@ async def test_who_the_proxy_names_is_asked_for_by_review(evidence_api: Evidence
     assert status == 200
     status, _ = await _get(evidence_api.collector, _SESSIONS.replace("agents", "elsewhere"), proxy, groups)
     assert status == 403
+
+
+async def test_a_user_of_many_groups_is_heard(evidence_api: EvidenceApi) -> None:
+    proxy = _client(evidence_api.server.front_proxy, "front-proxy-client")
+    groups = [("X-Remote-Group", f"group-{number}") for number in range(400)]
+    headers = [("X-Remote-User", "somebody"), *groups, ("X-Remote-Group", "auditors")]
+    status, text = await _get(evidence_api.collector, _SESSIONS, proxy, headers)
+    assert status == 200, text
+
+
+async def test_a_right_that_is_taken_away_ends_within_the_time_it_is_remembered(
+    tmp_path: Path, evidence_api: EvidenceApi
+) -> None:
+    (tmp_path / "ca.crt").write_text(evidence_api.server.authority.pem)
+    kubernetes = Kubernetes(evidence_api.server.url, tmp_path / "ca.crt", evidence_api.collector.folder / "token")
+    now = 0.0
+    authorizer = Authorizer(kubernetes, lambda: now)
+    user = User("temp", "", ("system:authenticated",), ())
+    asked = Attributes("list", "sessions", "", "elsewhere", "")
+    binding = ("rolebinding", "temp", "-n", "elsewhere")
+    try:
+        with pytest.raises(ApiError, match="forbidden"):
+            await authorizer.check(user, asked)
+        evidence_api.kubectl("create", *binding, "--clusterrole=chaperone-auditor", "--user=temp")
+        with pytest.raises(ApiError):  # a refusal is remembered as well
+            await authorizer.check(user, asked)
+        await _until(kubernetes, user, asked, may=True)
+        now += 11
+        await authorizer.check(user, asked)
+        with pytest.raises(ApiError):  # and belongs to one user, group list and namespace
+            await authorizer.check(User("temp2", "", user.groups, ()), asked)
+        with pytest.raises(ApiError):
+            await authorizer.check(user, Attributes("list", "sessions", "", "agents", ""))
+        evidence_api.kubectl("delete", *binding)
+        await _until(kubernetes, user, asked, may=False)
+        await authorizer.check(user, asked)
+        now += 11
+        with pytest.raises(ApiError):
+            await authorizer.check(user, asked)
+    finally:
+        await kubernetes.close()
+
+
+async def _until(kubernetes: Kubernetes, user: User, asked: Attributes, *, may: bool) -> None:
+    """Wait until kube-apiserver has taken a changed binding into account."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                await Authorizer(kubernetes).check(user, asked)
+                allowed = True
+            except ApiError:
+                allowed = False
+            if allowed is may:
+                return
+            await asyncio.sleep(0.05)
 
 
 async def test_an_encoded_or_doubled_path_names_nothing(evidence_api: EvidenceApi) -> None:

@@ -133,6 +133,7 @@ def evidence_api(
     (folder / "token").write_text(
         api.kubectl("create", "token", "chaperone-collector", "-n", NAMESPACE, "--duration=2h")
     )
+    _wait_readable(api)
     collector.start()
     try:
         api.kubectl("apply", "-f", "-", given=_manifests(collector))
@@ -141,6 +142,21 @@ def evidence_api(
     finally:
         collector.stop()
         api.run("delete", "apiservice", _APISERVICE)
+
+
+def _wait_readable(api: EvidenceApi) -> None:
+    """kube-apiserver writes the ConfigMap, and takes bindings into account, a moment after it is ready."""
+    pause = threading.Event()
+    ends = time.monotonic() + READY_TIMEOUT_S
+    account = f"system:serviceaccount:{NAMESPACE}:chaperone-collector"
+    while time.monotonic() < ends:
+        done = api.run(
+            "get", "configmap", "-n", "kube-system", "extension-apiserver-authentication", "-o", "json", "--as", account
+        )
+        if "requestheader-client-ca-file" in done.stdout:
+            return
+        pause.wait(0.1)
+    pytest.fail(f"the ConfigMap cannot be read by the collector: {done.stderr}")
 
 
 def _wait_available(api: EvidenceApi) -> None:

@@ -32,6 +32,8 @@ log = logging.getLogger("chaperone_collector")
 
 SHUTDOWN_TIMEOUT_S: Final = 10.0  # for requests that are being answered; kubelet waits 30 s by default
 KEEPALIVE_S: Final = 75.0
+MAX_HEADERS: Final = 2048  # one per group of a user; directories give people hundreds
+MAX_LINE_BYTES: Final = 32 << 10  # two selectors and a token, encoded
 _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -127,7 +129,7 @@ async def _listen(
 ) -> None:
     runner = web.AppRunner(
         application, access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT_S, keepalive_timeout=KEEPALIVE_S,
-        handler_cancellation=False,
+        handler_cancellation=False, max_headers=MAX_HEADERS, max_line_size=MAX_LINE_BYTES,
     )  # fmt: skip
     runners.append(runner)
     await runner.setup()

@@ -71,7 +71,7 @@ class Kubernetes:
                 headers["Content-Type"] = "application/json"
                 data = msgspec.json.encode(body)
             async with self._session.request(method, self._server + path, headers=headers, data=data) as answer:
-                raw = await answer.content.read(MAX_ANSWER_BYTES)
+                raw = await _read(answer)
                 if answer.status not in (200, 201):
                     raise unavailable(f"The API server answered {answer.status} to {method} {path}.")
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
@@ -80,6 +80,15 @@ class Kubernetes:
             return msgspec.json.decode(raw, type=dict[str, Any])
         except msgspec.DecodeError as error:
             raise unavailable("The API server's answer cannot be read; try again.") from error
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    raw = bytearray()
+    async for chunk in answer.content.iter_any():
+        raw += chunk
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise unavailable("The API server's answer is too long.")
+    return bytes(raw)
 
 
 def _client_tls(ca: Path) -> ssl.SSLContext:

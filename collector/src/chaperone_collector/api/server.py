@@ -219,6 +219,7 @@ class Api:
                 await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
                 if not following.done():
                     following.cancel()
+                    await asyncio.wait((following,))
                     break
                 event = following.result()
                 if event is None:
