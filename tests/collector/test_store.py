@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import sqlite3
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from pki import Authority
 from chaperone_collector.errors import ChainBroken, Refused, StoreBusy, StoreUnusable
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.schema import MIGRATIONS, open_reader, open_writer
-from chaperone_collector.store import Store
+from chaperone_collector.store import MAX_QUEUED_READS, Store
 from chaperone_collector.stream import extend, unknown
 from chaperone_collector.transaction import Access, Transaction
 from chaperone_evidence import entry
@@ -124,6 +125,20 @@ async def test_a_job_that_is_refused_or_fails_takes_no_other_with_it(tmp_path: P
     answers = await asyncio.gather(*(store.write(job) for job in jobs), return_exceptions=True)
     assert [type(answer) for answer in answers] == [type(None), Refused, StoreBusy, type(None), StoreBusy, type(None)]
     assert await store.read(lambda db: db.execute("SELECT count(*) FROM access").fetchone()) == (3,)
+    await store.close()
+
+
+async def test_people_who_read_cannot_make_gateways_wait(tmp_path: Path) -> None:
+    store = Store(tmp_path, Metrics())
+    gate = threading.Event()
+    reading = [asyncio.create_task(store.read(lambda _db: gate.wait(30))) for _ in range(MAX_QUEUED_READS)]
+    await asyncio.sleep(0)
+    with pytest.raises(StoreBusy):
+        await store.read(lambda _db: None)
+    assert await store.look_up(lambda db: db.execute("SELECT 1").fetchone()) == (1,)
+    assert await store.write(lambda tx: tx.put_bodies({b"x" * 32: b"y"}, "pod")) == 1
+    gate.set()
+    assert all(await asyncio.gather(*reading))
     await store.close()
 
 

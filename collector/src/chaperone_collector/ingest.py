@@ -156,7 +156,7 @@ class Ingest:
         if first == stored.count:
             return batch
         again = batch[: stored.count - first]
-        known = await self._store.read(lambda db: read_entries(db, stored.id, first, first + len(again) - 1))
+        known = await self._store.look_up(lambda db: read_entries(db, stored.id, first, first + len(again) - 1))
         for seq, (one, other) in enumerate(zip(known, again, strict=True), first):
             if one != other:
                 raise ChainBroken("fork", f"Record {seq} was stored with other bytes: the stream is forked.")
@@ -176,7 +176,7 @@ class Ingest:
         known = self._ends.get(name)
         if known is not None:
             return known
-        row = await self._store.read(lambda db: read_stored(db, name))
+        row = await self._store.look_up(lambda db: read_stored(db, name))
         if row is None:
             return unknown(name)
         number, count, link, pod_uid, cluster, vkey, state, head_us = row

@@ -19,13 +19,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 from chaperone_collector.errors import CollectorError, StoreBusy, StoreUnusable
 from chaperone_collector.metrics import Metrics
-from chaperone_collector.schema import open_reader, open_writer
+from chaperone_collector.readers import Readers
+from chaperone_collector.schema import open_writer
 from chaperone_collector.transaction import Transaction, Unnamed
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ MAX_QUEUED_JOBS: Final = 4096  # more waiting writes than this are told to come 
 MAX_GROUP_JOBS: Final = 512
 READER_THREADS: Final = 4  # pages are read whole, so few threads serve many callers
 MAX_QUEUED_READS: Final = 64
-READ_TIMEOUT_S: Final = 30.0  # no page takes this long; a caller is told instead of kept
 STOP_TIMEOUT_S: Final = 20.0
 
 _STOP: Final = object()
@@ -82,9 +81,11 @@ class Store:
         self._loop = asyncio.get_running_loop()
         self._grown = asyncio.Event()
         self.failed = asyncio.Event()
-        self._readers = ThreadPoolExecutor(READER_THREADS, "reader", self._open_reader)
-        self._reads = 0
-        self._local = threading.local()
+        # People who read can never make gateways wait: each side has threads and a queue of its own.
+        self._pages = Readers(self._path, "pages", READER_THREADS, MAX_QUEUED_READS)
+        self._lookups = Readers(self._path, "lookups", 1, MAX_QUEUED_JOBS)
+        self.read = self._pages.read
+        self.look_up = self._lookups.read
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
 
@@ -104,26 +105,6 @@ class Store:
         # The job cannot be taken back: who is cancelled here leaves it to run.
         return await asyncio.shield(future)
 
-    async def read[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a query in a reader's thread, in one read transaction.
-
-        Raises:
-            StoreBusy: too many readers wait, or the query took too long.
-        """
-        if self._reads >= MAX_QUEUED_READS:
-            raise StoreBusy("Too many reads wait.")
-        self._reads += 1
-        try:
-            async with asyncio.timeout(READ_TIMEOUT_S):
-                return await self._loop.run_in_executor(self._readers, self._query, query)
-        except TimeoutError as error:
-            raise StoreBusy("The query took too long.") from error
-        except sqlite3.Error as error:
-            log.exception("a query failed")
-            raise StoreBusy("The database cannot be read.") from error
-        finally:
-            self._reads -= 1
-
     async def grown(self, beyond: int, timeout_s: float) -> int:
         """Wait until the log has more than `beyond` entries, at most `timeout_s`; returns its size."""
         try:
@@ -139,19 +120,9 @@ class Store:
         self.failure = self.failure or "The collector is stopping."
         await asyncio.to_thread(self._jobs.put, _STOP, True, STOP_TIMEOUT_S)
         await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
-        self._readers.shutdown(wait=True, cancel_futures=True)
+        self._pages.close()
+        self._lookups.close()
         os.close(self._lock_fd)
-
-    def _open_reader(self) -> None:
-        self._local.connection = open_reader(self._path)
-
-    def _query[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
-        connection: sqlite3.Connection = self._local.connection
-        connection.execute("BEGIN")
-        try:
-            return query(connection)
-        finally:
-            connection.execute("ROLLBACK")
 
     def _run(self) -> None:
         stopping = False
