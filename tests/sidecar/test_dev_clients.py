@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import asyncpg
 import psycopg
@@ -89,10 +90,9 @@ def test_denied_statement_in_pipeline_leaves_client_in_step(dev_gateway: Gateway
 
 
 def test_a_write_before_a_refusal_in_one_pipeline_is_rolled_back(dev_gateway: Gateway, postgres: Postgres) -> None:
-    with dev_gateway.connect() as connection:
-        with pytest.raises(errors.InsufficientPrivilege), connection.pipeline():
-            connection.execute("INSERT INTO invoices VALUES (%s)", (5002,))
-            connection.execute("SELECT value FROM secrets WHERE id = %s", (1,))
+    with dev_gateway.connect() as connection, pytest.raises(errors.InsufficientPrivilege), connection.pipeline():
+        connection.execute("INSERT INTO invoices VALUES (%s)", (5002,))
+        connection.execute("SELECT value FROM secrets WHERE id = %s", (1,))
     with postgres.admin() as admin:
         assert admin.execute("SELECT count(*) FROM invoices WHERE id = 5002").fetchone() == (0,)
 
@@ -213,7 +213,7 @@ def test_sqlalchemy(dev_gateway: Gateway) -> None:
     with engine.begin() as connection:
         assert connection.execute(sqlalchemy.text("SELECT count(*) FROM orders")).scalar() == 1000
         connection.execute(sqlalchemy.text("UPDATE invoices SET paid = true WHERE id = :id"), {"id": 3})
-    with engine.connect() as connection, pytest.raises(sqlalchemy.exc.ProgrammingError, match="public.secrets"):
+    with engine.connect() as connection, pytest.raises(sqlalchemy.exc.ProgrammingError, match=r"public\.secrets"):
         connection.execute(sqlalchemy.text("SELECT * FROM secrets"))
     engine.dispose()
 
@@ -231,7 +231,7 @@ def test_a_result_of_a_hundred_megabytes_leaves_the_gateways_memory_flat(dev_gat
 
 
 def _rss_mib(gateway: Gateway) -> float:
-    with open(f"/proc/{gateway.process.pid}/status") as status:
+    with Path(f"/proc/{gateway.process.pid}/status").open() as status:
         return next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmRSS"))
 
 

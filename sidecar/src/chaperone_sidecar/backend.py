@@ -45,9 +45,10 @@ class _Key(msgspec.Struct, frozen=True):
 def _check_reading(target: str, reported: dict[str, str]) -> None:
     """Refuse a backend that would read statements otherwise than the classifier does."""
     for name, expected in upstream.READING:
-        if reported.get(name) != expected:
+        found = reported.get(name, "")
+        if found != expected:
             raise UpstreamUnavailable(
-                f'Target "{target}" has {name} "{reported.get(name, "")}", which is not supported; it must be {expected}.'
+                f'Target "{target}" has {name} "{found}", which is not supported; it must be "{expected}".'
             )
 
 

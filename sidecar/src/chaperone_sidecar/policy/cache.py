@@ -1,7 +1,9 @@
-"""Decisions by exact command.
+"""Decisions by exact question.
 
-The key is everything that the decision was made from: target, kind, the exact text, the transaction state and the
-policy's revision. A fingerprint or a text without its literals is never a key: two different GRANTs share one.
+OPA's answer is a function of the question it is asked and of the bundle it holds, and of nothing else. So the key is
+the whole question (target, resolution, every effect on every object) under one revision. It is not a fingerprint: two
+statements share an entry only if OPA would be asked the very same thing about both. Whatever policy comes to look at
+(text, parameters, counts) has to become part of the question, and with that of the key.
 """
 
 from __future__ import annotations
@@ -9,28 +11,27 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from chaperone_sidecar.command import Command
+from chaperone_sidecar.command import Access, Command, Resolution
 from chaperone_sidecar.decision import Decision
 
-MAX_CACHE_BYTES: Final = 4 << 20  # keys are statement texts; past this the least recently used go
-MAX_TEXT_BYTES: Final = 32 << 10  # longer texts are decided anew each time: rare, and they would push out hundreds
-_ENTRY_BYTES: Final = 400  # what a key's tuple, a decision and the table cost beside the text
+MAX_ENTRIES: Final = 8192  # an agent uses some hundred kinds of statements; at about 500 bytes each, 4 MiB
+MAX_ACCESSES: Final = 64  # questions about more are asked anew each time: rare, and large as keys
 
-type Key = tuple[str, str, bytes, bool]
+type Key = tuple[str, Resolution, tuple[Access, ...]]
 
 
 class DecisionCache:
-    """Least-recently-used decisions of one revision, bounded by the bytes of their texts."""
+    """Least-recently-used decisions of one revision."""
 
-    def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
-        self._max_bytes = max_bytes
-        self._size_bytes = 0
+    def __init__(self, max_entries: int = MAX_ENTRIES) -> None:
+        self._max_entries = max_entries
         self._revision = ""
         self._entries: OrderedDict[Key, Decision] = OrderedDict()
 
     def find(self, target: str, command: Command) -> Decision | None:
-        """The decision made before for exactly this command, if it still stands."""
-        key = (target, command.kind, command.text, command.in_transaction)
+        """The decision made before on exactly this question, if it still stands."""
+        facts = command.facts
+        key = (target, facts.resolution, facts.accesses)
         found = self._entries.get(key)
         if found is not None:
             self._entries.move_to_end(key)
@@ -40,18 +41,14 @@ class DecisionCache:
         """Remember a decision; one of another revision empties the cache first."""
         if decision.revision != self._revision:
             self.clear(decision.revision)
-        if len(command.text) > MAX_TEXT_BYTES:
+        facts = command.facts
+        if len(facts.accesses) > MAX_ACCESSES:
             return
-        key = (target, command.kind, command.text, command.in_transaction)
-        if key not in self._entries:
-            self._size_bytes += len(command.text) + _ENTRY_BYTES
-        self._entries[key] = decision
-        while self._size_bytes > self._max_bytes:
-            old, _ = self._entries.popitem(last=False)
-            self._size_bytes -= len(old[2]) + _ENTRY_BYTES
+        self._entries[(target, facts.resolution, facts.accesses)] = decision
+        while len(self._entries) > self._max_entries:
+            self._entries.popitem(last=False)
 
     def clear(self, revision: str) -> None:
         """Forget everything: decisions of an older revision no longer stand."""
         self._entries.clear()
-        self._size_bytes = 0
         self._revision = revision

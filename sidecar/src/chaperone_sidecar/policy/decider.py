@@ -1,6 +1,6 @@
 """The one place where the gateway learns what policy says.
 
-Theory of operation: `remembered` looks for the exact command among the decisions of the revision in force; `decide`
+Theory of operation: `remembered` looks for the same question among the decisions of the revision in force; `decide`
 asks OPA over loopback through opa-python-client. OPA holds the bundle that the runtime put there, and its answer
 carries the revision that made it. No answer, a late answer or a malformed answer is Deny.
 """
@@ -73,7 +73,7 @@ class Decider:
         await self._client.close_connection()
 
     def remembered(self, target: str, command: Command) -> Decision | None:
-        """The decision that this exact command met before under the revision in force."""
+        """The decision that the same question met before under the revision in force."""
         return self._cache.find(target, command)
 
     async def decide(self, target: str, protocol: str, command: Command) -> Decision:
