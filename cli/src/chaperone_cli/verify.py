@@ -17,8 +17,7 @@ import msgspec
 from cryptography import x509
 
 from chaperone_evidence import entry, ulid
-from chaperone_evidence.errors import EvidenceError
-from chaperone_evidence.verify import BodyVerifier, Problem, StreamReport, Verdict, join, verify_stream
+from chaperone_evidence.verify import StreamReport, Verdict, join, verify_stream
 
 MAX_SEGMENT_BYTES: Final = 64 << 20  # segments are 1 or 2 MiB; a bundle's may be larger, never this large
 MAX_FILES: Final = 1_000_000
@@ -132,17 +131,8 @@ def judge(source: Source, authorities: list[x509.Certificate]) -> Verdict:
 def _stream(
     source: Source, stream: str, names: list[str], body_names: list[str], authorities: list[x509.Certificate]
 ) -> StreamReport:
-    report = verify_stream(stream, _entries(source, names), authorities)
-    checker = BodyVerifier(report)
-    try:
-        for name in body_names:
-            for body in entry.body_frames(source.read(name, MAX_SEGMENT_BYTES)):
-                checker.add(body)
-    except EvidenceError as error:
-        report.problems.append(Problem(stream, report.entries, f"bodies: {error}"))
-    report.bodies_checked = checker.checked
-    report.bodies_missing = checker.missing()
-    return report
+    texts = (body for name in body_names for body in entry.body_frames(source.read(name, MAX_SEGMENT_BYTES)))
+    return verify_stream(stream, _entries(source, names), authorities, texts)
 
 
 def _entries(source: Source, names: list[str]) -> Iterator[bytes]:

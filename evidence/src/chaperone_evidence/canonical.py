@@ -6,6 +6,7 @@ float; integers within ±(2^53−1); strings are valid UTF-8 with the shortest e
 
 from __future__ import annotations
 
+import binascii
 import re
 from typing import Final
 
@@ -23,7 +24,11 @@ type Value = bool | int | str | list[Value] | dict[str, Value]
 
 
 def encode(value: msgspec.Struct | dict[str, Value]) -> bytes:
-    """The canonical bytes of a record. The caller's types must admit neither null nor float."""
+    """The canonical bytes of a record. The caller's types must admit neither null nor float.
+
+    Raises:
+        UnicodeEncodeError: a string holds half of a surrogate pair, which has no UTF-8.
+    """
     return _encoder.encode(value)
 
 
@@ -43,6 +48,21 @@ def decode(header: bytes) -> dict[str, Value]:
     if _encoder.encode(value) != header:
         raise NotCanonical("The header is not in canonical form (order, white space, escapes or a duplicate key).")
     return value
+
+
+def decode_base64(text: str) -> bytes:
+    """Read base64 in its only form: padded, and with nothing in the bits that the padding leaves over.
+
+    Raises:
+        NotCanonical: another text would be written for the same bytes, or it is no base64.
+    """
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as error:
+        raise NotCanonical("A text is not base64.") from error
+    if binascii.b2a_base64(data, newline=False) != text.encode():
+        raise NotCanonical("A text is not base64 in canonical form.")
+    return data
 
 
 def _check(value: object, depth: int) -> None:

@@ -20,6 +20,9 @@ _SPIFFE: Final = re.compile(
     r"/identity/(?P<identity>[^/]+)\Z"
 )
 
+# What cryptography raises for extensions that are missing, doubled, or hold what it cannot read.
+_UNREADABLE: Final = (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+
 
 class Subject(msgspec.Struct, frozen=True):
     """What a gateway's certificate says of its holder."""
@@ -45,7 +48,7 @@ def read_subject(certificate: x509.Certificate) -> Subject:
     """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError) as error:
+    except _UNREADABLE as error:
         raise Malformed("The certificate names no pod.") from error
     uris = names.get_values_for_type(x509.UniformResourceIdentifier)
     matches = [match for uri in uris if (match := _SPIFFE.match(uri))]
@@ -64,10 +67,13 @@ def check_issued(der: bytes, authorities: list[x509.Certificate], at_us: int) ->
     try:
         certificate = x509.load_der_x509_certificate(der)
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (ValueError, x509.ExtensionNotFound) as error:
+        unknown = [one.oid for one in certificate.extensions if one.critical and _is_unknown(one)]
+    except _UNREADABLE as error:
         raise Malformed("The certificate cannot be read, or is not for a client.") from error
     if ExtendedKeyUsageOID.CLIENT_AUTH not in usage:
         raise Malformed("The certificate is not for a client.")
+    if unknown:
+        raise Malformed(f"The certificate has the critical extension {unknown[0].dotted_string}, which is not known.")
     issuer = next((ca for ca in authorities if _issued_by(certificate, ca)), None)
     if issuer is None:
         raise BadSignature("The certificate was not issued by the trusted gateway CA.")
@@ -79,11 +85,19 @@ def check_issued(der: bytes, authorities: list[x509.Certificate], at_us: int) ->
 
 
 def _issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether the authority signed it, is a CA, and may sign certificates by its key usage (RFC 5280, 6.1.4)."""
     try:
         constraints = authority.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usages = [one.value for one in authority.extensions if isinstance(one.value, x509.KeyUsage)]
         if not constraints.ca or not isinstance(authority.public_key(), ec.EllipticCurvePublicKey):
             return False
+        if not all(usage.key_cert_sign for usage in usages):
+            return False
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+    except (*_UNREADABLE, TypeError, InvalidSignature):
         return False
     return True
+
+
+def _is_unknown(extension: x509.Extension[x509.ExtensionType]) -> bool:
+    return isinstance(extension.value, x509.UnrecognizedExtension)

@@ -27,8 +27,8 @@ _STREAM_DOMAIN: Final = b"chaperone.dev/stream/v1\n"
 _RECORD_CLASS: Final = bytes((entry.CLASS_RECORD,))
 _RECORD_PREFIX: Final = bytes((entry.VERSION, entry.CLASS_RECORD))
 _HEAD_BODY: Final = re.compile(
-    r"chaperone\.dev/stream/([^/\s]+)/([0-9a-z]{26})\n(0|[1-9][0-9]*)\n([A-Za-z0-9+/]{43}=)\n"
-    r"time ([1-9][0-9]*)\nstate (open|idle|closed)\n\Z"
+    r"chaperone\.dev/stream/([^/\s]+)/([0-9a-z]{26})\n(0|[1-9][0-9]{0,15})\n([A-Za-z0-9+/]{43}=)\n"
+    r"time ([1-9][0-9]{0,15})\nstate (open|idle|closed)\n\Z"
 )
 
 
@@ -39,7 +39,13 @@ def first_link(stream: str) -> bytes:
 
 def next_link(link: bytes, cls: int, header: bytes) -> bytes:
     """The link of an entry that follows one with `link`."""
-    return hashlib.sha256(_LINK_DOMAIN + link + bytes((cls,)) + header).digest()
+    return hashlib.sha256(b"".join((_LINK_DOMAIN, link, bytes((cls,)), header))).digest()
+
+
+def follows(link: bytes, data: bytes) -> bool:
+    """Whether an entry's bytes carry the link that follows from `link`; they must be long enough for an entry."""
+    header = data[entry.PREFIX_BYTES :]
+    return hashlib.sha256(b"".join((_LINK_DOMAIN, link, data[1:2], header))).digest() == data[2 : entry.PREFIX_BYTES]
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -57,13 +63,13 @@ def parse_head(body: str) -> Head:
     """Read the body of a head's note.
 
     Raises:
-        Malformed: not a head.
+        Malformed: not a head. NotCanonical: its link is not written in the one way.
     """
     match = _HEAD_BODY.match(body)
     if match is None:
         raise Malformed("The head does not have the form of a stream head.")
     cluster, stream, count, link, time_us, state = match.groups()
-    return Head(cluster, stream, int(count), base64.b64decode(link), int(time_us), state)  # type: ignore[arg-type]
+    return Head(cluster, stream, int(count), canonical.decode_base64(link), int(time_us), state)  # type: ignore[arg-type]
 
 
 class Chain:
@@ -86,9 +92,12 @@ class Chain:
         The caller sets the record's `seq` to `count`. On the hot path of the gateway: one encoding, one hash.
 
         Raises:
-            Malformed: the header is longer than an entry may be; the chain is unchanged.
+            Malformed: the header is longer than an entry may be, or a string has no UTF-8; the chain is unchanged.
         """
-        header = canonical.encode(record)
+        try:
+            header = canonical.encode(record)
+        except UnicodeEncodeError as error:
+            raise Malformed("A record holds a string that has no UTF-8.") from error
         if len(header) > entry.MAX_ENTRY_BYTES - entry.PREFIX_BYTES:
             raise Malformed(f"A record of {len(header)} bytes is too long.")
         link = hashlib.sha256(_LINK_DOMAIN + self.link + _RECORD_CLASS + header).digest()

@@ -2,7 +2,9 @@
 
 entry = 0x01 ‖ class(1) ‖ link(32) ‖ header, framed as uint16be length ‖ entry (the entry bundle of C2SP tlog-tiles).
 body  = salt(32) ‖ plain, framed as uint32be length ‖ body.
-A zero length ends a preallocated segment.
+
+A zero length ends a preallocated segment, and only zeros may follow. No entry ends in a zero byte (a header is JSON or
+a note), so a frame that does was torn: a crash left its beginning and the zeros of the preallocated file.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from chaperone_evidence.errors import Malformed
+from chaperone_evidence.errors import Malformed, Torn
 
 VERSION: Final = 1
 CLASS_RECORD: Final = 1
@@ -68,20 +70,24 @@ def frames(data: bytes | memoryview) -> Iterator[bytes]:
     """The entries' bytes in a run of frames; stops at a zero length.
 
     Raises:
-        Malformed: the last frame is cut.
+        Torn: the last frame is cut, by the end of the data or by zeros. Malformed: something follows the end.
     """
     position, size = 0, len(data)
     while position + 2 <= size:
         length = (data[position] << 8) | data[position + 1]
         if length == 0:
+            _need_zeros(data, position)
             return
         end = position + 2 + length
         if end > size:
-            raise Malformed(f"The frame at byte {position} is cut.")
+            raise Torn(f"The frame at byte {position} is cut.")
+        if data[end - 1] == 0:
+            _need_zeros(data, end)
+            raise Torn(f"The frame at byte {position} was not written to its end.")
         yield bytes(data[position + 2 : end])
         position = end
     if position != size:
-        raise Malformed(f"The frame at byte {position} is cut.")
+        raise Torn(f"The frame at byte {position} is cut.")
 
 
 def body_frame(salt: bytes, plain: bytes) -> bytes:
@@ -93,22 +99,30 @@ def body_frames(data: bytes | memoryview) -> Iterator[bytes]:
     """The bodies in a run of body frames; stops at a zero length.
 
     Raises:
-        Malformed: a frame is cut or longer than a body may be.
+        Torn: the last frame is cut. Malformed: a frame has an impossible length, or something follows the end.
     """
     position, size = 0, len(data)
     while position + 4 <= size:
         length = int.from_bytes(data[position : position + 4], "big")
         if length == 0:
+            _need_zeros(data, position)
             return
+        if not SALT_BYTES <= length <= MAX_BODY_BYTES:
+            raise Malformed(f"The body at byte {position} has an impossible length.")
         end = position + 4 + length
-        if end > size or not SALT_BYTES <= length <= MAX_BODY_BYTES:
-            raise Malformed(f"The body at byte {position} is cut or has an impossible length.")
+        if end > size:
+            raise Torn(f"The body at byte {position} is cut.")
         yield bytes(data[position + 4 : end])
         position = end
     if position != size:
-        raise Malformed(f"The body at byte {position} is cut.")
+        raise Torn(f"The body at byte {position} is cut.")
 
 
 def body_commit(body: bytes) -> bytes:
     """The commitment that a record holds of a body (salt and plain text)."""
     return hashlib.sha256(_BODY_DOMAIN + body).digest()
+
+
+def _need_zeros(data: bytes | memoryview, position: int) -> None:
+    if bytes(data[position:]).strip(b"\0"):
+        raise Malformed(f"Something follows the end at byte {position}.")

@@ -3,6 +3,7 @@
 EvidenceError
 ├── NotCanonical      a header is not in the one form that a hash may be taken of
 ├── Malformed         bytes that are not an entry, a frame, a note or a bundle
+│   └── Torn          the last frame of a segment was not written to its end
 └── BadSignature      a signature by a known key that does not verify
 """
 
@@ -19,6 +20,10 @@ class NotCanonical(EvidenceError):
 
 class Malformed(EvidenceError):
     """Bytes that do not have the form they should have."""
+
+
+class Torn(Malformed):
+    """The last frame of a segment was not written to its end: what a crash leaves. What comes before it is whole."""
 
 
 class BadSignature(EvidenceError):

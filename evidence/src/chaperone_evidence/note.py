@@ -6,7 +6,6 @@ note = body (lines, ends in a newline) ‖ newline ‖ signature lines `— <nam
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from typing import Final
@@ -15,11 +14,13 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from chaperone_evidence.errors import BadSignature, Malformed
+from chaperone_evidence.canonical import decode_base64
+from chaperone_evidence.errors import BadSignature, Malformed, NotCanonical
 
 ED25519: Final = 1
 MAX_NOTE_BYTES: Final = 64 << 10  # 16 signatures of the largest kind and a short body fit
-MAX_SIGNATURES: Final = 100
+MAX_SIGNATURES: Final = 100  # C2SP asks for at least 16
+KEY_ID_BYTES: Final = 4
 
 _NAME: Final = re.compile(r"[^\s+]+\Z")
 _SIGNATURE: Final = re.compile("\u2014 ([^\\s+]+) ([A-Za-z0-9+/=]+)\\Z")
@@ -27,7 +28,7 @@ _SIGNATURE: Final = re.compile("\u2014 ([^\\s+]+) ([A-Za-z0-9+/=]+)\\Z")
 
 def key_id(name: str, kind: int, public: bytes) -> bytes:
     """Four bytes that tell keys of one name apart."""
-    return hashlib.sha256(name.encode() + b"\n" + bytes((kind,)) + public).digest()[:4]
+    return hashlib.sha256(name.encode() + b"\n" + bytes((kind,)) + public).digest()[:KEY_ID_BYTES]
 
 
 class Verifier(msgspec.Struct, frozen=True):
@@ -93,19 +94,21 @@ def open_note(note: bytes, verifier: Verifier) -> str:
     split = text.rfind("\n\n")
     if split < 0:
         raise Malformed("The note has no signatures.")
-    body, lines = text[: split + 1], text[split + 2 :].splitlines()
-    if not lines or len(lines) > MAX_SIGNATURES:
-        raise Malformed("The note has no signature, or too many.")
-    signed = False
+    body, lines = text[: split + 1], text[split + 2 : -1].split("\n")
+    if len(lines) > MAX_SIGNATURES:
+        raise Malformed("The note has too many signatures.")
+    identifier, signed = verifier.id, False
     for line in lines:
         match = _SIGNATURE.match(line)
         if match is None:
             raise Malformed("A signature line of the note is not well formed.")
         data = _base64(match[2])
-        if match[1] != verifier.name or data[:4] != verifier.id:
+        if len(data) <= KEY_ID_BYTES:
+            raise Malformed("A signature of the note is too short.")
+        if match[1] != verifier.name or data[:KEY_ID_BYTES] != identifier:
             continue
         try:
-            Ed25519PublicKey.from_public_bytes(verifier.public).verify(data[4:], body.encode())
+            Ed25519PublicKey.from_public_bytes(verifier.public).verify(data[KEY_ID_BYTES:], body.encode())
         except InvalidSignature as error:
             raise BadSignature(f"The signature by {verifier.name} does not verify.") from error
         signed = True
@@ -128,6 +131,6 @@ def _text(note: bytes) -> str:
 
 def _base64(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+        return decode_base64(text)
+    except NotCanonical as error:
         raise Malformed("A key or signature is not base64.") from error

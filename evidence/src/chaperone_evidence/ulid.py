@@ -9,11 +9,17 @@ RANDOM_BYTES: Final = 10
 
 
 def encode(time_ms: int, random: bytes) -> str:
-    """The ULID of a time (milliseconds since 1970) and ten random bytes."""
-    number = (time_ms << 80) | int.from_bytes(random[:RANDOM_BYTES], "big")
+    """The ULID of a time (milliseconds since 1970) and ten random bytes.
+
+    Raises:
+        ValueError: the time has more than 48 bits, or the random bytes are not ten.
+    """
+    if len(random) != RANDOM_BYTES or time_ms >> 48:
+        raise ValueError("A ULID is made of a time of 48 bits and ten random bytes.")
+    number = (time_ms << 80) | int.from_bytes(random, "big")
     return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
 
 
 def is_ulid(text: str) -> bool:
     """Whether the text has the form of a ULID of ours."""
-    return len(text) == 26 and all(character in _ALPHABET for character in text)
+    return len(text) == 26 and text[0] in "01234567" and all(character in _ALPHABET for character in text)
