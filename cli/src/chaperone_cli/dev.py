@@ -192,7 +192,8 @@ def _config(snapshot: Snapshot, identity: str, local: dict[str, str]) -> Gateway
 def _gateway(
     objects: dict[str, list[Object]], snapshot: Snapshot, config: GatewayConfig, evidence: Path, decider: Decider
 ) -> Gateway:
-    pod_uid = str(uuid.uuid4())
+    # One directory plays one pod: a stream may only be followed by one of the same pod.
+    pod_uid = str(uuid.uuid5(uuid.NAMESPACE_URL, evidence.resolve().as_uri()))
     signer = make_signer(CLUSTER, pod_uid)
     pod = socket.gethostname().split(".")[0] or "localhost"
     uri = subject_uri(CLUSTER, config.identity.namespace, pod, pod_uid, config.identity.name)
