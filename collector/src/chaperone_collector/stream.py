@@ -8,8 +8,6 @@ that it speaks of has happened, and the chain goes on through it.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -17,12 +15,11 @@ import msgspec
 from cryptography import x509
 
 from chaperone_collector.errors import ChainBroken
-from chaperone_evidence import chain, entry, note, record
+from chaperone_evidence import canonical, chain, entry, note, record
 from chaperone_evidence.certificate import Subject, check_issued
 from chaperone_evidence.errors import EvidenceError, NotCanonical
 from chaperone_evidence.ulid import is_ulid
 
-_LINK_DOMAIN: Final = b"chaperone.dev/link/v1\n"
 _RECORD_PREFIX: Final = bytes((entry.VERSION, entry.CLASS_RECORD))
 _MAX_FINDING_CHARS: Final = 300
 
@@ -101,7 +98,7 @@ def _check(state: Stored, data: bytes) -> Checked:
     if data[0] != entry.VERSION or data[1] not in (entry.CLASS_RECORD, entry.CLASS_HEAD):
         raise ChainBroken("link", f"Record {state.count} has a version or class that this collector does not know.")
     header = data[entry.PREFIX_BYTES :]
-    if hashlib.sha256(b"".join((_LINK_DOMAIN, state.link, data[1:2], header))).digest() != data[2 : entry.PREFIX_BYTES]:
+    if not chain.follows(state.link, data):
         raise ChainBroken("link", f"The link of record {state.count} does not follow from the record before it.")
     if data[1] == entry.CLASS_HEAD:
         return Checked(entry.CLASS_HEAD, data, None, None, "")
@@ -145,7 +142,7 @@ def _open(state: Stored, checked: Checked, subject: Subject, authorities: list[x
     if opened.stream != state.name or not is_ulid(opened.stream):
         raise ChainBroken("open", f"The first record opens stream {opened.stream[:40]}.")
     try:
-        der = base64.b64decode(opened.certificate, validate=True)
+        der = canonical.decode_base64(opened.certificate)
         bound = check_issued(der, authorities, opened.wall_us)
         verifier = note.parse_vkey(opened.vkey)
     except (EvidenceError, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +12,8 @@ import msgspec
 from chaperone_collector.errors import ChainBroken, Refused
 from chaperone_collector.project import Projection, named_bodies
 from chaperone_collector.stream import Extension, Stored
-from chaperone_evidence import entry
+from chaperone_evidence import canonical, entry
+from chaperone_evidence.errors import EvidenceError
 
 MAX_STREAMS_PER_POD: Final = 10_000  # a gateway that restarts every five minutes for a month makes 8 640
 MAX_UNNAMED_BYTES_PER_POD: Final = 64 << 20  # bodies sent ahead of the records that name them
@@ -231,7 +230,7 @@ def read_entries(connection: sqlite3.Connection, stream: int, first: int, last: 
 
 def _decode(text: str) -> bytes | None:
     try:
-        commit = base64.b64decode(text, validate=True)
-    except binascii.Error:
+        commit = canonical.decode_base64(text)
+    except EvidenceError:
         return None  # the offline verifier says so; there is nothing to look up
     return commit if len(commit) == entry.LINK_BYTES else None

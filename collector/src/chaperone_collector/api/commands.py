@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import heapq
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -14,7 +12,7 @@ from chaperone_collector.api.names import command_index, command_name, duration,
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
 from chaperone_collector.api.status import GROUP, VERSION
 from chaperone_collector.project import ALLOW, DECISIONS, NO_SESSION, REFUSALS
-from chaperone_evidence import entry, record
+from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.errors import EvidenceError
 
 MAX_SCANNED: Final = 50_000  # rows looked at for one page (50 ms); a rarer answer goes on with `continue`
@@ -143,8 +141,8 @@ def _text(db: sqlite3.Connection, intent: record.CommandIntent) -> str | None:
     if not isinstance(intent.body, record.Commitment) or intent.body.size > MAX_TEXT_BYTES:
         return None
     try:
-        commit = base64.b64decode(intent.body.commit, validate=True)
-    except binascii.Error:
+        commit = canonical.decode_base64(intent.body.commit)
+    except EvidenceError:
         return None
     row = db.execute("SELECT bytes FROM body WHERE hash = ?", (commit,)).fetchone()
     return None if row is None else bytes(row[0])[entry.SALT_BYTES :].decode(errors="backslashreplace")

@@ -11,8 +11,6 @@ signs the end of its predecessor.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import sqlite3
 import tarfile
 from collections.abc import AsyncIterator
@@ -21,7 +19,7 @@ from typing import Final
 import msgspec
 
 from chaperone_collector.store import Store
-from chaperone_evidence import entry, record
+from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.errors import EvidenceError
 
 SEGMENT_ENTRIES: Final = 2000  # entries in one file of the bundle: at most 32 MiB, usually 1
@@ -124,8 +122,8 @@ def _commits(raw: bytes) -> list[bytes]:
     for commitment in (found.body, found.params):
         if isinstance(commitment, record.Commitment):
             try:
-                commits.append(base64.b64decode(commitment.commit, validate=True))
-            except binascii.Error:
+                commits.append(canonical.decode_base64(commitment.commit))
+            except EvidenceError:
                 continue  # the verifier says so
     return commits
 
