@@ -27,7 +27,7 @@ from evidence_directory import write_stream
 from gateway_stream import Pod, Stream
 from pki import Authority
 
-from chaperone_cli import verify as source
+from chaperone_cli import evidence as source
 from chaperone_cli.verify import judge
 from chaperone_evidence import record, ulid
 from chaperone_evidence.chain import Chain

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from chaperone_cli import export as exporting
 from chaperone_cli import verify as verification
 
 
@@ -29,6 +30,24 @@ def verify(evidence: Path, trust: Path | None, as_json: bool) -> None:
     Exit status: 0 everything holds, 1 something is wrong, 2 it cannot be verified.
     """
     raise SystemExit(verification.run(evidence, trust, as_json=as_json))
+
+
+@main.command()
+@click.argument("session")
+@click.option("-n", "--namespace", default="", help="Where the session's pod is; default: that of the context.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: SESSION.tar.")
+@click.option("--kubeconfig", default="", help="As kubectl's.")
+@click.option("--context", default="", help="As kubectl's.")
+@click.option("--system-namespace", default="chaperone-system", show_default=True, help="Where Chaperone runs.")
+def export(
+    session: str, namespace: str, output: Path | None, kubeconfig: str, context: str, system_namespace: str
+) -> None:
+    """Fetch the proof of a SESSION as a bundle for `verify`, with the gateway CA beside it.
+
+    SESSION is a name from `kubectl get sessions`. Uses kubectl and your rights: get on sessions/proof.
+    """
+    cluster = exporting.Cluster(kubeconfig, context)
+    raise SystemExit(exporting.run(cluster, session, namespace, system_namespace, output))
 
 
 @main.command()

@@ -1,103 +1,57 @@
-"""`chaperone verify`: reads an evidence directory or bundle and prints what holds.
-
-Everything that is read is hostile: names must have the layout's form, sizes are capped, nothing is extracted to disk.
-"""
+"""`chaperone verify`: checks an evidence directory or bundle and prints what holds, for people or as JSON."""
 
 from __future__ import annotations
 
-import sys
-import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final
 
 import click
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 
-from chaperone_evidence import entry, ulid
+from chaperone_cli.evidence import (
+    LAYOUT,
+    MAX_SEGMENT_BYTES,
+    MAX_TRUST_BYTES,
+    TRUST,
+    CannotVerify,
+    Source,
+    open_source,
+)
+from chaperone_cli.say import progress, say
+from chaperone_evidence import entry
+from chaperone_evidence.errors import EvidenceError
 from chaperone_evidence.verify import StreamReport, Verdict, join, verify_stream
 
-MAX_SEGMENT_BYTES: Final = 64 << 20  # segments are 1 or 2 MiB; a bundle's may be larger, never this large
-MAX_FILES: Final = 1_000_000
-MAX_TRUST_BYTES: Final = 1 << 20
-
 OK, FINDINGS, CANNOT = 0, 1, 2
+MAX_SHOWN: Final = 20  # lines of a kind; all of them are in the JSON
 
 
-class CannotVerify(Exception):
-    """The evidence cannot be judged at all; the text says what to do."""
+class Trust(msgspec.Struct, frozen=True):
+    """The gateway CAs that a verdict rests on."""
 
-
-class Source(Protocol):
-    """Where files of the layout come from."""
-
-    def names(self) -> list[str]:
-        """Relative paths of all files, sorted."""
-        ...
-
-    def read(self, name: str, limit_bytes: int) -> bytes:
-        """A file's bytes.
-
-        Raises:
-            CannotVerify: the file is longer than the limit.
-        """
-        ...
-
-
-class Directory:
-    """An evidence directory."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-
-    def names(self) -> list[str]:
-        """See `Source`."""
-        found = (path for pattern in ("trust.pem", "streams/*/*", "bodies/*/*") for path in self._root.glob(pattern))
-        return sorted(str(path.relative_to(self._root)) for path in found if path.is_file() and not path.is_symlink())
-
-    def read(self, name: str, limit_bytes: int) -> bytes:
-        """See `Source`."""
-        with (self._root / name).open("rb") as file:
-            return _capped(file.read(limit_bytes + 1), name, limit_bytes)
-
-
-class Tar:
-    """A bundle."""
-
-    def __init__(self, archive: tarfile.TarFile) -> None:
-        self._archive = archive
-        self._members: dict[str, tarfile.TarInfo] = {}
-        for member in archive:
-            if not member.isfile() or member.name in self._members or len(self._members) >= MAX_FILES:
-                raise CannotVerify(
-                    f"The bundle holds {member.name!r}, which is no plain file, twice there, or one too many."
-                )
-            self._members[member.name] = member
-
-    def names(self) -> list[str]:
-        """See `Source`."""
-        return sorted(self._members)
-
-    def read(self, name: str, limit_bytes: int) -> bytes:
-        """See `Source`."""
-        file = self._archive.extractfile(self._members[name])
-        return _capped(file.read(limit_bytes + 1) if file is not None else b"", name, limit_bytes)
+    authorities: list[x509.Certificate]
+    is_given: bool  # by --trust, not found beside the evidence
 
 
 def run(evidence: Path, trust: Path | None, *, as_json: bool) -> int:
     """Verify and print; returns the exit status."""
     try:
-        with _open(evidence) as source:
-            verdict = judge(source, _authorities(source, trust))
-    except (CannotVerify, tarfile.TarError, OSError, ValueError) as error:
-        click.echo(f"verify: CANNOT VERIFY: {error}")
+        with open_source(evidence) as source:
+            anchor = read_trust(source, trust)
+            verdict = judge(source, anchor.authorities)
+    except (CannotVerify, OSError) as error:
+        if as_json:
+            click.echo(msgspec.json.encode({"verify": "CANNOT VERIFY", "why": str(error)}))
+        else:
+            say(f"verify: CANNOT VERIFY: {error}")
         return CANNOT
     if as_json:
-        click.echo(msgspec.json.encode(_plain(verdict)))
+        click.echo(msgspec.json.encode(_plain(verdict, anchor)))
     else:
-        _print(verdict)
+        _print(verdict, anchor)
     return FINDINGS if verdict.problems else OK
 
 
@@ -110,106 +64,126 @@ def judge(source: Source, authorities: list[x509.Certificate]) -> Verdict:
     streams: dict[str, list[str]] = {}
     bodies: dict[str, list[str]] = {}
     for name in source.names():
-        parts = PurePosixPath(name).parts
-        if len(parts) == 3 and parts[0] in ("streams", "bodies") and ulid.is_ulid(parts[1]):
-            if parts[2].endswith(".seg"):
-                (streams if parts[0] == "streams" else bodies).setdefault(parts[1], []).append(name)
-            elif parts[2] != "spare":
-                raise CannotVerify(f"The file {name} does not belong to the layout.")
-        elif name != "trust.pem":
+        match = LAYOUT.match(name)
+        if match is not None:
+            (streams if match[1] == "streams" else bodies).setdefault(match[2], []).append(name)
+        elif name != TRUST:
             raise CannotVerify(f"The file {name} does not belong to the layout.")
-    if not streams:
+    names = sorted(streams.keys() | bodies.keys())
+    if not names:
         raise CannotVerify("There is no stream here; is this an evidence directory or a bundle?")
     reports = []
-    for number, (stream, names) in enumerate(sorted(streams.items()), 1):
-        _progress(f"stream {number} of {len(streams)}")
-        reports.append(_stream(source, stream, names, bodies.get(stream, []), authorities))
-    _progress("")
+    try:
+        for number, stream in enumerate(names, 1):
+            label = f"stream {number} of {len(names)}"
+            segments = _entries(source, streams.get(stream, []), label)
+            texts = _bodies(source, bodies.get(stream, []), label)
+            reports.append(verify_stream(stream, segments, authorities, texts))
+    finally:
+        progress("")
     return join(reports)
 
 
-def _stream(
-    source: Source, stream: str, names: list[str], body_names: list[str], authorities: list[x509.Certificate]
-) -> StreamReport:
-    texts = (body for name in body_names for body in entry.body_frames(source.read(name, MAX_SEGMENT_BYTES)))
-    return verify_stream(stream, _entries(source, names), authorities, texts)
+def read_trust(source: Source, given: Path | None) -> Trust:
+    """The CA certificates to trust: those of a file that the auditor brought, else those beside the evidence.
 
-
-def _entries(source: Source, names: list[str]) -> Iterator[bytes]:
-    for name in names:
-        yield from entry.frames(source.read(name, MAX_SEGMENT_BYTES))
-
-
-@contextmanager
-def _open(evidence: Path) -> Iterator[Source]:
-    if evidence.is_dir():
-        yield Directory(evidence)
-        return
-    with tarfile.open(evidence, "r:*") as archive:
-        yield Tar(archive)
-
-
-def _authorities(source: Source, trust: Path | None) -> list[x509.Certificate]:
-    if trust is not None:
-        pem = trust.read_bytes()
-    elif "trust.pem" in source.names():
-        pem = source.read("trust.pem", MAX_TRUST_BYTES)
-        click.echo(
-            "Trusting the gateway CA that lies beside the evidence; give --trust to pin your own copy.", err=True
-        )
+    Raises:
+        CannotVerify: there are none. OSError: the file cannot be read.
+    """
+    if given is not None:
+        pem = given.read_bytes()
+    elif TRUST in source.names():
+        pem = source.read(TRUST, MAX_TRUST_BYTES)
     else:
         raise CannotVerify("No gateway CA is given; use --trust FILE (ConfigMap chaperone-trust, key gateway-ca.crt).")
-    return x509.load_pem_x509_certificates(pem)
+    try:
+        return Trust(x509.load_pem_x509_certificates(pem), given is not None)
+    except ValueError as error:
+        raise CannotVerify("The file with the gateway CA holds no certificate (PEM).") from error
 
 
-def _print(verdict: Verdict) -> None:
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate, as `openssl x509 -fingerprint -sha256` shows it."""
+    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+
+
+def _entries(source: Source, names: list[str], label: str) -> Iterator[bytes]:
+    count = 0
+    for name in names:
+        progress(f"{label}: {count} records")
+        match = LAYOUT.match(name)
+        if match is None or int(match[3]) != count:
+            raise EvidenceError(f"it should be in a segment of its own number; the segment here is {name}")
+        for data in entry.frames(source.read(name, MAX_SEGMENT_BYTES)):
+            yield data
+            count += 1
+
+
+def _bodies(source: Source, names: list[str], label: str) -> Iterator[bytes]:
+    count = 0
+    for name in names:
+        progress(f"{label}: {count} texts")
+        for data in entry.body_frames(source.read(name, MAX_SEGMENT_BYTES)):
+            yield data
+            count += 1
+
+
+def _print(verdict: Verdict, trust: Trust) -> None:
+    for certificate in trust.authorities[:MAX_SHOWN]:
+        say(f"trust: {certificate.subject.rfc4514_string()} SHA-256 {fingerprint(certificate)}")
+    if not trust.is_given:
+        say("note: this gateway CA lay beside the evidence; give --trust to check against a copy of your own")
     for report in verdict.streams:
-        opened = report.opened
-        whose = f"{opened.namespace}/{opened.pod} as {opened.identity}" if opened is not None else "unknown"
-        click.echo(
-            f"stream {report.stream}  {whose}: {report.entries} records, {report.signed} signed,"
-            f" {report.sessions} sessions, {report.commands} commands ({report.denied} refused),"
-            f" {report.bodies_checked} texts, end {report.end}"
-        )
-        if report.bodies_missing:
-            click.echo(f"note: stream {report.stream}: {report.bodies_missing} texts that records name are not here")
-    for remark in verdict.notes:
-        click.echo(f"note: {remark}")
-    if verdict.problems:
-        for problem in verdict.problems[1:]:
-            click.echo(f"also: {problem}")
-        click.echo(f"verify: FAILED at {verdict.problems[0]}")
-    else:
-        click.echo("verify: OK")
+        say(_line(report))
+    for remark in verdict.notes[:MAX_SHOWN]:
+        say(f"note: {remark}")
+    if len(verdict.notes) > MAX_SHOWN:
+        say(f"note: {len(verdict.notes) - MAX_SHOWN} more notes; --json shows all")
+    for problem in verdict.problems[1 : MAX_SHOWN + 1]:
+        say(f"also: {problem}")
+    if len(verdict.problems) > MAX_SHOWN + 1:
+        say(f"also: {len(verdict.problems) - MAX_SHOWN - 1} more problems; --json shows all")
+    say(f"verify: FAILED at {verdict.problems[0]}" if verdict.problems else "verify: OK")
 
 
-def _plain(verdict: Verdict) -> dict[str, object]:
+def _line(report: StreamReport) -> str:
+    opened = report.opened
+    whose = f"{opened.namespace}/{opened.pod} as {opened.identity}" if opened is not None else "of nobody known"
+    return (
+        f"stream {report.stream} {whose}: {report.entries} records, {report.signed} signed, {report.sessions} sessions,"
+        f" {report.commands} commands ({report.denied} refused), {report.bodies_checked} texts, end {report.end}"
+    )
+
+
+def _plain(verdict: Verdict, trust: Trust) -> dict[str, object]:
     return {
+        "verify": "FAILED" if verdict.problems else "OK",
         "ok": not verdict.problems,
         "problems": [msgspec.structs.asdict(problem) for problem in verdict.problems],
         "notes": verdict.notes,
-        "streams": [
-            {
-                "stream": report.stream,
-                "entries": report.entries,
-                "signed": report.signed,
-                "sessions": report.sessions,
-                "commands": report.commands,
-                "denied": report.denied,
-                "end": report.end,
-            }
-            for report in verdict.streams
-        ],
+        "trust": {
+            "given": trust.is_given,
+            "sha256": [fingerprint(certificate) for certificate in trust.authorities],
+        },
+        "streams": [_plain_stream(report) for report in verdict.streams],
     }
 
 
-def _capped(data: bytes, name: str, limit_bytes: int) -> bytes:
-    if len(data) > limit_bytes:
-        raise CannotVerify(f"The file {name} is longer than {limit_bytes} bytes.")
-    return data
-
-
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
+def _plain_stream(report: StreamReport) -> dict[str, object]:
+    opened = report.opened
+    who = ("cluster", "namespace", "pod", "pod_uid", "identity", "identity_uid", "owner", "vkey")
+    return {
+        "stream": report.stream,
+        "end": report.end,
+        **{name: getattr(opened, name) for name in who if opened is not None},
+        **{
+            name: getattr(report, name)
+            for name in ("entries", "signed", "sessions", "commands", "denied", "open_intents", "unknown")
+        },
+        "last_link": report.link.hex(),
+        "last_head_us": report.head_us,
+        "without_outcome": [msgspec.structs.asdict(one) for one in report.open_listed],
+        "texts": report.bodies_checked,
+        "texts_missing": report.bodies_missing,
+        "records_without_text": report.missing_listed,
+    }

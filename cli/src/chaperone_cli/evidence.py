@@ -1,0 +1,198 @@
+"""Where evidence is read from: a directory, or the same as a tar.
+
+Everything that is read is hostile: names must have the layout's form, sizes are capped, nothing is written to disk. The
+tar reader knows plain files and directories and refuses everything else by name, so that no two programs can read one
+bundle differently.
+
+Layout: `trust.pem` · `streams/<stream>/<first seq>.seg` · `bodies/<stream>/<n>.seg`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Final, Protocol
+
+MAX_SEGMENT_BYTES: Final = 64 << 20  # segments are 1 or 2 MiB; a bundle's may be larger, never this large
+MAX_FILES: Final = 1_000_000  # a terabyte of segments
+MAX_TRUST_BYTES: Final = 1 << 20
+MAX_EXTENDED_BYTES: Final = 64 << 10  # a tar's extended header: times and owners
+MAX_TAIL_BYTES: Final = 1 << 20  # zeros after the end of a tar; tar pads to 10 KiB
+
+LAYOUT: Final = re.compile(r"(streams|bodies)/([0-7][0-9a-hjkmnp-tv-z]{25})/([0-9]{1,16})\.seg\Z")
+TRUST: Final = "trust.pem"
+
+_SPARE: Final = re.compile(r"streams/[^/]+/spare\Z")  # room that a gateway made for its next segment: empty
+_BLOCK: Final = 512
+_OCTAL: Final = re.compile(rb" *([0-7]{1,11})[ \0]*\Z")
+_EXTENDED: Final = re.compile(rb"([0-9]{1,6}) ([^=\n]+)=")
+_MEANINGLESS: Final = frozenset(
+    {b"mtime", b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment", b"charset"}
+)
+
+
+class CannotVerify(Exception):
+    """The evidence cannot be judged at all; the text says what to do."""
+
+
+class Source(Protocol):
+    """Where files of the layout come from."""
+
+    def names(self) -> list[str]:
+        """Relative paths of all files, sorted.
+
+        Raises:
+            CannotVerify: there are too many.
+        """
+        ...
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            CannotVerify: the file is longer than the limit.
+        """
+        ...
+
+
+class Directory:
+    """An evidence directory. What lies beside `trust.pem`, `streams` and `bodies` is not looked at."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def names(self) -> list[str]:
+        """See `Source`."""
+        found = []
+        for pattern in (TRUST, "streams/*/*", "bodies/*/*"):
+            for path in self._root.glob(pattern):
+                name = path.relative_to(self._root).as_posix()
+                if path.is_symlink() or not path.is_file():
+                    raise CannotVerify(f"{name} is not a plain file.")
+                if not _SPARE.match(name):
+                    found.append(name)
+                if len(found) > MAX_FILES:
+                    raise CannotVerify(f"There are more than {MAX_FILES} files.")
+        return sorted(found)
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """See `Source`."""
+        with (self._root / name).open("rb") as file:
+            return _capped(file.read(limit_bytes + 1), name, limit_bytes)
+
+
+class Tar:
+    """A bundle: POSIX.1-1988 or GNU tar, not compressed."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = file.seek(0, os.SEEK_END)
+        self._members: dict[str, tuple[int, int]] = {}
+        position = 0
+        while True:
+            header = self._at(position, _BLOCK)
+            position += _BLOCK
+            if not header.strip(b"\0"):
+                break
+            position = self._member(header, position)
+        self._need_zeros(position)
+
+    def names(self) -> list[str]:
+        """See `Source`."""
+        return sorted(self._members)
+
+    def read(self, name: str, limit_bytes: int) -> bytes:
+        """See `Source`."""
+        position, size = self._members[name]
+        return _capped(self._at(position, min(size, limit_bytes + 1)), name, limit_bytes)
+
+    def _member(self, header: bytes, position: int) -> int:
+        """Take a member in; returns where the next header stands."""
+        name, kind, size = _header(header)
+        if kind in (b"0", b"\0"):
+            if name in self._members:
+                raise CannotVerify(f"The bundle holds {name!r} twice.")
+            if len(self._members) >= MAX_FILES:
+                raise CannotVerify(f"The bundle holds more than {MAX_FILES} files.")
+            self._members[name] = (position, size)
+        elif kind in (b"x", b"g"):
+            if size > MAX_EXTENDED_BYTES:
+                raise CannotVerify("The bundle holds an extended header that is too long.")
+            _need_meaningless(self._at(position, size))
+        elif kind != b"5" or size:
+            raise CannotVerify(f"The bundle holds {name!r}, which is neither a plain file nor a directory.")
+        following = position + size + (-size % _BLOCK)
+        if following > self._size:
+            raise CannotVerify(f"The bundle is cut in the middle of {name!r}; export it again.")
+        return following
+
+    def _need_zeros(self, position: int) -> None:
+        rest = self._size - position
+        if rest > MAX_TAIL_BYTES or self._at(position, rest).strip(b"\0"):
+            raise CannotVerify("Something follows the end of the bundle.")
+
+    def _at(self, position: int, size: int) -> bytes:
+        self._file.seek(position)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise CannotVerify("The bundle is cut; export it again.")
+        return data
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """The evidence at a path.
+
+    Raises:
+        CannotVerify: it is neither a directory nor a tar that can be read whole. OSError: as the system says.
+    """
+    if path.is_dir():
+        yield Directory(path)
+        return
+    with path.open("rb") as file:
+        yield Tar(file)
+
+
+def _header(block: bytes) -> tuple[str, bytes, int]:
+    """Name, kind and size of a member (POSIX.1-1988 ustar; GNU differs in what follows the magic)."""
+    if block[257:262] != b"ustar":
+        raise CannotVerify("This is not a bundle (a tar that is not compressed); if it is compressed, unpack it first.")
+    if _octal(block[148:156]) != sum(block[:148]) + 8 * ord(" ") + sum(block[156:]):
+        raise CannotVerify("A header of the bundle is damaged.")
+    name = block[:100].rstrip(b"\0")
+    prefix = block[345:500].rstrip(b"\0") if block[262] == 0 else b""
+    full = prefix + b"/" + name if prefix else name
+    if not full.isascii() or b"\0" in full:
+        raise CannotVerify("The bundle holds a name that is not ASCII.")
+    return full.decode("ascii").removeprefix("./"), block[156:157], _octal(block[124:136])
+
+
+def _octal(field: bytes) -> int:
+    match = _OCTAL.match(field)
+    if match is None:
+        raise CannotVerify("A header of the bundle is damaged, or a file in it is too large.")
+    return int(match[1], 8)
+
+
+def _need_meaningless(data: bytes) -> None:
+    """Refuse an extended header that changes more than times and owners: it could rename or resize what follows."""
+    position = 0
+    while position < len(data):
+        match = _EXTENDED.match(data, position)
+        length = int(match[1]) if match is not None else 0
+        if (
+            match is None
+            or match[2] not in _MEANINGLESS
+            or not match.end() - position <= length <= len(data) - position
+        ):
+            raise CannotVerify("The bundle holds an extended header that is not understood; export it again.")
+        position += length
+
+
+def _capped(data: bytes, name: str, limit_bytes: int) -> bytes:
+    if len(data) > limit_bytes:
+        raise CannotVerify(f"The file {name} is longer than {limit_bytes} bytes.")
+    return data
