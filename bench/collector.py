@@ -51,7 +51,7 @@ async def send(
         for first, data in batches:
             began = time.perf_counter()
             status, answer = await sender.post(stream, first, data)
-            while status == 429:
+            while status in (429, 503):
                 await asyncio.sleep(0.02)
                 status, answer = await sender.post(stream, first, data)
             if status != 200:
@@ -73,15 +73,17 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
         collector = Collector(Path(folder), ca)
         streams = [build(ca, number, each, arguments.batch) for number in range(arguments.streams)]
         collector.start()
-        assert collector.process is not None
-        waits: list[float] = []
-        cpu, began = cpu_seconds(collector.process.pid), time.perf_counter()
-        await asyncio.gather(*(send(collector, pod, name, batches, waits) for pod, name, batches, _ in streams))
-        seconds = time.perf_counter() - began
-        cpu = cpu_seconds(collector.process.pid) - cpu
-        count = sum(size for *_, size in streams)
-        assert collector.rows("SELECT count(*) FROM entry") == [(count,)]
-        collector.stop()
+        try:
+            assert collector.process is not None
+            pid, waits = collector.process.pid, list[float]()
+            cpu, began = cpu_seconds(pid), time.perf_counter()
+            await asyncio.gather(*(send(collector, pod, name, batches, waits) for pod, name, batches, _ in streams))
+            seconds = time.perf_counter() - began
+            cpu = cpu_seconds(pid) - cpu
+            count = sum(size for *_, size in streams)
+            assert collector.rows("SELECT count(*) FROM entry") == [(count,)]
+        finally:
+            collector.stop()
     waits.sort()
     return {
         "records_per_second": count / seconds,
