@@ -19,7 +19,6 @@ from chaperone_evidence.verify import StreamReport, join, verify_stream
 
 STREAM = "01j00000000000000000000000"
 NEXT = "01j00000000000000000000001"
-NOW_US = time.time_ns() // 1000
 
 
 class Writer:
@@ -28,6 +27,7 @@ class Writer:
     def __init__(self, authority: Authority, stream: str = STREAM, previous: tuple[str, bytes] | None = None) -> None:
         self.signer = note.Signer("dev/gateway/uid-1", Ed25519PrivateKey.generate())
         self.chain = chain.Chain("dev", stream)
+        self.now_us = time.time_ns() // 1000
         uri = subject_uri("dev", "agents", "pod-1", "uid-1", "billing-agent")
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = authority.gateway(uri, self.signer.verifier.vkey, key.public_key())
@@ -44,13 +44,13 @@ class Writer:
         self.head("open")
 
     def times(self) -> dict[str, int]:
-        return {"seq": self.chain.count, "wall_us": NOW_US, "mono_us": 5}
+        return {"seq": self.chain.count, "wall_us": self.now_us, "mono_us": 5}
 
     def add(self, one: record.Record) -> None:
         self.entries += entry.frames(self.chain.append_record(one))
 
     def head(self, state: chain.HeadState) -> None:
-        self.entries += entry.frames(self.chain.append_head(self.signer, NOW_US, state))
+        self.entries += entry.frames(self.chain.append_head(self.signer, self.now_us, state))
 
     def session(self) -> None:
         self.add(record.SessionOpen(**self.times(), session="s", target="orders-db", protocol="PostgreSQL"))
