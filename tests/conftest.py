@@ -5,6 +5,7 @@ from __future__ import annotations
 from fix_apiserver import api_server
 from fix_broker import broker
 from fix_collector import collector, collector_with, gateway_ca
+from fix_crds import crds
 from fix_dev import dev_gateway, gateway_with
 from fix_evidence_api import evidence_api
 from fix_opa import opa_with
@@ -15,6 +16,7 @@ __all__ = [
     "broker",
     "collector",
     "collector_with",
+    "crds",
     "dev_gateway",
     "evidence_api",
     "gateway_ca",

@@ -1,0 +1,322 @@
+"""What goes into an agent's pod: fence, gateway and OPA before everything else, and a poorer life for all the others.
+
+Pure and idempotent: whatever bears our names is taken out first, so an injected pod comes out as it went in. All fields
+that the API server would default are written out; so what stands in the API can be compared with what was injected,
+field by field, and a pod that only looks injected is noticed (`missing`).
+"""
+
+from __future__ import annotations
+
+from posixpath import normpath
+from typing import Any, Final
+
+import msgspec
+
+from chaperone_operator.admission.names import (
+    ACCOUNT_PATH,
+    ACCOUNT_VOLUME,
+    BROKER_AUDIENCE,
+    BUNDLE_VOLUME,
+    CONTAINERS,
+    FENCE,
+    GATEWAY,
+    GATEWAY_GID,
+    IDENTITY_LABEL,
+    INJECTED_ANNOTATION,
+    OPA,
+    OPA_ID,
+    PREFIX,
+    RUN_VOLUME,
+    SPOOL_VOLUME,
+    TOKEN_VOLUME,
+    TRUST_PATH,
+    TRUST_VOLUME,
+)
+from chaperone_operator.admission.protect import Object, Violation, containers_of, drops_raw_sockets
+
+type Json = dict[str, Any]
+
+TOKEN_LIFE_S: Final = 600  # the shortest that Kubernetes issues
+START_TRIES: Final = 120  # one a second; after two minutes without a proven fence the kubelet starts the gateway anew
+MEMORY_VOLUME: Final = "16Mi"  # trust, ready file and bundle: kilobytes each, counted against the pod
+SPOOL_SLACK: Final = 64 << 20  # bytes beyond the spool's own bound before the kubelet evicts: bodies, directory entries
+TRUST_VARIABLES: Final = {
+    "AWS_CA_BUNDLE": f"{TRUST_PATH}/ca-bundle.crt",
+    "CURL_CA_BUNDLE": f"{TRUST_PATH}/ca-bundle.crt",
+    "DENO_CERT": f"{TRUST_PATH}/ca.crt",
+    "GIT_SSL_CAINFO": f"{TRUST_PATH}/ca-bundle.crt",
+    "NODE_EXTRA_CA_CERTS": f"{TRUST_PATH}/ca.crt",
+    "PGSSLROOTCERT": f"{TRUST_PATH}/ca.crt",
+    "PIP_CERT": f"{TRUST_PATH}/ca-bundle.crt",
+    "REQUESTS_CA_BUNDLE": f"{TRUST_PATH}/ca-bundle.crt",
+    "SSL_CERT_FILE": f"{TRUST_PATH}/ca-bundle.crt",
+}
+"""Where clients look for CAs: variables that add to the system's CAs name ours alone, those that replace them a bundle."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the operator injects everywhere.
+
+    Attributes:
+        service_ca: PEM of the CA of broker and collector; `cluster` is the uid of kube-system.
+        runtime_classes: RuntimeClasses that agents may name.
+    """
+
+    version: str
+    gateway_image: str
+    opa_image: str
+    cluster: str
+    service_ca: str
+    system_namespace: str = "chaperone-system"
+    pull_policy: str = "IfNotPresent"
+    spool_bytes: int = 256 << 20
+    runtime_classes: frozenset[str] = frozenset()
+
+
+class Agent(msgspec.Struct, frozen=True):
+    """What an injected pod is told of its AgentIdentity."""
+
+    identity: str
+    ingress_ports: tuple[int, ...] = ()
+
+
+def inject(pod: Object, settings: Settings, agent: Agent) -> Json:
+    """The pod with everything that makes it an agent's; the argument is left as it is."""
+    metadata, spec = dict(pod.get("metadata") or {}), dict(pod.get("spec") or {})
+    metadata["labels"] = {**(metadata.get("labels") or {}), IDENTITY_LABEL: agent.identity}
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), INJECTED_ANNOTATION: settings.version}
+    spec["automountServiceAccountToken"] = False  # or the API server mounts the real token into our containers
+    spec["initContainers"] = [*_ours(settings, agent), *_others(spec, "initContainers")]
+    spec["containers"] = _others(spec, "containers")
+    if spec.get("ephemeralContainers"):
+        spec["ephemeralContainers"] = [_without_raw_sockets(one) for one in spec["ephemeralContainers"]]
+    spec["volumes"] = [*_kept_volumes(pod, spec), *_volumes(settings)]
+    return {**pod, "metadata": metadata, "spec": spec}
+
+
+def patch(pod: Object, injected: Object) -> list[Json]:
+    """The JSON patch that turns one into the other; empty when they are equal."""
+    found: list[Json] = []
+    before, after = pod.get("metadata") or {}, injected["metadata"]
+    for key in ("labels", "annotations"):
+        if before.get(key) != after[key]:
+            found.append({"op": "add", "path": f"/metadata/{key}", "value": after[key]})
+    if pod.get("spec") != injected["spec"]:
+        found.append({"op": "replace", "path": "/spec", "value": injected["spec"]})
+    return found
+
+
+def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, ...]:
+    """How a pod differs from an injected one: anything of ours absent, altered, out of order or doubled."""
+    found: list[Violation] = []
+    metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
+    wanted = {IDENTITY_LABEL: agent.identity, INJECTED_ANNOTATION: settings.version}
+    told = {**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}
+    for key, value in wanted.items():
+        if told.get(key) != value:
+            found.append(_absent(f"{key} is not {value}"))
+    initial = list(spec.get("initContainers") or ())
+    for index, ours in enumerate(_ours(settings, agent)):
+        if index >= len(initial) or not _is_same(initial[index], ours):
+            found.append(_absent(f"spec.initContainers[{index}] is not the container {ours['name']}"))
+    for where, container in containers_of(spec):
+        name = str(container.get("name", ""))
+        if name.startswith(PREFIX) and not (name in CONTAINERS and container in initial[: len(CONTAINERS)]):
+            found.append(
+                Violation("reserved-name", f"{where}: names that begin with {PREFIX} are Chaperone's; use another.")
+            )
+        elif name not in CONTAINERS and not drops_raw_sockets(container):
+            found.append(_absent(f"{where} keeps the capability NET_RAW"))
+    volumes = {one["name"]: one for one in spec.get("volumes") or () if str(one.get("name", "")).startswith(PREFIX)}
+    if volumes != {one["name"]: one for one in _volumes(settings)}:
+        found.append(_absent(f"the volumes {PREFIX}* are not those that are injected"))
+    return tuple(found)
+
+
+def _absent(what: str) -> Violation:
+    return Violation(
+        "not-injected",
+        f"{what}; another admission webhook changed the pod after Chaperone. Exempt agents' pods from it.",
+    )
+
+
+def _is_same(found: Object, wanted: Json) -> bool:
+    """Equal but for resources, to which a LimitRange may add."""
+    return {**found, "resources": None} == {**wanted, "resources": None}
+
+
+def _others(spec: Json, kind: str) -> list[Json]:
+    return [_agents(one) for one in spec.get(kind) or () if one.get("name") not in CONTAINERS]
+
+
+def _agents(container: Object) -> Json:
+    mounts = [
+        mount
+        for mount in container.get("volumeMounts") or ()
+        if not mount.get("name", "").startswith(PREFIX) and normpath(mount.get("mountPath", "")) != ACCOUNT_PATH
+    ]
+    mounts += [_mount(TRUST_VOLUME, TRUST_PATH, read_only=True), _mount(ACCOUNT_VOLUME, ACCOUNT_PATH, read_only=True)]
+    environment = [one for one in container.get("env") or () if one.get("name") not in TRUST_VARIABLES]
+    environment += [{"name": name, "value": value} for name, value in TRUST_VARIABLES.items()]
+    return _without_raw_sockets({**container, "volumeMounts": mounts, "env": environment})
+
+
+def _without_raw_sockets(container: Object) -> Json:
+    if drops_raw_sockets(container):
+        return dict(container)
+    context = dict(container.get("securityContext") or {})
+    capabilities = dict(context.get("capabilities") or {})
+    capabilities["drop"] = [*(capabilities.get("drop") or ()), "NET_RAW"]
+    return {**container, "securityContext": {**context, "capabilities": capabilities}}
+
+
+def _kept_volumes(pod: Object, spec: Json) -> list[Json]:
+    """Volumes of the pod, less ours and less those whose only use was the service account that was replaced."""
+    replaced = {
+        mount.get("name")
+        for _, container in containers_of(pod.get("spec") or {})
+        for mount in container.get("volumeMounts") or ()
+        if normpath(mount.get("mountPath", "")) == ACCOUNT_PATH
+    }
+    used = {mount.get("name") for _, one in containers_of(spec) for mount in one.get("volumeMounts") or ()}
+    kept = [one for one in spec.get("volumes") or () if not one.get("name", "").startswith(PREFIX)]
+    return [one for one in kept if one["name"] not in replaced or one["name"] in used]
+
+
+def _ours(settings: Settings, agent: Agent) -> tuple[Json, Json, Json]:
+    return _fence(settings, agent), _gateway(settings, agent), _opa(settings)
+
+
+def _fence(settings: Settings, agent: Agent) -> Json:
+    return {
+        "name": FENCE,
+        "image": settings.gateway_image,
+        "command": ["chaperone-gateway", "fence"],
+        "env": [_ingress(agent)],
+        "resources": _resources("10m", "64Mi", "128Mi"),
+        "securityContext": _context(0, 0, "NET_ADMIN"),
+        **_defaults(settings),
+    }
+
+
+def _gateway(settings: Settings, agent: Agent) -> Json:
+    host = f"{settings.system_namespace}.svc:8443"
+    fields = {
+        "POD_NAME": "metadata.name",
+        "POD_NAMESPACE": "metadata.namespace",
+        "POD_UID": "metadata.uid",
+        "NODE_NAME": "spec.nodeName",
+        "SERVICE_ACCOUNT": "spec.serviceAccountName",
+    }
+    values = {
+        "CHAPERONE_BROKER": f"https://chaperone-broker.{host}",
+        "CHAPERONE_COLLECTOR": f"https://chaperone-collector.{host}",
+        "CHAPERONE_CA": settings.service_ca,
+        "CHAPERONE_CLUSTER": settings.cluster,
+        "CHAPERONE_IDENTITY": agent.identity,
+        "CHAPERONE_SPOOL_BYTES": str(settings.spool_bytes),
+    }
+    environment: list[Json] = [{"name": name, "value": value} for name, value in values.items()]
+    environment.append(_ingress(agent))
+    environment += [
+        {"name": name, "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": path}}}
+        for name, path in fields.items()
+    ]
+    return {
+        "name": GATEWAY,
+        "image": settings.gateway_image,
+        "command": ["chaperone-gateway", "run"],
+        "restartPolicy": "Always",
+        "env": environment,
+        "startupProbe": {
+            "exec": {"command": ["chaperone-gateway", "ready"]},
+            "failureThreshold": START_TRIES,
+            "periodSeconds": 1,
+            "successThreshold": 1,
+            "timeoutSeconds": 5,
+        },
+        "resources": _resources("20m", "96Mi", "512Mi"),
+        "securityContext": _context(0, GATEWAY_GID, "NET_RAW"),
+        "volumeMounts": [
+            _mount(TOKEN_VOLUME, "/var/run/chaperone/token", read_only=True),
+            _mount(SPOOL_VOLUME, "/var/lib/chaperone"),
+            _mount(RUN_VOLUME, "/run/chaperone"),
+            _mount(BUNDLE_VOLUME, "/run/chaperone-bundle"),
+            _mount(TRUST_VOLUME, TRUST_PATH),
+            _mount(ACCOUNT_VOLUME, "/run/chaperone-serviceaccount"),
+        ],
+        **_defaults(settings),
+    }
+
+
+def _opa(settings: Settings) -> Json:
+    return {
+        "name": OPA,
+        "image": settings.opa_image,
+        "args": [
+            "run",
+            "--server",
+            "--addr=127.0.0.1:8181",
+            "--skip-version-check",
+            "--log-level=error",
+            "--watch",
+            "--bundle",
+            "/run/chaperone-bundle/bundle.tar.gz",
+        ],
+        "restartPolicy": "Always",
+        "resources": _resources("10m", "48Mi", "256Mi"),
+        "securityContext": _context(OPA_ID, OPA_ID),
+        "volumeMounts": [_mount(BUNDLE_VOLUME, "/run/chaperone-bundle", read_only=True)],
+        **_defaults(settings),
+    }
+
+
+def _volumes(settings: Settings) -> list[Json]:
+    memory: Json = {"medium": "Memory", "sizeLimit": MEMORY_VOLUME}
+    token = {"audience": BROKER_AUDIENCE, "expirationSeconds": TOKEN_LIFE_S, "path": "token"}
+    size = f"{(settings.spool_bytes + SPOOL_SLACK) >> 20}Mi"
+    return [
+        {"name": TOKEN_VOLUME, "projected": {"defaultMode": 0o400, "sources": [{"serviceAccountToken": token}]}},
+        {"name": SPOOL_VOLUME, "emptyDir": {"sizeLimit": size}},
+        {"name": RUN_VOLUME, "emptyDir": memory},
+        {"name": BUNDLE_VOLUME, "emptyDir": memory},
+        {"name": TRUST_VOLUME, "emptyDir": memory},
+        {"name": ACCOUNT_VOLUME, "emptyDir": memory},
+    ]
+
+
+def _defaults(settings: Settings) -> Json:
+    return {
+        "imagePullPolicy": settings.pull_policy,
+        "terminationMessagePath": "/dev/termination-log",
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+
+
+def _context(user: int, group: int, *add: str) -> Json:
+    capabilities: Json = {"drop": ["ALL"]} | ({"add": list(add)} if add else {})
+    return {
+        "allowPrivilegeEscalation": False,
+        "capabilities": capabilities,
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "runAsGroup": group,
+        "runAsNonRoot": user != 0,
+        "runAsUser": user,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _mount(name: str, path: str, *, read_only: bool = False) -> Json:
+    return {"name": name, "mountPath": path} | ({"readOnly": True} if read_only else {})
+
+
+def _resources(cpu: str, memory: str, most: str) -> Json:
+    return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": most}}
+
+
+def _ingress(agent: Agent) -> Json:
+    name = "CHAPERONE_INGRESS_PORTS"
+    # The API server leaves out an empty value, and the comparison with what it stores is exact.
+    ports = ",".join(str(port) for port in agent.ingress_ports)
+    return {"name": name, "value": ports} if ports else {"name": name}

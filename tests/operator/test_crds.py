@@ -1,0 +1,211 @@
+"""The custom resource definitions on a real API server: what is accepted, and what is refused with which words."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import manifests
+import pytest
+import yaml
+from fix_apiserver import ApiServer
+from fix_crds import kubectl
+
+from chaperone_operator import kubeconfig
+from chaperone_operator.kube import (
+    ACCESS_POLICIES,
+    ACCESS_TARGETS,
+    AGENT_IDENTITIES,
+    CLUSTER_ACCESS_POLICIES,
+    NAMESPACES,
+    ApiError,
+    Client,
+    Object,
+    Resource,
+)
+
+pytestmark = pytest.mark.peer
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+RESOURCES = {
+    resource.kind: resource for resource in (AGENT_IDENTITIES, ACCESS_TARGETS, ACCESS_POLICIES, CLUSTER_ACCESS_POLICIES)
+}
+
+
+def policy(**rule: Any) -> Object:
+    return manifests.policy([manifests.rule("read-orders", "Allow", ["read"], ["public.orders"]) | rule])
+
+
+RULE = manifests.rule("read-orders", "Allow", ["read"], ["public.orders"])
+SELECTOR = {"matchLabels": {"app": "x"}}
+
+GOOD: dict[str, Object] = {
+    "identity": manifests.identity(
+        owner={"name": "Billing on-call", "email": "billing@example.com"},
+        team="billing",
+        purpose="Reconciles invoices",
+        ingress={"ports": [8080]},
+        evidence={"durability": "Written"},
+        suspended=False,
+    ),
+    "suspended identity": manifests.identity(suspended=True),
+    "identity by expressions": manifests.identity(
+        selector={"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]}
+    ),
+    "target": manifests.target(
+        port=5432,
+        upstream={"host": "orders-db.data.svc", "port": 5432, "database": "orders"},
+        tls={"mode": "VerifyFull", "serverName": "orders", "caSecretRef": {"name": "orders-db-ca"}},
+    ),
+    "target by labels": manifests.target(
+        hosts=["10.1.2.3/32", "db.example.com"], allowedNamespaces={"selector": SELECTOR}
+    ),
+    "policy": manifests.policy(
+        [RULE, manifests.rule("never", "Deny", ["destroy", "privilege"], message="Ask the DBA on call.")],
+        mode="Enforce",
+    ),
+    "every object": manifests.policy([manifests.rule("all", "Allow", ["*"])]),
+    "cluster policy": manifests.cluster_policy([RULE]),
+    "cluster policy of a namespace": manifests.cluster_policy([RULE], subjects=[{"identity": "a", "namespace": "b"}]),
+}
+
+BAD: dict[str, tuple[Object, str]] = {
+    "long name": (manifests.identity("a" * 64, selector=SELECTOR), "at most 63 characters"),
+    "no selector": (manifests.identity(selector={}), "selects every pod of the namespace; name labels"),
+    "operator": (
+        manifests.identity(selector={"matchExpressions": [{"key": "a", "operator": "In"}]}),
+        "In and NotIn need values",
+    ),
+    "owner": (manifests.identity(owner={"name": "  "}), "name the human who answers"),
+    "mail": (manifests.identity(owner={"name": "a", "email": "b"}), "write one with an @"),
+    "ingress port": (manifests.identity(ingress={"ports": [0]}), "greater than or equal to 1"),
+    "delegation": (manifests.identity(delegation={"issuer": "x"}), "spec.delegation is not supported yet"),
+    "results": (manifests.identity(evidence={"results": "Full"}), "evidence.results is not supported yet"),
+    "result bytes": (manifests.identity(evidence={"maxResultBytes": "1Mi"}), "maxResultBytes is not supported yet"),
+    "retention": (manifests.identity(evidence={"retention": "400d"}), "retention is not supported yet"),
+    "durability": (manifests.identity(evidence={"durability": "Synced"}), "other than Written is not supported yet"),
+    "unknown field": (manifests.identity(trusted=True), "unknown field"),
+    "protocol": (manifests.target(protocol="MySQL"), "other than PostgreSQL is not supported yet"),
+    "hosts": (manifests.target(hosts=[]), "name at least one host"),
+    "metadata address": (manifests.target(hosts=["169.254.169.254"]), "never leads to loopback, link-local"),
+    "loopback upstream": (manifests.target(upstream={"host": "localhost"}), "never leads to loopback, link-local"),
+    "wildcard host": (manifests.target(hosts=["*.example.com"]), "leave out wildcards"),
+    "port": (manifests.target(port=70000), "less than or equal to 65535"),
+    "tls mode": (manifests.target(tls={"mode": "Prefer"}), "supported values"),
+    "no credential": (manifests.target(credential={}), "secretRef is missing"),
+    "secret name": (manifests.target(credential={"secretRef": {"name": "A/B"}}), "no name of a Secret"),
+    "ssh certificate": (manifests.target(credential={"sshCertificate": {}}), "sshCertificate is not supported yet"),
+    "token request": (manifests.target(credential={"tokenRequest": {}}), "tokenRequest is not supported yet"),
+    "impersonation": (manifests.target(credential={"impersonation": {}}), "impersonation is not supported yet"),
+    "classified": (manifests.target(classified=[{"columns": ["a"]}]), "spec.classified is not supported yet"),
+    "inspection": (manifests.target(inspection={"mode": "x"}), "spec.inspection is not supported yet"),
+    "namespace": (manifests.target(allowedNamespaces={"names": ["*"]}), "no name of a Namespace"),
+    "observe": (manifests.policy([RULE], mode="Observe"), "other than Enforce is not supported yet"),
+    "subjects": (manifests.policy([RULE], subjects=[]), "name an identity"),
+    "targets": (manifests.policy([RULE], targets=[]), "name a target"),
+    "rules": (manifests.policy([]), "a policy without rules says nothing"),
+    "same rule twice": (manifests.policy([RULE, RULE]), "Duplicate value"),
+    "rule name": (policy(name="a b"), "a rule's name has 1 to 63"),
+    "approval action": (policy(action="RequireApproval"), "RequireApproval is not supported yet"),
+    "approval": (policy(approval={"count": 1}), "approval is not supported yet"),
+    "rule durability": (policy(durability="Synced"), "durability is not supported yet"),
+    "rule windows": (policy(windows=[{"from": "08:00"}]), "windows is not supported yet"),
+    "effects": (policy(match={"effects": []}), "match.effects is empty"),
+    "effect": (policy(match={"effects": ["explode"]}), "supported values"),
+    "objects": (policy(match={"effects": ["read"], "objects": []}), "match.objects is empty"),
+    "double star": (policy(match={"effects": ["read"], "objects": ["a.**"]}), "write one * for each part"),
+    "empty part": (policy(match={"effects": ["read"], "objects": ["a..b"]}), "a part between dots is empty"),
+    "require": (policy(match={"effects": ["read"], "require": {"where": True}}), "match.require is not supported yet"),
+    "rule message": (policy(message="x" * 501), "Too long"),
+    "masks": (manifests.policy([RULE], masks=[{"columns": ["a"]}]), "spec.masks is not supported yet"),
+    "unmaskable": (manifests.policy([RULE], unmaskable="Deny"), "spec.unmaskable is not supported yet"),
+    "limits": (manifests.policy([RULE], limits={"connections": 8}), "spec.limits is not supported yet"),
+    "rego": (manifests.policy([RULE], rego="package x"), "spec.rego is not supported yet"),
+    "tests": (manifests.policy([RULE], tests=[{"statement": "SELECT 1"}]), "spec.tests is not supported yet"),
+    "windows": (manifests.policy([RULE], windows=[{"from": "08:00"}]), "spec.windows is not supported yet"),
+    "cluster mode": (manifests.cluster_policy([RULE], mode="Observe"), "other than Enforce is not supported yet"),
+    "cluster masks": (manifests.cluster_policy([RULE], masks=[{}]), "spec.masks is not supported yet"),
+    "cluster subjects": (manifests.cluster_policy([RULE], subjects=[]), '"*" names all'),
+}
+
+
+@pytest.fixture
+async def client(crds: ApiServer) -> AsyncIterator[Client]:
+    async with Client(kubeconfig.from_file(crds.kubeconfig)) as client:
+        yield client
+
+
+@pytest.fixture
+async def namespace(client: Client) -> str:
+    made = await client.create(NAMESPACES, {"metadata": {"generateName": "crds-"}})
+    name: str = made["metadata"]["name"]
+    return name
+
+
+def at(item: Object, namespace: str) -> tuple[Resource, Object, str]:
+    """An object of the manifests as it is created in a namespace of this test."""
+    resource, made = RESOURCES[item["kind"]], copy.deepcopy(item)
+    where = namespace if "namespace" in made["metadata"] else ""
+    made["metadata"] = {"name": made["metadata"]["name"] if where else f"{namespace}-{made['metadata']['name']}"}
+    return resource, made, where
+
+
+@pytest.mark.parametrize("case", GOOD)
+async def test_what_the_compiler_understands_is_accepted(client: Client, namespace: str, case: str) -> None:
+    resource, item, where = at(GOOD[case], namespace)
+    made = await client.create(resource, item, where)
+    assert made["spec"] == item["spec"], "something was pruned or defaulted"
+    await client.delete(resource, item["metadata"]["name"], where)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_nothing_or_cannot_be_is_refused_in_words(crds: ApiServer, case: str) -> None:
+    item, words = BAD[case]
+    _, made, _ = at(item, "default")
+    told = kubectl(crds, "create", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(made), is_checked=False)
+    assert words in told, told
+    assert "created" not in told
+
+
+def test_examples_are_accepted(crds: ApiServer) -> None:
+    kubectl(crds, "create", "namespace", "agents", is_checked=False)
+    for path in sorted(EXAMPLES.rglob("*.yaml")):
+        ours = [item for item in yaml.safe_load_all(path.read_text()) if item and item.get("kind") in RESOURCES]
+        told = kubectl(crds, "apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump_all(ours))
+        assert told.count("(server dry run)") == len(ours)
+
+
+async def test_kubectl_shows_columns_short_names_and_category(crds: ApiServer, client: Client, namespace: str) -> None:
+    for case in ("suspended identity", "policy", "target", "cluster policy"):
+        resource, item, where = at(GOOD[case], namespace)
+        await client.create(resource, item, where)
+    moment = "2026-01-01T00:00:00Z"
+    ready = {"type": "Ready", "status": "True", "reason": "Compiled", "lastTransitionTime": moment}
+    status = {"status": {"observedGeneration": 1, "conditions": [ready], "pods": {"covered": 3, "uncovered": 1}}}
+    await client.apply(
+        AGENT_IDENTITIES, "billing-agent", status, manager="test", namespace=namespace, subresource="status"
+    )
+    agents = kubectl(crds, "get", "agents", "-n", namespace)
+    assert agents.split("\n")[0].split() == ["NAME", "OWNER", "SUSPENDED", "COVERED", "UNCOVERED", "READY", "AGE"]
+    assert all(word in agents for word in ("Billing on-call", "true", " 3 ", " 1 ", "True"))
+    assert "orders-db" in kubectl(crds, "get", "ap", "-n", namespace)
+    assert "PostgreSQL" in kubectl(crds, "get", "target")
+    assert "guardrail" in kubectl(crds, "get", "cap")
+    everything = kubectl(crds, "get", "chaperone", "-n", namespace)
+    assert all(kind in everything for kind in ("agentidentity", "accesstarget", "accesspolicy", "clusteraccesspolicy"))
+
+
+async def test_conditions_of_two_writers_live_side_by_side(client: Client, namespace: str) -> None:
+    resource, item, _ = at(GOOD["target"], namespace)
+    name = item["metadata"]["name"]
+    await client.create(resource, item)
+    for kind in ("Ready", "CredentialReady"):
+        condition = {"type": kind, "status": "True", "reason": "Tested", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        body: Object = {"status": {"conditions": [condition]}}
+        await client.apply(ACCESS_TARGETS, name, body, manager=f"test-{kind.lower()}", subresource="status")
+    found = await client.get(ACCESS_TARGETS, name)
+    assert {one["type"] for one in found["status"]["conditions"]} == {"Ready", "CredentialReady"}
+    with pytest.raises(ApiError):
+        await client.create(resource, item)
