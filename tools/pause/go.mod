@@ -1,0 +1,3 @@
+module chaperone.dev/tools/pause
+
+go 1.24.0
