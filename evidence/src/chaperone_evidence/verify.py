@@ -25,8 +25,12 @@ class Verdict(msgspec.Struct):
 
 
 def join(reports: list[StreamReport]) -> Verdict:
-    """Judge streams together; completes the reports."""
+    """Judge streams together; completes the reports.
+
+    Bad records come before ends that are unproved: the latter may follow from the former, in another stream even.
+    """
     verdict = Verdict(sorted(reports, key=lambda report: report.stream), [], [])
+    whole = {report.stream for report in reports if not report.problems}
     known = {report.stream: report for report in verdict.streams}
     followed: dict[str, StreamReport] = {}
     for report in verdict.streams:
@@ -45,7 +49,14 @@ def join(reports: list[StreamReport]) -> Verdict:
             followed[before.stream] = report
             _follow(before, report.stream, opened.previous_link)
     for report in verdict.streams:
-        _judge(report, verdict)
+        _judge(report, verdict.notes)
+    verdict.problems = [
+        problem
+        for is_consequence in (False, True)
+        for report in verdict.streams
+        if (report.stream in whole) is is_consequence
+        for problem in report.problems
+    ]
     return verdict
 
 
@@ -70,7 +81,7 @@ def _follow(before: StreamReport, follower: str, link: str) -> None:
         before.signed = before.entries
 
 
-def _judge(report: StreamReport, verdict: Verdict) -> None:
+def _judge(report: StreamReport, notes: list[str]) -> None:
     stream = report.stream
     if report.entries == 0 and not report.problems:
         report.problems.append(Problem(stream, 0, "the stream is empty"))
@@ -79,16 +90,15 @@ def _judge(report: StreamReport, verdict: Verdict) -> None:
         report.problems.append(Problem(stream, report.signed, what))
     if report.bodies_unnamed and not report.problems:
         _judge_unnamed(report)
-    verdict.notes.extend(f"stream {stream}: {remark}" for remark in report.remarks)
+    notes.extend(f"stream {stream}: {remark}" for remark in report.remarks)
     if report.open_intents:
         where = _some([one.seq for one in report.open_listed], report.open_intents)
-        verdict.notes.append(f"stream {stream}: {report.open_intents} allowed commands have no outcome here ({where})")
+        notes.append(f"stream {stream}: {report.open_intents} allowed commands have no outcome here ({where})")
     if report.bodies_missing:
         where = _some(report.missing_listed, report.bodies_missing)
-        verdict.notes.append(f"stream {stream}: {report.bodies_missing} texts that records name are not here ({where})")
+        notes.append(f"stream {stream}: {report.bodies_missing} texts that records name are not here ({where})")
     if report.end == "open":
-        verdict.notes.append(f"stream {stream} is still open: what came after its last head is not here")
-    verdict.problems.extend(report.problems)
+        notes.append(f"stream {stream} is still open: what came after its last head is not here")
 
 
 def _judge_unnamed(report: StreamReport) -> None:
