@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from typing import Final
 
 from chaperone_sidecar import metrics
@@ -16,6 +15,7 @@ from chaperone_sidecar.limits import MAX_SESSIONS
 from chaperone_sidecar.link import Link
 from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.policy.decider import Decider
+from chaperone_sidecar.protocols.postgresql.answers import fatal
 from chaperone_sidecar.protocols.postgresql.classify import ClassifyCache
 from chaperone_sidecar.protocols.postgresql.session import Session
 from chaperone_sidecar.recording.recorder import Recorder
@@ -49,13 +49,9 @@ class Gateway:
         self._denied_names: dict[tuple[str, str], int] = {}
 
     def accept(self, target: Target) -> Link:
-        """The protocol of a connection that was accepted for a target.
-
-        Raises:
-            ChaperoneError: too many sessions are open.
-        """
+        """The protocol of a connection that was accepted for a target."""
         if len(self._drivers) >= MAX_SESSIONS:
-            raise ChaperoneError("Too many sessions are open in this pod.")
+            return _turned_away(f"{MAX_SESSIONS} sessions are open in this pod; close some of them.")
         names = tuple(host.name for host in target.hosts) or (target.upstream.host,)
         addresses = tuple(address for host in target.hosts for address in (host.ipv4, host.ipv6))
         driver = Driver(
@@ -121,4 +117,12 @@ class Gateway:
         metrics.SESSIONS.set(len(self._drivers))
 
 
-type Accept = Callable[[Target], Link]
+def _turned_away(why: str) -> Link:
+    """A connection that hears why and is closed."""
+
+    def tell() -> None:
+        link.write(fatal(ChaperoneError(why)))
+        link.close()
+
+    link = Link(lambda _: None, tell)
+    return link

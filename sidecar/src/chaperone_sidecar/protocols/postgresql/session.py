@@ -80,7 +80,7 @@ class Session:
         self._uncovered = bytearray()
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
         self._is_skipping = False
-        self._is_dirty = False  # something of the present segment went upstream
+        self._has_open_segment = False  # extended messages came and no Sync yet
         self._reading_changed = False
 
     # --- the client's side ------------------------------------------------------------------------------------------
@@ -155,7 +155,7 @@ class Session:
     def _message(self, frame: Frame) -> Effects[None]:
         kind = frame.type
         if self._flight.is_full:
-            yield Wait(lambda: not self._flight.is_full)
+            yield from self._drain()
         if kind == messages.TERMINATE:
             yield ToUpstream(frame.raw, self._opened())
             yield Close("client ended the session")
@@ -164,6 +164,7 @@ class Session:
         elif kind == messages.QUERY:
             # A server that waits for Sync skips simple queries too.
             if not self._is_skipping:
+                self._need_sync()
                 yield from self._query(messages.decode_query(frame.body))
         elif kind in _COPY:
             # Without a COPY under way the server ignores these too: they are late after its error.
@@ -171,10 +172,25 @@ class Session:
                 yield ToUpstream(frame.raw, self._upstream.copy_receipt)
         elif kind == messages.FUNCTION_CALL:
             if not self._is_skipping:
+                self._need_sync()
                 facts = Facts((Access(Effect.EXECUTE_CODE, "protocol:function_call"),), Resolution.NONE)
                 yield from self._query_refused(Command("function_call", bytes(frame.body), facts), _NO_FUNCTION_CALL)
         elif not self._is_skipping:
             yield from self._extended(frame)
+
+    def _drain(self) -> Effects[None]:
+        """Let the client send more only when answers have come; Flush makes the backend give those it holds back."""
+        yield from self._cover()
+        yield ToUpstream(messages.FLUSH_FRAME, self._opened())
+        yield Wait(lambda: not self._flight.is_full)
+
+    def _need_sync(self) -> None:
+        """Refuse a simple query inside an extended one.
+
+        Whether a backend that failed meanwhile runs or skips it depends on when it failed; no driver does this.
+        """
+        if self._has_open_segment:
+            raise ProtocolError("A simple query follows extended messages without Sync; send Sync first.")
 
     # --- simple query -----------------------------------------------------------------------------------------------
 
@@ -192,7 +208,6 @@ class Session:
             return
         self._forget_names(classified)
         self._flight.add(Step("query", self._flight.segment, intent=intent))
-        self._is_dirty = False
         yield ToUpstream(messages.encode_query(text), intent.receipt)
 
     def _query_refused(self, command: Command, decision: Decision) -> Effects[None]:
@@ -208,13 +223,13 @@ class Session:
             yield ToClient(refusal + answers.ready_for_query(messages.IDLE))
             return
         self._flight.add(Step("query", self._flight.segment, refusal=refusal))
-        self._is_dirty = False
         yield ToUpstream(messages.encode_query(POISON_STATEMENT), self._opened())
 
     # --- extended query ---------------------------------------------------------------------------------------------
 
     def _extended(self, frame: Frame) -> Effects[None]:
         kind = frame.type
+        self._has_open_segment = True
         if kind == messages.PARSE:
             yield from self._parse(messages.decode_parse(frame.body), frame.raw)
         elif kind == messages.BIND:
@@ -298,7 +313,7 @@ class Session:
         yield from self._cover()
         self._is_skipping = False
         self._flight.add(Step("sync", self._flight.segment))
-        self._is_dirty = False
+        self._has_open_segment = False
         yield ToUpstream(frame.raw, self._opened())
 
     def _poison(self, refusal: bytes) -> Effects[None]:

@@ -39,6 +39,7 @@ class UpstreamSide:
         self._mask = mask
         self._out = bytearray()
         self._ending = b""
+        self._failed_segment = -1
         self.status = messages.IDLE
         self.copy_receipt: Receipt | None = None
 
@@ -143,12 +144,20 @@ class UpstreamSide:
             self._release_ending()
             self._ending = text
             return
-        for skipped in self._flight.skip_to_sync():
-            self._take_back(skipped)
-            yield from self._conclude(skipped, "error" if skipped is step else "aborted")
+        self._failed_segment = step.segment
+        yield from self._skip(step)
         self._out += text
 
+    def _skip(self, failed: Step | None) -> Effects[None]:
+        """What the backend does not look at until Sync never ran, and its names are what they were."""
+        for skipped in self._flight.skip_to_sync():
+            self._take_back(skipped)
+            yield from self._conclude(skipped, "error" if skipped is failed else "aborted")
+
     def _ready(self, step: Step, frame: Frame) -> Effects[None]:
+        if step.segment == self._failed_segment and step.kind not in ("query", "sync"):
+            yield from self._skip(None)  # sent after the error was answered, before the client's Sync
+            step = self._flight.first() or step
         if step.kind not in ("query", "sync"):
             raise _unexpected(f"ReadyForQuery in answer to {step.kind}")
         if step.refusal and not step.code:
