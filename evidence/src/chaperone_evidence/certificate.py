@@ -8,20 +8,29 @@ from typing import Final
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from chaperone_evidence.errors import BadSignature, Malformed
 
 STREAM_KEY_SCHEME: Final = "chaperone-stream-key:"
+_NAME: Final = "[A-Za-z0-9._:-]{1,253}"  # what names and uids of Kubernetes are made of
 _SPIFFE: Final = re.compile(
-    r"spiffe://chaperone\.dev/(?P<cluster>[^/]+)/ns/(?P<namespace>[^/]+)/pod/(?P<pod>[^/]+)/(?P<pod_uid>[^/]+)"
-    r"/identity/(?P<identity>[^/]+)\Z"
+    rf"spiffe://chaperone\.dev/(?P<cluster>{_NAME})/ns/(?P<namespace>{_NAME})/pod/(?P<pod>{_NAME})"
+    rf"/(?P<pod_uid>{_NAME})/identity/(?P<identity>{_NAME})\Z"
 )
 
-# What cryptography raises for extensions that are missing, doubled, or hold what it cannot read.
-_UNREADABLE: Final = (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+# What cryptography raises for certificates of later versions, unknown algorithms, and extensions that are missing,
+# doubled, or hold what it cannot read.
+_UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
 
 
 class Subject(msgspec.Struct, frozen=True):
