@@ -22,6 +22,8 @@ class Authority:
         self.certificate = (
             self._builder(self.name, self.key.public_key(), datetime.now(UTC), 10 * DAY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_signs_certificates(), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )
 
@@ -38,6 +40,7 @@ class Authority:
             self._builder(subject, key.public_key(), start or datetime.now(UTC), life)
             .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()), critical=False)
             .sign(self.key, hashes.SHA256())
         )
         return key_pem(key), certificate.public_bytes(serialization.Encoding.PEM)
@@ -79,6 +82,14 @@ class Authority:
             .not_valid_before(start - timedelta(minutes=1))
             .not_valid_after(start + life)
         )
+
+
+def _signs_certificates() -> x509.KeyUsage:
+    """The key usage of a CA, which strict verifiers ask for."""
+    return x509.KeyUsage(
+        digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False, key_encipherment=False,
+        data_encipherment=False, key_agreement=False, encipher_only=False, decipher_only=False,
+    )  # fmt: skip
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -196,7 +196,7 @@ class Driver:
         accept_context: Callable[[], Any],
         on_over: Callable[[Driver], None],
     ) -> None:
-        self._target = target
+        self.target = target
         self._session = session
         self._connector = connector
         self._recorder = recorder
@@ -269,7 +269,7 @@ class Driver:
         """End the session with the protocol's last word."""
         if self.is_over:
             return
-        metrics.session_failed(self._target.name, type(error).__name__)
+        metrics.session_failed(self.target.name, type(error).__name__)
         self._to_upstream.clear()
         self._to_client.append(self._session.fatal(error))
         self._end(type(error).__name__)
@@ -281,17 +281,17 @@ class Driver:
     # --- effects ----------------------------------------------------------------------------------------------------
 
     def _ask(self, effect: Ask) -> object:
-        found = self._decider.remembered(self._target.name, effect.command)
+        found = self._decider.remembered(self.target.name, effect.command)
         if found is not None:
             return found
-        return self._decider.decide(self._target.name, self._target.protocol, effect.command)
+        return self._decider.decide(self.target.name, self.target.protocol, effect.command)
 
     def _hold(self, effect: Hold) -> object:
         return resolve_hold(effect.decision)
 
     def _intend(self, effect: Intend) -> object:
         intent = self._recorder.intend(self._log, effect.command, effect.decision)
-        metrics.command(self._target.name, effect.decision.action)
+        metrics.command(self.target.name, effect.decision.action)
         return intent
 
     def _conclude(self, effect: Conclude) -> object:
@@ -317,11 +317,11 @@ class Driver:
     async def _open_upstream(self, effect: OpenUpstream) -> Opened:
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                opened, early, address = await self._connector.open(self._target, effect, self.upstream)
+                opened, early, address = await self._connector.open(self.target, effect, self.upstream)
         except TimeoutError as error:
-            raise UpstreamUnavailable(f'Target "{self._target.name}" did not answer in time.') from error
+            raise UpstreamUnavailable(f'Target "{self.target.name}" did not answer in time.') from error
         receipt = self._recorder.open_session(
-            self._log, protocol=self._target.protocol, client=self.client.peer, upstream=address, user=effect.user,
+            self._log, protocol=self.target.protocol, client=self.client.peer, upstream=address, user=effect.user,
             database=effect.database, application=effect.application,
         )  # fmt: skip
         self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
@@ -366,7 +366,7 @@ class Driver:
 
     def _upstream_lost(self, _: Exception | None) -> None:
         if self._opened is not None and not self.is_over:
-            self.fail(UpstreamUnavailable(f'Target "{self._target.name}" closed the connection.'))
+            self.fail(UpstreamUnavailable(f'Target "{self.target.name}" closed the connection.'))
 
     def _check_started(self) -> None:
         if self._opened is None and not self.is_over:

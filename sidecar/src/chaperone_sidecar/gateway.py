@@ -67,6 +67,14 @@ class Gateway:
         metrics.SESSIONS.set(len(self._drivers))
         return driver.client
 
+    def reconfigure(self, config: GatewayConfig) -> None:
+        """Another configuration is in force: sessions at targets that are gone (or changed) are cut."""
+        self.config = config
+        current = {target.name: target for target in config.targets}
+        for driver in tuple(self._drivers):
+            if current.get(driver.target.name) != driver.target:
+                driver.cut(ChaperoneError(f'Target "{driver.target.name}" is no longer as it was; connect again.'))
+
     def deny_egress(self, network: str, address: str, port: int, reason: str) -> None:
         """Note a connection to an undeclared destination; recorded with the next head."""
         key = (network, address, port, reason)

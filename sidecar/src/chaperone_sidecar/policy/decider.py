@@ -28,12 +28,13 @@ MAX_ASKS: Final = 32  # questions under way at once; OPA has one core at best, m
 POLL_S: Final = 0.2  # how often `wait_for_revision` looks whether OPA has loaded a bundle
 
 type AddressInfo = tuple[Any, ...]
+type SocketFactory = Callable[[AddressInfo], socket.socket]
 
 
 class OpaClient(AsyncOpaClient):  # type: ignore[misc]
     """opa-python-client whose sockets are made by us: inside a pod they carry the mark that opens OPA's port."""
 
-    def __init__(self, port: int, socket_factory: Callable[[AddressInfo], socket.socket] | None) -> None:
+    def __init__(self, port: int, socket_factory: SocketFactory | None) -> None:
         super().__init__(host=OPA_HOST, port=port, retries=0, timeout=ASK_TIMEOUT_S)
         self._socket_factory = socket_factory
 
@@ -57,7 +58,7 @@ class Decider:
         self,
         identity: str,
         port: int = OPA_PORT,
-        socket_factory: Callable[[AddressInfo], socket.socket] | None = None,
+        socket_factory: SocketFactory | None = None,
     ) -> None:
         self._identity = identity
         self._client = OpaClient(port, socket_factory)

@@ -1,0 +1,205 @@
+"""A gateway in its pod: enrolled at the broker, configured by it, recording to the collector.
+
+Theory of operation. Start: a stream key is made, the pod's token is exchanged for a certificate that binds it, the
+configuration and the policy bundle are fetched, the stream begins. From then on four loops run for the life of the
+process: the configuration is followed (a new revision counts once OPA has loaded it), the certificate is renewed, the
+spool is shipped, heads are signed. None of them ends a session when its peer is away: the last good state holds, and
+what needs the peer (a new session's lease) is refused with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import random
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import msgspec
+
+from chaperone_evidence import record
+from chaperone_sidecar.backend import Dial, PostgresBackends
+from chaperone_sidecar.config import GatewayConfig
+from chaperone_sidecar.credentials.broker import LONG_POLL_S, Broker
+from chaperone_sidecar.errors import BrokerUnavailable, ChaperoneError
+from chaperone_sidecar.gateway import Gateway
+from chaperone_sidecar.policy.decider import OPA_PORT, Decider, SocketFactory
+from chaperone_sidecar.recording.ids import Ids
+from chaperone_sidecar.recording.shipper import Shipper, ShippingRefused
+from chaperone_sidecar.recording.stream import begin_stream, make_signer
+from chaperone_sidecar.tls import PodCa
+
+logger = logging.getLogger(__name__)
+
+RETRY_FIRST_S: Final = 0.5
+RETRY_LONGEST_S: Final = 15.0
+OPA_TIMEOUT_S: Final = 30.0  # OPA loads a bundle in well under a second once it runs
+RENEW_AT: Final = 2 / 3  # of a certificate's life, so that a broker may be away for a third of it
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pod's environment says."""
+
+    broker_url: str
+    collector_url: str
+    ca_pem: str
+    cluster: str
+    namespace: str
+    pod: str
+    pod_uid: str
+    identity: str
+    node: str = ""
+    service_account: str = ""
+    token_path: Path
+    spool: Path
+    spool_bytes: int
+    bundle: Path  # where OPA reads it
+    opa_port: int = OPA_PORT
+
+
+class Edges(msgspec.Struct, frozen=True):
+    """How this gateway reaches the world; inside a pod every socket of these carries the mark."""
+
+    dial: Dial
+    connector: Callable[[ssl.SSLContext], aiohttp.TCPConnector]
+    opa_socket: SocketFactory | None
+
+
+class Runtime:
+    """Builds a `Gateway` and keeps it current.
+
+    Args:
+        settings: the pod.
+        edges: the way out.
+        on_config: told of each configuration in force, so that DNS and listener follow.
+    """
+
+    def __init__(self, settings: Settings, edges: Edges, on_config: Callable[[GatewayConfig], None]) -> None:
+        self._settings = settings
+        self._edges = edges
+        self._on_config = on_config
+        self._signer = make_signer(settings.cluster, settings.pod_uid)
+        self._broker = Broker(settings.broker_url, settings.ca_pem, settings.token_path, edges.connector)
+        self._decider = Decider(settings.identity, settings.opa_port, edges.opa_socket)
+        self._collector: aiohttp.ClientSession | None = None
+        self._gateway: Gateway | None = None
+        self._enrolled_at = 0.0
+
+    async def start(self) -> Gateway:
+        """Do everything up to the first session; waits for the broker as long as it takes.
+
+        Raises:
+            ConfigError: the configuration cannot be understood. SpoolFull: there is no room for a stream.
+        """
+        await patiently("the broker gives no certificate yet", self._enroll)
+        config = await patiently("the broker gives no configuration yet", self._first_config)
+        await patiently("the broker gives no policy yet", self._fetch_bundle)
+        await self._decider.start()
+        settings = self._settings
+        opened = record.StreamOpen(
+            seq=0, wall_us=0, mono_us=0, stream="", cluster=settings.cluster, namespace=settings.namespace,
+            pod=settings.pod, pod_uid=settings.pod_uid, identity=settings.identity, vkey="", node=settings.node,
+            certificate=base64.b64encode(self._broker.certificate_der).decode(),
+            service_account=settings.service_account, identity_uid=config.identity.uid,
+            owner=config.identity.owner.name, durability=config.identity.durability, revision=config.revision,
+        )  # fmt: skip
+        recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
+        backends = PostgresBackends(self._edges.dial, self._broker.lease)
+        self._gateway = Gateway(config, recorder, self._decider, backends, PodCa(settings.pod))
+        self._on_config(config)
+        return self._gateway
+
+    async def run(self) -> None:
+        """Keep the gateway current until cancelled."""
+        gateway = self._started()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_config())
+                group.create_task(self._renew())
+                group.create_task(self._ship())
+                group.create_task(gateway.keep_heads())
+        finally:
+            await self._broker.stop()
+            await self._decider.stop()
+            if self._collector is not None:
+                await self._collector.close()
+
+    def _started(self) -> Gateway:
+        if self._gateway is None:
+            raise ChaperoneError("The gateway has not started.")
+        return self._gateway
+
+    async def _enroll(self) -> None:
+        await self._broker.enroll(self._signer.verifier.vkey)
+        self._enrolled_at = time.time()
+        if self._collector is not None:
+            await self._collector.close()
+        self._collector = aiohttp.ClientSession(connector=self._edges.connector(self._broker.context))
+
+    async def _first_config(self) -> GatewayConfig:
+        config = await self._broker.config("", 0)
+        if config is None:
+            raise BrokerUnavailable("The broker has no configuration for this pod yet.")
+        return config
+
+    async def _fetch_bundle(self) -> None:
+        bundle = await self._broker.bundle()
+        fresh = self._settings.bundle.with_suffix(".new")
+        await asyncio.to_thread(fresh.write_bytes, bundle)
+        await asyncio.to_thread(fresh.replace, self._settings.bundle)
+
+    async def _follow_config(self) -> None:
+        gateway = self._started()
+        await self._decider.wait_for_revision(gateway.config.revision, OPA_TIMEOUT_S)
+        while True:
+            revision = gateway.config.revision
+            asked = partial(self._broker.config, revision, LONG_POLL_S)
+            config = await patiently("the broker is not reached; the last policy stays", asked)
+            if config is None:
+                continue
+            await patiently("the broker gives no policy bundle", self._fetch_bundle)
+            if await self._decider.wait_for_revision(config.revision, OPA_TIMEOUT_S):
+                gateway.reconfigure(config)
+                self._on_config(config)
+                logger.info("policy revision %s is in force", config.revision)
+            else:
+                logger.error("OPA did not load revision %s; %s stays in force", config.revision, revision)
+                await asyncio.sleep(RETRY_LONGEST_S)
+
+    async def _renew(self) -> None:
+        while True:
+            life_s = self._broker.expires_at_unix - self._enrolled_at
+            await asyncio.sleep(max(1.0, life_s * RENEW_AT - (time.time() - self._enrolled_at)))
+            await patiently("the certificate cannot be renewed", self._enroll)
+
+    async def _ship(self) -> None:
+        settings = self._settings
+        shipper = Shipper(settings.spool, self._spool, settings.collector_url, self._collector_session)
+        try:
+            await shipper.run()
+        except ShippingRefused as error:
+            # Records go on being kept until the spool is full, and then commands are refused: nothing is lost unseen.
+            logger.error("the collector refuses this stream: %s", error)
+
+    def _collector_session(self) -> aiohttp.ClientSession:
+        if self._collector is None:
+            raise ChaperoneError("The gateway is not enrolled.")
+        return self._collector
+
+
+async def patiently[T](what: str, work: Callable[[], Awaitable[T]]) -> T:
+    """Try until the broker answers, each time a little later."""
+    pause = RETRY_FIRST_S
+    while True:
+        try:
+            return await work()
+        except BrokerUnavailable as error:
+            logger.warning("%s: %s", what, error)
+        await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311 - spreads restarts of many pods
+        pause = min(pause * 2, RETRY_LONGEST_S)
