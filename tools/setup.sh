@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # Install what this checkout needs and the machine lacks. Idempotent; a second run takes seconds.
+#   setup.sh          what the tests without a cluster need
+#   setup.sh cluster  also what `chaperone-cluster` and `chaperone-images` need
 # Everything that is built goes to a cache outside the checkout: CHAPERONE_CACHE, by default ~/.cache/chaperone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,6 +9,16 @@ cd "$(dirname "$0")/.."
 cache=${CHAPERONE_CACHE:-$HOME/.cache/chaperone}
 uv_version=0.13.9
 packages=(postgresql postgresql-client pgbouncer nftables iproute2 git)
+scope=${1:-}
+case $scope in
+  "") ;;
+  cluster)
+    # With Docker, kind brings its own node and docker builds.
+    docker info >/dev/null 2>&1 ||
+      packages+=(containerd runc containernetworking-plugins conntrack socat buildah debootstrap)
+    ;;
+  *) echo "setup: $scope? either nothing or: cluster" >&2; exit 2 ;;
+esac
 
 say() { printf 'setup: %s\n' "$*"; }
 
@@ -67,6 +79,17 @@ build_tools() {
   build_tool kubernetes go.etcd.io/etcd/server/v3 etcd "$flags"
   build_tool kubernetes k8s.io/kubernetes/cmd/kubectl kubectl "$flags"
   build_tool kubernetes k8s.io/kubernetes/cmd/kube-apiserver kube-apiserver "$flags"
+  [ "$scope" = cluster ] || return 0
+  build_tool helm helm.sh/helm/v3/cmd/helm helm ""
+  if docker info >/dev/null 2>&1; then
+    build_tool kind sigs.k8s.io/kind kind ""
+    return
+  fi
+  local part
+  for part in kubelet kube-controller-manager kube-scheduler kube-proxy; do
+    build_tool kubernetes "k8s.io/kubernetes/cmd/$part" "$part" "$flags"
+  done
+  build_tool coredns github.com/coredns/coredns coredns ""
 }
 
 install_packages

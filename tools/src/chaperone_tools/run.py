@@ -33,7 +33,7 @@ def run(
     except OSError as error:
         raise ToolsError(f"`{words[0]}` does not run: {error.strerror}") from error
     if done.returncode:
-        raise ToolsError(f"`{_shown(words)}` ended with {done.returncode}:\n{tail(done.stderr or done.stdout)}")
+        raise ToolsError(f"`{_shown(words)}` ended with {done.returncode}:\n{tail(done.stdout)}\n{tail(done.stderr)}")
     return done.stdout
 
 

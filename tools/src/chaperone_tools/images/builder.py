@@ -12,8 +12,6 @@ from chaperone_tools.run import run, succeeds
 
 BUILD_LIMIT_S = 1800.0
 ANSWER_LIMIT_S = 10.0
-# Builds reach package mirrors with the machine's own trust, which may know a proxy's CA.
-_HOST_TRUST = Path("/etc/ssl/certs")
 
 
 class Builder(Protocol):
@@ -58,8 +56,7 @@ class Buildah:
         """See Builder."""
         given = [word for argument in arguments for word in ("--build-arg", argument)]
         chosen = ("--target", stage) if stage else ()
-        trust = ("--volume", f"{_HOST_TRUST}:{_HOST_TRUST}:ro") if _HOST_TRUST.is_dir() else ()
-        self._buildah("bud", "--isolation", "chroot", "--layers", "--format", "docker", *trust, *given,
+        self._buildah("bud", "--isolation", "chroot", "--layers", "--force-rm", "--format", "docker", *given,
                       "--file", str(dockerfile), *chosen, "--tag", reference, str(context))  # fmt: skip
 
     def has(self, reference: str) -> bool:

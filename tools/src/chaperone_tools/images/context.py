@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaperone_tools.cache import binary, cache, checkout
+from chaperone_tools.images.dockerfile import stages
 from chaperone_tools.images.key import digest_of, tree
 from chaperone_tools.images.target import Target
 from chaperone_tools.run import run
@@ -35,8 +36,7 @@ class Context:
     def inputs(self) -> Iterator[tuple[str, bytes]]:
         """Everything in the context, named, for the key."""
         root = checkout()
-        yield "Dockerfile", (root / "images" / "Dockerfile").read_bytes()
-        yield "target", self.target.name.encode()
+        yield "stages", stages((root / "images" / "Dockerfile").read_text(), self.target.name).encode()
         yield "requirements", self.requirements.encode()
         for member in self.target.members:
             yield f"{member}/pyproject.toml", (root / member / "pyproject.toml").read_bytes()
