@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from chaperone_operator.admission.inject import TRUST_VARIABLES, Agent, Settings, inject, missing, patch
-from chaperone_operator.admission.protect import violations
+from chaperone_operator.admission.inject import TRUST_VARIABLES, Agent, Settings, inject, missing, patch, without_ours
+from chaperone_operator.admission.protect import claims, violations
 
 type Object = dict[str, Any]
 SETTINGS = Settings(
@@ -163,6 +163,13 @@ def test_injected_pod_is_complete_and_without_violations() -> None:
     done = inject(pod(), SETTINGS, AGENT)
     assert missing(done, SETTINGS, AGENT) == ()
     assert violations(done) == ()
+
+
+def test_only_a_true_injection_is_taken_for_one() -> None:
+    done = inject(pod(), SETTINGS, AGENT)
+    assert claims(without_ours(done, SETTINGS, AGENT)) == ()
+    _other_image(done)
+    assert claims(without_ours(done, SETTINGS, AGENT)) != ()
 
 
 def test_requests_that_a_limit_range_adds_are_no_difference() -> None:

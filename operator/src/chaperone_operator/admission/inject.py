@@ -51,7 +51,7 @@ TRUST_VARIABLES: Final = {
     "REQUESTS_CA_BUNDLE": f"{TRUST_PATH}/ca-bundle.crt",
     "SSL_CERT_FILE": f"{TRUST_PATH}/ca-bundle.crt",
 }
-"""Where clients look for CAs: variables that add to the system's CAs name ours alone, those that replace them a bundle."""
+"""Where clients look for CAs: ours alone for variables that add to the system's CAs, else the bundle."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -131,6 +131,21 @@ def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, .
     if volumes != {one["name"]: one for one in _volumes(settings)}:
         found.append(_absent(f"the volumes {PREFIX}* are not those that are injected"))
     return tuple(found)
+
+
+def without_ours(pod: Object, settings: Settings, agent: Agent) -> Object:
+    """An injected pod less everything of ours; any other pod, also one that merely resembles it, as it is."""
+    metadata, spec = dict(pod.get("metadata") or {}), dict(pod.get("spec") or {})
+    initial = spec.get("initContainers") or ()
+    found = {one.get("name"): one for one in initial}
+    if not all(_is_same(found.get(ours["name"], {}), ours) for ours in _ours(settings, agent)):
+        return pod
+    for where, key in (("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION)):
+        metadata[where] = {name: value for name, value in (metadata.get(where) or {}).items() if name != key}
+    spec["initContainers"] = [one for one in initial if one.get("name") not in CONTAINERS]
+    own = _volumes(settings)
+    spec["volumes"] = [one for one in spec.get("volumes") or () if one not in own]
+    return {**pod, "metadata": metadata, "spec": spec}
 
 
 def _absent(what: str) -> Violation:

@@ -1,0 +1,154 @@
+"""The webhooks `/mutate-pod`, `/validate-pod` and `/validate-exec`: an HTTPS server of our own in every replica.
+
+Whatever goes wrong ends in a refusal with a reason: an identity that cannot be read, an API server that does not
+answer, a request that is not understood, a defect. The registrations have failurePolicy Fail, so silence refuses too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from chaperone_operator.admission.identities import Identities, NotKnown
+from chaperone_operator.admission.inject import Agent, Settings
+from chaperone_operator.admission.protect import Violation
+from chaperone_operator.admission.review import Answer, Request, connect, labels_of, mutate, validate
+from chaperone_operator.kube import PODS, ApiError, Client, Object
+
+MAX_BODY_BYTES: Final = 8 << 20  # two pods of an update at etcd's limit of 1.5 MiB, escaped
+LOOKUP_TIMEOUT_S: Final = 3.0  # of the pod of a port-forward; the registrations give up after 5 s
+MAX_LOOKUPS: Final = 16  # at once; more wait within the timeout
+
+_log = logging.getLogger(__name__)
+
+type Decide = Callable[[Request], Awaitable[Answer]]
+
+
+class _Review(msgspec.Struct):
+    request: Request
+
+
+class Webhooks:
+    """Routes of the admission server.
+
+    Args:
+        client: to look up the pod of a port-forward.
+        identities: must be running; until it is synced all pods are refused.
+        settings: what is injected.
+    """
+
+    def __init__(self, client: Client, identities: Identities, settings: Settings) -> None:
+        self._client = client
+        self._identities = identities
+        self._settings = settings
+        self._lookups = asyncio.Semaphore(MAX_LOOKUPS)
+
+    def application(self) -> web.Application:
+        """The routes; serve them by TLS alone. `/readyz` says whether the identities are known."""
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
+        app.add_routes(
+            [
+                web.post("/mutate-pod", self._route(self._mutate)),
+                web.post("/validate-pod", self._route(self._validate)),
+                web.post("/validate-exec", self._route(self._connect)),
+                web.get("/livez", self._livez),
+                web.get("/readyz", self._readyz),
+            ]
+        )
+        return app
+
+    async def _mutate(self, request: Request) -> Answer:
+        _expect(request, {("CREATE", ""), ("UPDATE", "ephemeralcontainers")})
+        return mutate(request, self._agents(request, request.pod), self._settings)
+
+    async def _validate(self, request: Request) -> Answer:
+        _expect(request, {("CREATE", ""), ("UPDATE", ""), ("UPDATE", "ephemeralcontainers"), ("UPDATE", "resize")})
+        if (
+            request.operation == "UPDATE"
+            and not request.sub_resource
+            and labels_of(request.pod) == labels_of(request.old)
+        ):
+            # Who selects it cannot have changed, and finalizers must come off whatever state the identities are in.
+            return validate(request, (), (), self._settings)
+        before = self._agents(request, request.old) if request.operation == "UPDATE" else ()
+        return validate(request, self._agents(request, request.pod), before, self._settings)
+
+    async def _connect(self, request: Request) -> Answer:
+        _expect(request, {("CONNECT", sub) for sub in ("exec", "attach", "portforward")})
+        pod = await self._pod(request) if request.sub_resource == "portforward" else None
+        answer = connect(request, pod)
+        verb = "refused" if answer.violations else "allowed"
+        _log.info(
+            "%s into %s/%s by %r: %s",
+            request.sub_resource,
+            request.namespace,
+            request.name,
+            request.user_info.username,
+            verb,
+        )
+        return answer
+
+    def _agents(self, request: Request, pod: Object) -> tuple[Agent, ...]:
+        return self._identities.selecting(request.namespace, labels_of(pod))
+
+    async def _pod(self, request: Request) -> Object | None:
+        async with asyncio.timeout(LOOKUP_TIMEOUT_S), self._lookups:
+            try:
+                return await self._client.get(PODS, request.name, request.namespace)
+            except ApiError as error:
+                if error.status == 404:
+                    return None  # the API server will say so itself
+                raise
+
+    def _route(self, decide: Decide) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def answer(http: web.Request) -> web.Response:
+            try:
+                request = msgspec.json.decode(await http.read(), type=_Review).request
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                raise web.HTTPBadRequest(text="This is no AdmissionReview of admission.k8s.io/v1.") from None
+            review = (await _decided(decide, request)).review(request.uid)
+            return web.Response(body=msgspec.json.encode(review), content_type="application/json")
+
+        return answer
+
+    async def _livez(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._identities.mirror.synced.is_set():
+            return web.Response(text="ok")
+        return web.Response(status=503, text="The AgentIdentities have not been read yet.")
+
+
+async def _decided(decide: Decide, request: Request) -> Answer:
+    try:
+        return await decide(request)
+    except (NotKnown, _Unexpected) as error:
+        return _refused("not-known", str(error))
+    except (ApiError, TimeoutError):
+        return _refused("not-known", "The API server did not say what this pod is; try again.")
+    except Exception as error:  # a defect must refuse with a reason, and its text may quote the pod
+        _log.exception("the request %s on %s/%s was refused", request.uid, request.namespace, request.name)
+        return _refused(
+            "defect", f"Chaperone failed to judge this pod ({type(error).__name__}); see the operator's log."
+        )
+
+
+class _Unexpected(Exception):
+    """A request that this webhook was not made for."""
+
+
+def _expect(request: Request, known: set[tuple[str, str]]) -> None:
+    is_pod = request.resource.get("group", "") == "" and request.resource.get("resource") == "pods"
+    if not is_pod or (request.operation, request.sub_resource) not in known:
+        what = "/".join(part for part in (request.resource.get("resource", ""), request.sub_resource) if part)
+        raise _Unexpected(f"This webhook does not judge {request.operation} of {what}; correct its registration.")
+
+
+def _refused(rule: str, message: str) -> Answer:
+    return Answer((Violation(rule, message),))
