@@ -174,7 +174,7 @@ def _of_update(
     elif names - known:
         yield Violation(
             "label-change",
-            f"These labels would make a running pod an agent ({', '.join(sorted(names))}) without gateway; make it anew.",
+            f"These labels would make a running pod an agent ({', '.join(sorted(names))}) unfenced; make it anew.",
         )
     if request.sub_resource == "ephemeralcontainers" and (own is not None or names):
         classes = settings.runtime_classes
