@@ -301,6 +301,8 @@ def verify_stream(
     except EvidenceError as error:
         report.problems.append(Problem(stream, report.entries, str(error)))
         report.is_torn = isinstance(error, Torn)
+    if report.entries == 0 and not report.problems:
+        report.problems.append(Problem(stream, 0, "the stream is empty"))
     verifier.finish()
     if bodies is not None:
         checker = BodyVerifier(report)

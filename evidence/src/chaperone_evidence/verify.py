@@ -83,8 +83,6 @@ def _follow(before: StreamReport, follower: str, link: str) -> None:
 
 def _judge(report: StreamReport, notes: list[str]) -> None:
     stream = report.stream
-    if report.entries == 0 and not report.problems:
-        report.problems.append(Problem(stream, 0, "the stream is empty"))
     if report.end == "unsigned" and not report.problems:
         what = f"the {report.entries - report.signed} records from here on are under no signature"
         report.problems.append(Problem(stream, report.signed, what))

@@ -1,0 +1,176 @@
+"""`chaperone export` against a real API server with a real collector behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from evidence_directory import pack, write_stream
+from fix_collector import Sender
+from fix_evidence_api import NAMESPACE, EvidenceApi
+from gateway_stream import Pod, Stream
+from pki import Authority
+
+from chaperone_evidence import ulid
+
+pytestmark = pytest.mark.peer
+
+
+async def _chaperone(
+    api: EvidenceApi, folder: Path, *arguments: str, user: str = ""
+) -> subprocess.CompletedProcess[str]:
+    command = api.command(user, ("auditors",) if user else ())
+    environment = os.environ | {"PATH": f"{Path(command[0]).parent}:{os.environ['PATH']}", "HOME": str(folder)}
+    more = ["--kubeconfig", command[command.index("--kubeconfig") + 1]] if arguments[0] == "export" else []
+    return await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "chaperone_cli.main", *arguments, *more], cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+async def _session(api: EvidenceApi, ca: Authority, identity: str) -> str:
+    pod = Pod(ca, identity=identity, pod=f"{identity}-0", pod_uid=f"uid-{identity}")
+    stream = Stream(pod)
+    session = stream.open_session()
+    stream.conclude(session, stream.intend(session, "SELECT * FROM orders"))
+    stream.close_session(session, 1)
+    stream.close()
+    async with Sender(api.collector, pod) as sender:
+        await sender.ship(stream)
+    return session
+
+
+def _publish_trust(api: EvidenceApi, pem: str) -> None:
+    api.run("delete", "configmap", "chaperone-trust", "-n", NAMESPACE)
+    api.kubectl("create", "configmap", "chaperone-trust", "-n", NAMESPACE, f"--from-literal=gateway-ca.crt={pem}")
+
+
+async def test_an_exported_session_verifies_offline(
+    evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
+) -> None:
+    session = await _session(evidence_api, gateway_ca, "exported-agent")
+    await asyncio.to_thread(_publish_trust, evidence_api, gateway_ca.pem)
+    done = await _chaperone(evidence_api, tmp_path, "export", session, "-n", "agents")
+    assert done.returncode == 0, done.stderr
+    assert f"bundle: {session}.tar (" in done.stdout
+    assert f"next: chaperone verify {session}.tar --trust {session}.trust.pem" in done.stdout
+    assert "compare its fingerprint" in done.stdout
+    assert _files(tmp_path) == [f"{session}.tar", f"{session}.trust.pem"]
+    assert stat.S_IMODE((tmp_path / f"{session}.tar").stat().st_mode) == 0o600
+    verified = await _chaperone(evidence_api, tmp_path, "verify", f"{session}.tar", "--trust", f"{session}.trust.pem")
+    assert verified.stdout.endswith("verify: OK\n"), verified.stdout
+    fingerprint = next(line for line in done.stdout.splitlines() if line.startswith("trust: ")).split()[-1]
+    assert fingerprint in verified.stdout
+
+
+async def test_an_auditor_who_may_not_read_the_system_namespace_gets_the_bundle_and_is_told(
+    evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
+) -> None:
+    session = await _session(evidence_api, gateway_ca, "audited-agent")
+    done = await _chaperone(
+        evidence_api, tmp_path, "export", session, "-n", "agents", "-o", "out.tar", user="auditor-1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "note: the gateway CA was not fetched: Error from server (Forbidden)" in done.stdout
+    (tmp_path / "own.pem").write_text(gateway_ca.pem)
+    verified = await _chaperone(evidence_api, tmp_path, "verify", "out.tar", "--trust", "own.pem")
+    assert verified.stdout.endswith("verify: OK\n"), verified.stdout
+
+
+async def test_what_the_api_refuses_is_told_and_leaves_no_file(
+    evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
+) -> None:
+    session = await _session(evidence_api, gateway_ca, "refused-agent")
+    absent = ulid.encode(1, bytes(10))
+    for arguments, user, reason in (
+        (("export", absent, "-n", "agents"), "", "NotFound"),
+        (("export", session, "-n", "elsewhere"), "", "NotFound"),
+        (("export", session, "-n", "agents", "--context", "absent"), "", "absent"),
+        (("export", session), "", "NotFound"),  # the context's namespace is the default one
+    ):
+        done = await _chaperone(evidence_api, tmp_path, *arguments, user=user)
+        assert done.returncode == 1
+        assert done.stderr.startswith("export: FAILED: ")
+        assert reason in done.stderr
+    assert _files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("../../../secrets",),
+        ("not-a-session", "-n", "agents"),
+        ("0" * 26, "-n", "a/b"),
+        ("0" * 26, "-n", "A"),
+        ("-n", "x"),
+    ],
+)
+async def test_names_that_could_lead_elsewhere_are_refused_before_anything_is_asked(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "chaperone_cli.main", "export", *arguments], cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PATH": ""},
+    )  # fmt: skip
+    assert done.returncode in (1, 2)
+    assert "is not the name of a" in done.stderr or "Missing argument" in done.stderr
+
+
+async def test_without_kubectl_the_next_step_is_named(tmp_path: Path) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-m", "chaperone_cli.main", "export", "0" * 26, "-n", "agents"], cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PATH": ""},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "export: FAILED: kubectl is not installed; put it on the PATH.\n")
+
+
+async def test_kubectl_runs_it_as_a_plugin(evidence_api: EvidenceApi, tmp_path: Path) -> None:
+    command = evidence_api.command()
+    program = Path(sys.executable).parent / "kubectl-chaperone"
+    assert shutil.which(str(program))
+    done = await asyncio.to_thread(
+        subprocess.run, [command[0], "chaperone", "--help"], capture_output=True, text=True, timeout=60, check=False,
+        env=os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "export" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ("head -c 1000 {bundle}", "The bundle is cut"),
+        ("echo 'no bundle'", "The bundle is cut"),
+        ("cat {bundle} {bundle}", "Something follows the end"),
+        ("cat {bundle}; echo 'unexpected EOF' >&2; exit 1", "unexpected EOF"),
+        ("printf '\\033[31mno\\007' >&2; exit 1", "FAILED: \ufffd[31mno\ufffd\n"),
+    ],
+)
+def test_an_answer_that_is_not_a_whole_bundle_leaves_no_file(tmp_path: Path, answer: str, reason: str) -> None:
+    stream = Stream(Pod(Authority("gateway CA")))
+    stream.close()
+    write_stream(tmp_path / "evidence", stream)
+    bundle = tmp_path / "evidence" / "bundle.tar"
+    bundle.write_bytes(pack(tmp_path / "evidence"))
+    program = tmp_path / "bin" / "kubectl"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n" + answer.format(bundle=bundle) + "\n")
+    program.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-m", "chaperone_cli.main", "export", "0" * 26, "-n", "agents"], cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False,
+        env=os.environ | {"PATH": f"{program.parent}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert _files(tmp_path) == []
