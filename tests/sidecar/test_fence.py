@@ -1,0 +1,259 @@
+"""The fence in real network namespaces: an agent that is root gets nothing out, and counters outside prove it.
+
+`inside` is a pod's namespace, `outside` plays everything else with counting nftables rules and listeners of the test.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from chaperone_sidecar import fence
+
+pytestmark = pytest.mark.peer
+
+TIMEOUT_S = 20
+OUTSIDE4, INSIDE4 = "10.231.7.1", "10.231.7.2"
+OUTSIDE6, INSIDE6 = "fd71:7::1", "fd71:7::2"
+COUNTED = """
+table inet count {
+  counter arrived {}
+  chain in {
+    type filter hook prerouting priority raw; policy accept;
+    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, nd-router-advert } accept
+    icmpv6 type { mld-listener-report, mld2-listener-report, mld-listener-query } accept
+    iifname "out*" counter name arrived
+  }
+}
+"""
+LISTENER = """
+import socket, sys, threading
+def tcp(family, address, port):
+    server = socket.create_server((address, port), family=family)
+    while True:
+        connection, _ = server.accept()
+        connection.sendall(b"outside")
+        connection.close()
+for family, address in ((socket.AF_INET, sys.argv[1]), (socket.AF_INET6, sys.argv[2])):
+    threading.Thread(target=tcp, args=(family, address, 5432), daemon=True).start()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+ESCAPES = {
+    "tcp4": f"s=socket.socket(); s.settimeout(5); s.connect(('{OUTSIDE4}',5432)); print(s.recv(9))",
+    "tcp6": f"s=socket.socket(socket.AF_INET6); s.settimeout(5); s.connect(('{OUTSIDE6}',5432)); print(s.recv(9))",
+    "udp4": f"socket.socket(type=socket.SOCK_DGRAM).sendto(b'x',('{OUTSIDE4}',4000))",
+    "udp6": f"socket.socket(socket.AF_INET6,socket.SOCK_DGRAM).sendto(b'x',('{OUTSIDE6}',4000))",
+    "dns": f"socket.socket(type=socket.SOCK_DGRAM).sendto(b'x'*20,('{OUTSIDE4}',53))",
+    "raw": f"socket.socket(type=socket.SOCK_RAW,proto=1).sendto(b'x'*8,('{OUTSIDE4}',0))",
+    "ping": f"socket.socket(type=socket.SOCK_DGRAM,proto=1).sendto(b'\\x08'+b'\\0'*7,('{OUTSIDE4}',0))",
+    "packet": "s=socket.socket(socket.AF_PACKET,socket.SOCK_RAW); s.bind(('eth0',0)); s.send(b'\\xff'*60)",
+    "mark": f"s=socket.socket(type=2); s.setsockopt(1,36,{fence.MARK}); s.sendto(b'x',('{OUTSIDE4}',9))",
+    "setuid": f"os.setuid(64137); socket.socket(type=socket.SOCK_DGRAM).sendto(b'x',('{OUTSIDE4}',4000))",
+    "source": f"s=socket.socket(); s.bind(('127.0.0.6',0)); s.settimeout(5); s.connect(('{OUTSIDE4}',5432))",
+    "sctp": f"s=socket.socket(type=socket.SOCK_STREAM,proto=132); s.settimeout(5); s.connect(('{OUTSIDE4}',9))",
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """Two namespaces joined by a cable."""
+
+    inside: str
+    outside: str
+
+    def run(self, where: str, *command: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["ip", "netns", "exec", where, *command], input=text, capture_output=True, text=True, timeout=TIMEOUT_S,
+            check=False,
+        )  # fmt: skip
+
+    def agent(self, code: str) -> subprocess.CompletedProcess[str]:
+        """Python as root, without NET_RAW and NET_ADMIN, as a container has it."""
+        drop = "-net_raw,-net_admin"
+        return self.run(
+            self.inside, "setpriv", f"--bounding-set={drop}", f"--inh-caps={drop}", sys.executable, "-c",
+            f"import os,socket\n{code}",
+        )  # fmt: skip
+
+    def arrived(self) -> int:
+        """Packets that came out of the pod."""
+        found = json.loads(self.run(self.outside, "nft", "-j", "list", "counters", "table", "inet", "count").stdout)
+        return next(int(one["counter"]["packets"]) for one in found["nftables"] if "counter" in one)
+
+
+def _must(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """Both namespaces with addresses of both families, nothing fenced yet, a listener outside."""
+    tag = uuid.uuid4().hex[:6]
+    made = World(f"chap-in-{tag}", f"chap-out-{tag}")
+    try:
+        for name in (made.inside, made.outside):
+            _must("ip", "netns", "add", name)
+            _must("ip", "-n", name, "link", "set", "lo", "up")
+        _must("ip", "link", "add", f"in{tag}", "netns", made.inside, "type", "veth", "peer", f"out{tag}", "netns",
+              made.outside)  # fmt: skip
+        _must("ip", "-n", made.inside, "link", "set", f"in{tag}", "name", "eth0")
+        for name, device, four, six in (
+            (made.inside, "eth0", INSIDE4, INSIDE6),
+            (made.outside, f"out{tag}", OUTSIDE4, OUTSIDE6),
+        ):
+            _must("ip", "-n", name, "addr", "add", f"{four}/24", "dev", device)
+            _must("ip", "-n", name, "addr", "add", f"{six}/64", "dev", device, "nodad")
+            _must("ip", "-n", name, "link", "set", device, "up")
+        _must("ip", "-n", made.inside, "route", "add", "default", "via", OUTSIDE4)
+        _must("ip", "-n", made.inside, "-6", "route", "add", "default", "via", OUTSIDE6)
+        loaded = made.run(made.outside, "nft", "-f", "-", text=COUNTED)
+        assert loaded.returncode == 0, loaded.stderr
+        listener = subprocess.Popen(
+            ["ip", "netns", "exec", made.outside, sys.executable, "-c", LISTENER, OUTSIDE4, OUTSIDE6],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert listener.stdout is not None
+            assert listener.stdout.readline() == "ready\n"
+            yield made
+        finally:
+            listener.kill()
+            listener.communicate(timeout=TIMEOUT_S)
+    finally:
+        for name in (made.inside, made.outside):
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=TIMEOUT_S, check=False)
+
+
+@pytest.fixture
+def fenced(world: World) -> World:
+    """The same with the fence, put up as the init container does."""
+    run = world.run(
+        world.inside, "env", "CHAPERONE_INGRESS_PORTS=8080", sys.executable, "-c",
+        "from chaperone_sidecar import fence; print(fence.apply((8080,), ('eth0',)))",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    return world
+
+
+def test_without_the_fence_the_same_attempts_get_out(world: World) -> None:
+    assert "outside" in world.agent(ESCAPES["tcp4"]).stdout
+    assert "outside" in world.agent(ESCAPES["tcp6"]).stdout
+    assert world.agent(ESCAPES["udp4"]).returncode == 0
+    assert world.arrived() > 0
+
+
+@pytest.mark.parametrize("way", ESCAPES)
+def test_root_in_the_pod_gets_nothing_out(fenced: World, way: str) -> None:
+    tried = fenced.agent(ESCAPES[way])
+    assert "outside" not in tried.stdout
+    assert fenced.arrived() == 0, tried.stderr
+
+
+def test_a_raw_frame_is_stopped_even_with_the_capability(fenced: World) -> None:
+    fenced.run(fenced.inside, sys.executable, "-c", f"import os,socket\n{ESCAPES['packet']}")
+    fenced.run(fenced.inside, sys.executable, "-c", f"import os,socket\n{ESCAPES['raw']}")
+    assert fenced.arrived() == 0
+
+
+@pytest.mark.parametrize(("family", "address"), [("AF_INET", OUTSIDE4), ("AF_INET6", OUTSIDE6)])
+def test_the_mark_gets_out(fenced: World, family: str, address: str) -> None:
+    code = (
+        f"import socket; s=socket.socket(socket.{family}); s.settimeout(5); s.setsockopt(1,36,{fence.MARK});"
+        f"s.connect(('{address}',5432)); print(s.recv(9))"
+    )
+    run = fenced.run(fenced.inside, sys.executable, "-c", code)
+    assert "outside" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize(("family", "address"), [("AF_INET", OUTSIDE4), ("AF_INET6", OUTSIDE6)])
+def test_tcp_of_the_agent_ends_at_the_gateways_port_with_its_destination_known(
+    fenced: World, family: str, address: str
+) -> None:
+    level, kind = (0, "'!2xH4s8x'") if family == "AF_INET" else (41, "'!2xH4x16s4x'")
+    size = 16 if family == "AF_INET" else 28
+    code = f"""
+import threading
+server = socket.create_server(("", {fence.TCP_PORT}), family=socket.{family})
+client = socket.socket(socket.{family}); client.settimeout(5)
+threading.Thread(target=client.connect, args=(("{address}", 5432),)).start()
+server.settimeout(5)
+connection, _ = server.accept()
+import struct
+port, ip = struct.unpack({kind}, connection.getsockopt({level}, 80, {size}))
+print(port, socket.inet_ntop(socket.{family}, ip))
+"""
+    run = fenced.agent(code)
+    assert run.stdout.split() == ["5432", address], run.stderr
+    assert fenced.arrived() == 0
+
+
+@pytest.mark.parametrize(("port", "is_open"), [(8080, True), (8081, False), (15001, False), (8181, False)])
+def test_inbound_is_open_on_declared_ports_only(fenced: World, port: int, is_open: bool) -> None:
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", fenced.inside, sys.executable, "-c",
+         f"import socket; s=socket.create_server(('',{port})); print('ready',flush=True); s.settimeout(15);"
+         "c,_=s.accept(); c.sendall(b'inside'); c.close()"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        server.stdout.readline()
+        code = f"import socket; s=socket.create_connection(('{INSIDE4}',{port}),2); print(s.recv(9))"
+        run = fenced.run(fenced.outside, sys.executable, "-c", code)
+        assert ("inside" in run.stdout) is is_open, run.stderr
+    finally:
+        server.kill()
+        server.communicate(timeout=TIMEOUT_S)
+
+
+def test_opas_port_answers_the_mark_only(fenced: World) -> None:
+    code = f"""
+import threading
+server = socket.create_server(("127.0.0.1", {fence.OPA_PORT}))
+def serve():
+    while True:
+        c, _ = server.accept(); c.sendall(b"opa"); c.close()
+threading.Thread(target=serve, daemon=True).start()
+plain = socket.socket(); plain.settimeout(2)
+try:
+    plain.connect(("127.0.0.1", {fence.OPA_PORT})); print("open", plain.recv(3))
+except OSError:
+    print("closed")
+marked = socket.socket(); marked.settimeout(5); marked.setsockopt(1, 36, {fence.MARK})
+marked.connect(("127.0.0.1", {fence.OPA_PORT})); print(marked.recv(3))
+"""
+    run = fenced.run(fenced.inside, sys.executable, "-c", f"import os,socket\n{code}")
+    assert run.stdout.split("\n")[:2] == ["closed", "b'opa'"], run.stderr + run.stdout
+
+
+def test_loopback_among_containers_is_left_alone(fenced: World) -> None:
+    code = """
+import threading
+server = socket.create_server(("127.0.0.1", 6000))
+threading.Thread(target=lambda: server.accept()[0].sendall(b"hello"), daemon=True).start()
+print(socket.create_connection(("127.0.0.1", 6000), 3).recv(5))
+"""
+    assert "hello" in fenced.agent(code).stdout
+
+
+def test_the_proof_holds_behind_the_fence_and_fails_without(world: World) -> None:
+    code = "from chaperone_sidecar import fence; fence.prove(); print('proved')"
+    assert "was not stopped" in world.run(world.inside, sys.executable, "-c", code).stderr
+    world.run(world.inside, sys.executable, "-c", "from chaperone_sidecar import fence; fence.apply((), ('eth0',))")
+    assert "proved" in world.run(world.inside, sys.executable, "-c", code).stdout
+    assert world.arrived() >= 1  # the one that got out before the fence stood
+
+
+def test_applying_twice_changes_nothing(fenced: World) -> None:
+    again = fenced.run(
+        fenced.inside, sys.executable, "-c",
+        "from chaperone_sidecar import fence; print(fence.apply((8080,), ('eth0',)))",
+    )  # fmt: skip
+    assert "has_second_wall=True" in again.stdout, again.stderr
