@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.chain import Chain, first_link, follows, next_link
-from chaperone_evidence.errors import EvidenceError, Malformed, NotCanonical
+from chaperone_evidence.errors import EvidenceError, Malformed, NotCanonical, Torn
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 INTEGER = st.integers(-canonical.MAX_INTEGER, canonical.MAX_INTEGER)
@@ -26,7 +26,7 @@ BY_TYPE: dict[object, st.SearchStrategy[object]] = {
     tuple[record.AccessEntry, ...]: ACCESSES,
     record.Commitment | msgspec.UnsetType: COMMITMENT | st.just(msgspec.UNSET),
 }
-KINDS = [
+KINDS: list[type[record.Record]] = [
     record.StreamOpen, record.StreamClose, record.SessionOpen, record.SessionClose, record.CommandIntent,
     record.CommandOutcome, record.EgressDenied, record.DnsDenied,
 ]  # fmt: skip
@@ -149,13 +149,13 @@ def test_a_torn_frame_is_told_from_a_damaged_one() -> None:
             try:
                 for one in entry.frames(torn):
                     found.append(one)
-            except entry.Torn:
+            except Torn:
                 pass
             assert found == [b"first}"]
     for damaged in (whole + b"\0\0x", whole[:-1] + b"\0\0\0x"):
         with pytest.raises(Malformed) as caught:
             list(entry.frames(damaged))
-        assert not isinstance(caught.value, entry.Torn)
+        assert not isinstance(caught.value, Torn)
 
 
 def test_bodies_are_read_as_written_and_their_lengths_are_bounded() -> None:

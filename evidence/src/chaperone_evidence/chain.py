@@ -24,7 +24,8 @@ type HeadState = Literal["open", "idle", "closed"]
 
 _LINK_DOMAIN: Final = b"chaperone.dev/link/v1\n"
 _STREAM_DOMAIN: Final = b"chaperone.dev/stream/v1\n"
-_RECORD_CLASS: Final = bytes((entry.CLASS_RECORD,))
+_CLASSES: Final = [bytes((cls,)) for cls in range(256)]
+_RECORD_CLASS: Final = _CLASSES[entry.CLASS_RECORD]
 _RECORD_PREFIX: Final = bytes((entry.VERSION, entry.CLASS_RECORD))
 _HEAD_BODY: Final = re.compile(
     r"chaperone\.dev/stream/([^/\s]+)/([0-9a-z]{26})\n(0|[1-9][0-9]{0,15})\n([A-Za-z0-9+/]{43}=)\n"
@@ -39,13 +40,12 @@ def first_link(stream: str) -> bytes:
 
 def next_link(link: bytes, cls: int, header: bytes) -> bytes:
     """The link of an entry that follows one with `link`."""
-    return hashlib.sha256(b"".join((_LINK_DOMAIN, link, bytes((cls,)), header))).digest()
+    return hashlib.sha256(b"".join((_LINK_DOMAIN, link, _CLASSES[cls], header))).digest()
 
 
 def follows(link: bytes, data: bytes) -> bool:
     """Whether an entry's bytes carry the link that follows from `link`; they must be long enough for an entry."""
-    header = data[entry.PREFIX_BYTES :]
-    return hashlib.sha256(b"".join((_LINK_DOMAIN, link, data[1:2], header))).digest() == data[2 : entry.PREFIX_BYTES]
+    return next_link(link, data[1], data[entry.PREFIX_BYTES :]) == data[2 : entry.PREFIX_BYTES]
 
 
 class Head(msgspec.Struct, frozen=True):

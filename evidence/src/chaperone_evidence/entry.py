@@ -48,11 +48,20 @@ def decode(data: bytes) -> Entry:
     Raises:
         Malformed: another version, or too short or too long.
     """
+    return Entry(*split(data))
+
+
+def split(data: bytes) -> tuple[int, bytes, bytes]:
+    """Class, link and header of an entry's bytes.
+
+    Raises:
+        Malformed: another version, or too short or too long.
+    """
     if not PREFIX_BYTES < len(data) <= MAX_ENTRY_BYTES:
         raise Malformed(f"An entry of {len(data)} bytes is not possible.")
     if data[0] != VERSION:
         raise Malformed(f"The entry has version {data[0]}; this program knows {VERSION}.")
-    return Entry(data[1], data[2:PREFIX_BYTES], data[PREFIX_BYTES:])
+    return data[1], data[2:PREFIX_BYTES], data[PREFIX_BYTES:]
 
 
 def frame(data: bytes) -> bytes:

@@ -97,19 +97,19 @@ class StreamVerifier:
         report = self.report
         if self._is_closed:
             raise EvidenceError("it comes after the stream's signed end")
-        parsed = entry.decode(data)
-        if not chain.follows(report.link, data):
+        cls, link, header = entry.split(data)
+        if chain.next_link(report.link, cls, header) != link:
             raise EvidenceError("its link does not follow from the record before it")
-        if parsed.cls == entry.CLASS_RECORD:
-            self._record(record.decode(parsed.header))
+        if cls == entry.CLASS_RECORD:
+            self._record(record.decode(header))
             report.entries += 1
-        elif parsed.cls == entry.CLASS_HEAD:
-            self._head(parsed.header)
+        elif cls == entry.CLASS_HEAD:
+            self._head(header)
             report.entries += 1
             report.signed = report.entries
         else:
-            raise EvidenceError(f"it has the unknown class {parsed.cls}")
-        report.link = parsed.link
+            raise EvidenceError(f"it has the unknown class {cls}")
+        report.link = link
 
     def finish(self) -> StreamReport:
         """The report, when no entry is left."""
