@@ -22,14 +22,14 @@ STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(
 def daemon(tmp_path: Path) -> Iterator[Daemon]:
     made = Daemon("part", tmp_path, tmp_path)
     yield made
-    made.stop(0)
+    made.stop()
 
 
 def test_a_daemon_is_found_by_its_pid_file_alone(daemon: Daemon):
     daemon.start(Path("/bin/sleep"), ["600"])
     again = Daemon("part", daemon.pids, daemon.logs)
     assert again.pid() == daemon.pid() is not None
-    again.stop(5)
+    again.stop()
     assert daemon.pid() is None
 
 
@@ -38,7 +38,7 @@ def test_a_daemon_that_does_not_listen_is_made_to_end(daemon: Daemon):
     wait_until("its first words", 20, lambda: "deaf" in daemon.log.read_text(), daemon.last_words)
     pid = daemon.pid()
     assert pid
-    daemon.stop(0.2)
+    daemon.stop()
     assert start_time(pid) == 0
 
 
@@ -46,7 +46,7 @@ def test_a_pid_that_was_given_to_somebody_else_is_left_alone(daemon: Daemon):
     with subprocess.Popen(["/bin/sleep", "600"]) as stranger:
         (daemon.pids / "part.pid").write_text(f"{stranger.pid} {start_time(stranger.pid) - 1}\n")
         assert daemon.pid() is None
-        daemon.stop(1)
+        daemon.stop()
         assert stranger.poll() is None
         stranger.kill()
 

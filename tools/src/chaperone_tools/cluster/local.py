@@ -26,7 +26,6 @@ from chaperone_tools.progress import SLOW_POLL_S, phase, wait_until
 from chaperone_tools.run import run, succeeds
 
 START_LIMIT_S = 120.0  # each wait of a start: 3 s alone, but builds and tests may share the machine
-STOP_GRACE_S = 5.0
 IMPORT_LIMIT_S = 300.0
 NAMESPACE = "k8s.io"  # the containerd namespace the kubelet looks into
 NAMES = (
@@ -203,8 +202,7 @@ class Local:
 
     def _remove(self) -> None:
         for part in reversed(NAMES):
-            # containerd last and gently: it waits for its shims. Nothing of the others is worth a farewell.
-            self._parts[part].stop(STOP_GRACE_S if part == "containerd" else 0.0)
+            self._parts[part].stop()
         machine.restore(self._plan)
         left = machine.mounts_under(self._plan.state)
         if left:

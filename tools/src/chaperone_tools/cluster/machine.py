@@ -1,8 +1,8 @@
 """What a local cluster changes on its machine outside its folder, and how each change is undone.
 
 Changed: one bridge, a handful of kernel settings, one cgroup per hierarchy, mounts under the cluster's folder, the
-nftables tables of kube-proxy and one of our own, links in /var/log/containers and an empty /var/lib/kubelet. What was
-there before is written to `before.json` at the start and is what `restore` goes by, so a restart after a crash
+nftables tables of kube-proxy and one of our own, and the folders kubelet and the CNI library make at fixed places. What
+was there before is written to `before.json` at the start and is what `restore` goes by, so a restart after a crash
 restores it too.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from chaperone_tools.cache import binary
 from chaperone_tools.cluster.plan import Plan
-from chaperone_tools.cluster.process import end, start_time
+from chaperone_tools.cluster.process import end
 from chaperone_tools.errors import ToolsError
 from chaperone_tools.progress import wait_until
 from chaperone_tools.run import run, succeeds
@@ -40,8 +40,8 @@ SETTINGS = (
     "kernel/keys/root_maxkeys",
     "kernel/keys/root_maxbytes",
 )
-# Folders that kubelet makes at fixed places; they go again if they were not there.
-FIXED_FOLDERS = (Path("/var/lib/kubelet"), Path("/var/log/containers"))
+# Folders that kubelet and the CNI library make at fixed places; they go again if they were not there.
+FIXED_FOLDERS = (Path("/var/lib/kubelet"), Path("/var/log/containers"), Path("/var/lib/cni"))
 
 
 def prepare(plan: Plan) -> None:
@@ -143,8 +143,7 @@ def _end_containers(plan: Plan) -> None:
 
     wait_until("the end of all containers", LEAVE_LIMIT_S, kill_pods, lambda: f"still there: {pods()}")
     for pid in _shims(plan.containerd_socket):
-        started = start_time(pid)
-        end(pid, lambda pid=pid, started=started: start_time(pid) == started, LEAVE_LIMIT_S)  # type: ignore[misc]
+        end(pid)
 
 
 def _shims(socket: Path) -> Iterator[int]:
@@ -214,6 +213,9 @@ def _remove_dead_links(plan: Plan) -> None:
     for socket in Path("/run/containerd/s").glob("*"):
         if str(socket) not in listening:
             socket.unlink()
+    for folder in (Path("/run/containerd/s"), Path("/run/containerd")):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _setting(name: str) -> str | None:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chaperone_tools.errors import ToolsError
-from chaperone_tools.progress import POLL_S
+from chaperone_tools.progress import wait_until
 from chaperone_tools.run import tail
 
 KILL_LIMIT_S = 10.0  # a killed process leaves as soon as its system call ends; longer means a stuck disk
@@ -57,11 +54,11 @@ class Daemon:
             return None
         return pid if started and start_time(pid) == started else None
 
-    def stop(self, grace_s: float) -> None:
-        """Ask it to end, make it end after `grace_s` seconds, and forget it."""
+    def stop(self) -> None:
+        """End it, if it runs, and forget it."""
         pid = self.pid()
         if pid is not None:
-            end(pid, lambda: self.pid() is not None, grace_s)
+            end(pid)
         self._pid_file.unlink(missing_ok=True)
 
     def last_words(self, lines: int = 25) -> str:
@@ -74,26 +71,24 @@ class Daemon:
         return self.pids / f"{self.name}.pid"
 
 
-def end(pid: int, lives: Callable[[], bool], grace_s: float) -> None:
-    """SIGTERM, then SIGKILL.
+def end(pid: int) -> None:
+    """Kill the process and see it leave. Without a farewell: nothing a throw-away cluster's parts hold is worth one.
 
     Raises:
-        ToolsError: it is still there after SIGKILL.
+        ToolsError: it is still there after `KILL_LIMIT_S`.
     """
-    pause = threading.Event()
-    for number, limit_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, KILL_LIMIT_S)):
-        if number is signal.SIGTERM and grace_s <= 0:
-            continue
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-        ends = time.monotonic() + limit_s
-        while time.monotonic() < ends:
-            if not lives():
-                return
-            pause.wait(POLL_S / 4)
-    raise ToolsError(f"process {pid} does not end, not even on SIGKILL: see /proc/{pid}/stack")
+    started = start_time(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+    def is_gone() -> bool:
+        return not started or start_time(pid) != started
+
+    wait_until(
+        f"the end of process {pid}", KILL_LIMIT_S, is_gone, lambda: f"/proc/{pid}/stack may say what it waits for"
+    )
 
 
 def start_time(pid: int) -> int:
