@@ -9,6 +9,7 @@ from fix_crds import crds
 from fix_dev import dev_gateway, gateway_with
 from fix_evidence_api import evidence_api
 from fix_opa import opa_with
+from fix_operator import installation, operator
 from fix_postgres import postgres
 
 __all__ = [
@@ -21,6 +22,8 @@ __all__ = [
     "evidence_api",
     "gateway_ca",
     "gateway_with",
+    "installation",
     "opa_with",
+    "operator",
     "postgres",
 ]

@@ -56,6 +56,13 @@ CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
 SERVICE_ACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 EVENTS: Final = Resource("events.k8s.io", "v1", "events", "Event")
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+MUTATING_WEBHOOKS: Final = Resource(
+    "admissionregistration.k8s.io", "v1", "mutatingwebhookconfigurations", "MutatingWebhookConfiguration"
+)
+VALIDATING_WEBHOOKS: Final = Resource(
+    "admissionregistration.k8s.io", "v1", "validatingwebhookconfigurations", "ValidatingWebhookConfiguration"
+)
+API_SERVICES: Final = Resource("apiregistration.k8s.io", "v1", "apiservices", "APIService")
 TOKEN_REVIEWS: Final = Resource("authentication.k8s.io", "v1", "tokenreviews", "TokenReview")
 AGENT_IDENTITIES: Final = Resource("chaperone.dev", "v1alpha1", "agentidentities", "AgentIdentity")
 ACCESS_TARGETS: Final = Resource("chaperone.dev", "v1alpha1", "accesstargets", "AccessTarget")

@@ -37,6 +37,7 @@ class Request(msgspec.Struct, frozen=True, rename="camel"):
     name: str = ""
     namespace: str = ""
     user_info: User = User()
+    dry_run: bool | None = None
     object: dict[str, Any] | None = None
     old_object: dict[str, Any] | None = None
 
@@ -52,10 +53,11 @@ class Request(msgspec.Struct, frozen=True, rename="camel"):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Refused when there are violations; else allowed, with a patch."""
+    """Refused when there are violations; else allowed, with a patch and with warnings for whoever asks."""
 
     violations: tuple[Violation, ...] = ()
     patch: tuple[Json, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def review(self, uid: str) -> Json:
         """As an AdmissionReview."""
@@ -69,6 +71,8 @@ class Answer(msgspec.Struct, frozen=True):
         elif self.patch:
             response["patchType"] = "JSONPatch"
             response["patch"] = base64.b64encode(msgspec.json.encode(self.patch)).decode("ascii")
+        if self.warnings:
+            response["warnings"] = list(self.warnings)
         return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
 
 
@@ -111,7 +115,7 @@ def connect(request: Request, pod: Json | None) -> Answer:
 
     Args:
         request: CONNECT to exec, attach or portforward.
-        pod: as stored; needed for portforward alone.
+        pod: as stored; None when there is none.
     """
     if request.sub_resource == "portforward":
         if IDENTITY_LABEL in labels_of(pod or {}):

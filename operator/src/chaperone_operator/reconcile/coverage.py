@@ -1,0 +1,135 @@
+"""Which pods of an AgentIdentity are held by a gateway, and why the others are not. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+import msgspec
+
+from chaperone_operator.admission.names import CONTAINERS, IDENTITY_LABEL, INJECTED_ANNOTATION
+from chaperone_operator.compile.selector import LabelSelector
+
+ENROLLED: Final = "chaperone.dev/GatewayEnrolled"
+"""Condition that the broker puts on a pod whose gateway it has admitted."""
+POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
+_REFUSING: Final = frozenset({"baseline", "restricted"})
+
+
+class Why(StrEnum):
+    """Why a pod is not covered."""
+
+    EXISTED_BEFORE = "ExistedBefore"
+    NOT_INJECTED = "NotInjected"
+    ANOTHER_IDENTITY = "AnotherIdentity"
+    TWO_IDENTITIES = "TwoIdentities"
+    NOT_ENROLLED = "NotEnrolled"
+
+
+ADVICE: Final = {
+    Why.EXISTED_BEFORE: "older than the identity; delete the pod, and it is made anew with a gateway",
+    Why.NOT_INJECTED: "younger than the identity and without a gateway: the selector changed since, or admission was "
+    "passed by; delete the pod, and watch that its successor is covered",
+    Why.ANOTHER_IDENTITY: "injected for another identity; delete the pod, and it is made anew",
+    Why.TWO_IDENTITIES: "selected by more than one identity; change selectors or labels so that one selects it",
+    Why.NOT_ENROLLED: "runs, but the broker never admitted its gateway; look at its log, and delete the pod",
+}
+
+
+class Pod(msgspec.Struct, frozen=True):
+    """What coverage asks of a pod.
+
+    Attributes:
+        created: as the API says it, RFC 3339 in UTC, so that texts compare like times.
+        identity: for whom it was injected, "" for nobody.
+        is_running: at least one ordinary container has started.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    created: str
+    labels: Mapping[str, str]
+    identity: str
+    is_running: bool
+    is_enrolled: bool
+    is_over: bool
+
+
+class Coverage(msgspec.Struct, frozen=True):
+    """The pods of one identity.
+
+    Attributes:
+        uncovered: by name, in order.
+    """
+
+    covered: int
+    uncovered: tuple[tuple[str, Why], ...]
+
+
+class Subject(msgspec.Struct, frozen=True):
+    """An identity as coverage sees it."""
+
+    name: str
+    created: str
+    selector: LabelSelector
+
+
+def digest(pod: Mapping[str, Any]) -> Pod:
+    """The part of a pod that is kept in memory."""
+    metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
+    labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
+    first = [one.get("name") for one in spec.get("initContainers") or ()][: len(CONTAINERS)]
+    is_injected = tuple(first) == CONTAINERS and INJECTED_ANNOTATION in annotations
+    return Pod(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        created=metadata.get("creationTimestamp", ""),
+        labels=dict(labels),
+        identity=labels.get(IDENTITY_LABEL, "") if is_injected else "",
+        is_running=status.get("phase") == "Running",
+        is_enrolled=any(
+            one.get("type") == ENROLLED and one.get("status") == "True" for one in status.get("conditions") or ()
+        ),
+        is_over=status.get("phase") in {"Succeeded", "Failed"},
+    )
+
+
+def coverage(identity: Subject, others: Sequence[Subject], pods: Iterable[Pod]) -> Coverage:
+    """Judge the pods of a namespace for one of its identities; pods that have ended count for nothing.
+
+    Args:
+        identity: whose pods.
+        others: the other identities of the namespace.
+        pods: all pods of the namespace.
+    """
+    covered = 0
+    uncovered = []
+    for pod in pods:
+        is_selected = identity.selector.admits(pod.labels)
+        if pod.is_over or not (is_selected or pod.identity == identity.name):
+            continue
+        why = _why(identity, others, pod)
+        if why is None:
+            covered += 1
+        else:
+            uncovered.append((pod.name, why))
+    return Coverage(covered, tuple(sorted(uncovered)))
+
+
+def pod_security(labels: Mapping[str, str]) -> str:
+    """The Pod Security level of a namespace, when it is one that refuses fence and gateway; else ""."""
+    level = labels.get(POD_SECURITY, "")
+    return level if level in _REFUSING else ""
+
+
+def _why(identity: Subject, others: Sequence[Subject], pod: Pod) -> Why | None:
+    if pod.identity == identity.name:
+        return Why.NOT_ENROLLED if pod.is_running and not pod.is_enrolled else None
+    if pod.identity:
+        return Why.ANOTHER_IDENTITY
+    if any(other.selector.admits(pod.labels) for other in others):
+        return Why.TWO_IDENTITIES
+    return Why.EXISTED_BEFORE if pod.created <= identity.created else Why.NOT_INJECTED
