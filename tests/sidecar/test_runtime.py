@@ -92,8 +92,9 @@ async def running(
         token_path=token, spool=folder / "spool", spool_bytes=64 << 20, bundle=opa.bundle, opa_port=opa.port,
     )  # fmt: skip
     seen: list[GatewayConfig] = []
-    runtime = Runtime(settings, Edges(dial, connector, None), seen.append)
+    runtime = Runtime(settings, Edges(dial, connector, None))
     gateway = await runtime.start()
+    runtime.follow(seen.append)
     loops = asyncio.create_task(runtime.run())
     server = await asyncio.get_running_loop().create_server(
         lambda: gateway.accept(gateway.config.targets[0]), "127.0.0.1", 0

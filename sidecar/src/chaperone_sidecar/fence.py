@@ -5,7 +5,8 @@ A user id would be no fence: root in a container takes any.
 
 Rules, for IPv4 and IPv6 alike (table `inet chaperone`):
 * TCP that leaves without the mark is redirected to the gateway, and so is DNS (UDP and TCP 53); loopback traffic among
-  the pod's own containers is not touched, but for OPA's port, which answers marked packets only;
+  the pod's own containers is not touched, but for the ports of OPA, which answers marked packets only, and of the
+  gateway, which takes what was redirected and nothing that was dialled there;
 * everything else without the mark is dropped, whatever its protocol;
 * inbound is accepted on declared ports; its replies get the mark, so that they pass the second wall.
 
@@ -36,7 +37,6 @@ PROBE_TIMEOUT_S: Final = 2.0
 
 # Addresses for documentation (RFC 5737, RFC 3849): nothing answers there, so an answer is the gateway's own.
 _PROBES: Final = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
-_PROBE_PORT: Final = 9  # discard
 
 
 class Applied(msgspec.Struct, frozen=True):
@@ -66,7 +66,9 @@ table inet chaperone {{
   chain out {{
     type filter hook output priority filter; policy drop;
     meta mark {MARK:#x} accept
-    meta l4proto tcp tcp dport {OPA_PORT} fib daddr type local reject with tcp reset
+    tcp dport {{ {TCP_PORT}, {DNS_PORT} }} fib daddr type local ct status ! dnat reject with tcp reset
+    udp dport {DNS_PORT} fib daddr type local ct status ! dnat reject
+    tcp dport {OPA_PORT} fib daddr type local reject with tcp reset
     fib daddr type local accept
     meta l4proto tcp ct direction reply accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
@@ -113,15 +115,18 @@ def apply(ingress_ports: tuple[int, ...], interfaces: tuple[str, ...]) -> Applie
     return Applied(has_second_wall=False)
 
 
-def prove() -> None:
-    """Try to get out without the mark, from inside; needs no right at all.
+def prove(port: int = 9) -> None:
+    """Try to get out without the mark, from inside; needs no right at all. Blocks, for seconds at worst.
+
+    Args:
+        port: dialled outside; the gateway's listener is told of it, so that it does not take the probe for the agent's.
 
     Raises:
         FenceBroken: something left, or seemed to.
     """
     for family, address in _PROBES:
-        _probe_udp(family, address)
-        _probe_tcp(family, address)
+        _probe_udp(family, address, port)
+        _probe_tcp(family, address, port)
 
 
 def interfaces() -> tuple[str, ...]:
@@ -144,10 +149,10 @@ def _load(text: str) -> str | None:
     return None if run.returncode == 0 else run.stderr.strip()[:500]
 
 
-def _probe_udp(family: int, address: str) -> None:
+def _probe_udp(family: int, address: str, port: int) -> None:
     with socket.socket(family, socket.SOCK_DGRAM) as probe:
         try:
-            probe.sendto(b"", (address, _PROBE_PORT))
+            probe.sendto(b"", (address, port))
         except OSError as error:
             if error.errno in (errno.EPERM, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
                 return
@@ -155,12 +160,12 @@ def _probe_udp(family: int, address: str) -> None:
     raise FenceBroken(f"A UDP packet to {address} without the mark was not stopped.")
 
 
-def _probe_tcp(family: int, address: str) -> None:
+def _probe_tcp(family: int, address: str, port: int) -> None:
     """A connection must end at the gateway itself or nowhere."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.settimeout(PROBE_TIMEOUT_S)
         try:
-            probe.connect((address, _PROBE_PORT))
+            probe.connect((address, port))
         except (OSError, TimeoutError):
             return
         # The gateway resets what no target declares, so a connection that stays open reached somebody else.

@@ -48,6 +48,16 @@ class Gateway:
         self._denied_egress: dict[tuple[str, str, int, str], int] = {}
         self._denied_names: dict[tuple[str, str], int] = {}
 
+    @property
+    def next_seq(self) -> int:
+        """Number that the stream's next record gets."""
+        return self._recorder.next_seq
+
+    @property
+    def ca_pem(self) -> str:
+        """Certificate of the pod's CA."""
+        return self._ca.pem
+
     def accept(self, target: Target) -> Link:
         """The protocol of a connection that was accepted for a target."""
         if len(self._drivers) >= MAX_SESSIONS:
@@ -104,12 +114,14 @@ class Gateway:
         Raises:
             SpoolFull: no room.
         """
-        egress, self._denied_egress = self._denied_egress, {}
-        names, self._denied_names = self._denied_names, {}
-        for (network, address, port, reason), count in egress.items():
+        while self._denied_egress:  # what is not in the spool yet stays noted, for a time when there is room
+            (network, address, port, reason), count = next(iter(self._denied_egress.items()))
             self._recorder.deny_egress(network, address, port, reason, count)
-        for (name, qtype), count in names.items():
+            del self._denied_egress[(network, address, port, reason)]
+        while self._denied_names:
+            (name, qtype), count = next(iter(self._denied_names.items()))
             self._recorder.deny_dns(name, qtype, count)
+            del self._denied_names[(name, qtype)]
         self._recorder.tick()
 
     def close(self, reason: str) -> None:

@@ -40,6 +40,7 @@ logger = logging.getLogger(__name__)
 RETRY_FIRST_S: Final = 0.5
 RETRY_LONGEST_S: Final = 15.0
 OPA_TIMEOUT_S: Final = 30.0  # OPA loads a bundle in well under a second once it runs
+DRAIN_POLL_S: Final = 0.05
 RENEW_AT: Final = 2 / 3  # of a certificate's life, so that a broker may be away for a third of it
 
 
@@ -77,18 +78,18 @@ class Runtime:
     Args:
         settings: the pod.
         edges: the way out.
-        on_config: told of each configuration in force, so that DNS and listener follow.
     """
 
-    def __init__(self, settings: Settings, edges: Edges, on_config: Callable[[GatewayConfig], None]) -> None:
+    def __init__(self, settings: Settings, edges: Edges) -> None:
         self._settings = settings
         self._edges = edges
-        self._on_config = on_config
+        self._on_config: Callable[[GatewayConfig], None] = lambda _: None
         self._signer = make_signer(settings.cluster, settings.pod_uid)
         self._broker = Broker(settings.broker_url, settings.ca_pem, settings.token_path, edges.connector)
         self._decider = Decider(settings.identity, settings.opa_port, edges.opa_socket)
         self._collector: aiohttp.ClientSession | None = None
         self._gateway: Gateway | None = None
+        self._shipper: Shipper | None = None
         self._enrolled_at = 0.0
 
     async def start(self) -> Gateway:
@@ -112,8 +113,12 @@ class Runtime:
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
         backends = PostgresBackends(self._edges.dial, self._broker.lease)
         self._gateway = Gateway(config, recorder, self._decider, backends, PodCa(settings.pod))
-        self._on_config(config)
         return self._gateway
+
+    def follow(self, on_config: Callable[[GatewayConfig], None]) -> None:
+        """Tell the configuration in force now, and each one that comes: DNS and listener go by it."""
+        self._on_config = on_config
+        on_config(self._started().config)
 
     async def run(self) -> None:
         """Keep the gateway current until cancelled."""
@@ -129,6 +134,16 @@ class Runtime:
             await self._decider.stop()
             if self._collector is not None:
                 await self._collector.close()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until the collector has what was recorded, or for `timeout_s`; `run` must be running."""
+        shipper = self._shipper
+        try:
+            async with asyncio.timeout(timeout_s):
+                while shipper is not None and shipper.acked_seq < self._started().next_seq - 1:  # noqa: ASYNC110 - rare
+                    await asyncio.sleep(DRAIN_POLL_S)
+        except TimeoutError:
+            logger.warning("the collector does not have every record yet; the rest stays in the spool")
 
     def _started(self) -> Gateway:
         if self._gateway is None:
@@ -180,7 +195,7 @@ class Runtime:
 
     async def _ship(self) -> None:
         settings = self._settings
-        shipper = Shipper(settings.spool, self._spool, settings.collector_url, self._collector_session)
+        self._shipper = shipper = Shipper(settings.spool, self._spool, settings.collector_url, self._collector_session)
         try:
             await shipper.run()
         except ShippingRefused as error:

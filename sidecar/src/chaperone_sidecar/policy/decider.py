@@ -25,6 +25,7 @@ OPA_HOST: Final = "127.0.0.1"
 OPA_PORT: Final = 8181
 ASK_TIMEOUT_S: Final = 1.5  # OPA's p99 is a few ms; past this it is down, and down means deny
 MAX_ASKS: Final = 32  # questions under way at once; OPA has one core at best, more would only queue there
+FIRST_LOAD_S: Final = 20.0  # OPA starts after the gateway: questions of the first moments wait for its first bundle
 POLL_S: Final = 0.2  # how often `wait_for_revision` looks whether OPA has loaded a bundle
 
 type AddressInfo = tuple[Any, ...]
@@ -64,6 +65,7 @@ class Decider:
         self._client = OpaClient(port, socket_factory)
         self._cache = DecisionCache()
         self._slots = asyncio.Semaphore(MAX_ASKS)
+        self._loaded = asyncio.Event()
 
     async def start(self) -> None:
         """Open the client's session; nothing is sent yet."""
@@ -81,6 +83,7 @@ class Decider:
         """Ask OPA; any fault on the way is a Deny that names itself. Never raises but on cancellation."""
         try:
             async with self._slots:
+                await self._wait_for_first_bundle()
                 decision = await self._ask(target, protocol, command)
         except PolicyUnavailable as error:
             return Decision(Action.DENY, "", "policy-unavailable", str(error), "")
@@ -104,12 +107,20 @@ class Decider:
                     try:
                         if await self.revision() == revision:
                             self._cache.clear(revision)
+                            self._loaded.set()
                             return True
                     except PolicyUnavailable:
                         pass  # OPA starts after the gateway: not answering yet is the usual case here
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             return False
+
+    async def _wait_for_first_bundle(self) -> None:
+        try:
+            async with asyncio.timeout(FIRST_LOAD_S):
+                await self._loaded.wait()
+        except TimeoutError as error:
+            raise PolicyUnavailable("OPA has no policy yet; look at the chaperone-opa container.") from error
 
     async def _ask(self, target: str, protocol: str, command: Command) -> Decision:
         facts = command.facts

@@ -1,0 +1,38 @@
+"""What the agent's containers find in the volumes they share with the gateway: whom to trust, and an account's files.
+
+The token there is a word that means nothing anywhere; it stands where client libraries look for one.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Final
+
+TRUST: Final = Path("/etc/chaperone-trust")
+ACCOUNT: Final = Path("/run/chaperone-serviceaccount")
+TOKEN: Final = "chaperone: this pod has no token of its own"  # noqa: S105 - that is its point
+MODE: Final = 0o644  # read by whatever user the agent runs as; only the gateway may write there
+
+
+def publish(ca_pem: str, namespace: str, trust: Path = TRUST, account: Path = ACCOUNT) -> None:
+    """Write the pod's CA, the bundle with the system's CAs, and the account's files.
+
+    Raises:
+        OSError: a volume is not there or full.
+    """
+    system = ssl.get_default_verify_paths().cafile
+    others = Path(system).read_text() if system else ""
+    _write(trust / "ca.crt", ca_pem)
+    _write(trust / "ca-bundle.crt", f"{others}\n{ca_pem}" if others else ca_pem)
+    _write(account / "ca.crt", ca_pem)
+    _write(account / "namespace", namespace)
+    _write(account / "token", TOKEN)
+
+
+def _write(path: Path, text: str) -> None:
+    """By rename, so that nobody reads half of it."""
+    fresh = path.with_name(f".{path.name}.new")
+    fresh.write_text(text)
+    fresh.chmod(MODE)
+    fresh.replace(path)
