@@ -8,6 +8,7 @@ from fix_collector import collector, collector_with, gateway_ca
 from fix_crds import crds
 from fix_dev import dev_gateway, gateway_with
 from fix_evidence_api import evidence_api
+from fix_netns import fenced, world
 from fix_opa import opa_with
 from fix_operator import installation, operator
 from fix_postgres import postgres
@@ -20,10 +21,12 @@ __all__ = [
     "crds",
     "dev_gateway",
     "evidence_api",
+    "fenced",
     "gateway_ca",
     "gateway_with",
     "installation",
     "opa_with",
     "operator",
     "postgres",
+    "world",
 ]

@@ -41,16 +41,15 @@ class Names:
     def __init__(self, targets: Iterable[Target], conf: ResolverConf) -> None:
         self._hosts: dict[str, tuple[Host, int]] = {}
         self._reverse: dict[str, str] = {}
-        declared: list[str] = []
         for target in targets:
             for host in target.hosts:
-                declared.append(host.name)
                 self._hosts[host.name] = (host, target.port)
                 if host.name.endswith(".svc"):
                     self._hosts.setdefault(f"{host.name}.{conf.cluster_domain}", (host, target.port))
                 for address in (host.ipv4, host.ipv6):
                     self._reverse[_reverse_name(address)] = host.name
-        self._expansions = {f"{name}.{zone}" for name in declared for zone in conf.search} - self._hosts.keys()
+        expansions = {f"{name}.{zone}" for name in self._hosts for zone in conf.search}
+        self._expansions = expansions - self._hosts.keys()
 
     def find(self, name: str) -> tuple[Host, int] | None:
         """Host and port of a declared name, in lower case and without the last dot."""
@@ -76,20 +75,20 @@ def answer(data: bytes, names: Names) -> Answer | None:
     if query.header.qr:
         return None
     if query.header.opcode != dnslib.OPCODE.QUERY:
-        return Answer(_reply(query, dnslib.RCODE.NOTIMP).pack())
+        return Answer(bytes(_reply(query, dnslib.RCODE.NOTIMP).pack()))
     if len(query.questions) != 1:
-        return Answer(_reply(query, dnslib.RCODE.FORMERR).pack())
+        return Answer(bytes(_reply(query, dnslib.RCODE.FORMERR).pack()))
     name = str(query.q.qname).lower().removesuffix(".")
     qtype = str(dnslib.QTYPE.get(query.q.qtype, f"TYPE{query.q.qtype}"))
     found = _records(name, qtype, names) if query.q.qclass == dnslib.CLASS.IN else None
     if found is None:
         if names.is_expansion(name):
-            return Answer(_reply(query, dnslib.RCODE.NXDOMAIN).pack())
-        return Answer(_reply(query, dnslib.RCODE.REFUSED).pack(), (_printable(name), qtype))
+            return Answer(bytes(_reply(query, dnslib.RCODE.NXDOMAIN).pack()))
+        return Answer(bytes(_reply(query, dnslib.RCODE.REFUSED).pack()), (_printable(name), qtype))
     reply = _reply(query, dnslib.RCODE.NOERROR)
     for kind, data_ in found:
         reply.add_answer(dnslib.RR(query.q.qname, getattr(dnslib.QTYPE, kind), ttl=TTL_S, rdata=data_))
-    return Answer(reply.pack())
+    return Answer(bytes(reply.pack()))
 
 
 class DnsServer:
@@ -252,7 +251,7 @@ def _format_error(data: bytes) -> Answer | None:
     if len(data) < 12 or data[2] & 0x80:
         return None
     header = dnslib.DNSHeader(id=int.from_bytes(data[:2]), qr=1, rcode=dnslib.RCODE.FORMERR)
-    return Answer(dnslib.DNSRecord(header).pack())
+    return Answer(bytes(dnslib.DNSRecord(header).pack()))
 
 
 def _reverse_name(address: str) -> str:
