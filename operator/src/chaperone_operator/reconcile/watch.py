@@ -31,6 +31,8 @@ LOGIN_LIFE: Final = timedelta(minutes=10)  # then the token is read again; the k
 LAST_BACKOFF_S: Final = 10.0  # between tries while the API server is away
 STOP_S: Final = 10.0
 
+IDENTITY: Final = "chaperone-operator"  # unset, kopf asks for the user's name, and a container's user has none
+
 type OnEvent = Callable[[Resource, Object, bool], None]
 """Called with kind, object and whether it is gone."""
 
@@ -75,6 +77,7 @@ class Watches:
                     registry=self._registry(loop),
                     settings=_settings(self._silence_s),
                     standalone=True,
+                    identity=IDENTITY,  # type: ignore[arg-type]  # a str; its name in kopf is not public
                     clusterwide=True,
                     stop_flag=self._stop,
                 )
