@@ -1,25 +1,32 @@
-"""Fixtures of the cluster tests: the cluster that `chaperone-cluster` gives, and a namespace a test may fill."""
+"""Fixtures of the cluster tests: the cluster that `chaperone-cluster` gives, Chaperone in it, and a namespace to fill.
+
+The cluster is taken down at the end if these tests brought it up; a cluster that ran before is left as it is.
+"""
 
 from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
-from kubectl import Kubectl
+from stage import AGENTS_LABEL, Database, Pod, Team, make_database, make_namespace, pod
 
 from chaperone_tools.cluster.main import DEFAULT_NAME, provider
 from chaperone_tools.cluster.provider import Provider
 from chaperone_tools.images.build import build_all
+from chaperone_tools.install import Installed, install
+from chaperone_tools.kubectl import Kubectl
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Provider:
-    """The cluster, up. It stays up for the next run: `chaperone-cluster down` ends it."""
+def cluster() -> Iterator[Provider]:
+    """The cluster, up."""
     found = provider(os.environ.get("CHAPERONE_PROVIDER"), DEFAULT_NAME)
-    found.up()
-    return found
+    is_ours = found.up()
+    yield found
+    if is_ours:
+        found.down()
 
 
 @pytest.fixture(scope="session")
@@ -28,12 +35,28 @@ def kubectl(cluster: Provider) -> Kubectl:
     return Kubectl(cluster.kubeconfig())
 
 
+def _loaded(cluster: Provider, target: str) -> str:
+    (image,) = build_all([target]).values()
+    cluster.load_image(image.reference, image.archive)
+    return image.reference
+
+
 @pytest.fixture(scope="session")
 def agent_image(cluster: Provider) -> str:
     """An image that stands for any an agent may come in."""
-    (image,) = build_all(["agent"]).values()
-    cluster.load_image(image.reference, image.archive)
-    return image.reference
+    return _loaded(cluster, "agent")
+
+
+@pytest.fixture(scope="session")
+def chaperone_installed(cluster: Provider) -> Installed:
+    """Chaperone, installed from the chart as a person would do it."""
+    return install(cluster)
+
+
+@pytest.fixture(scope="session")
+def database(cluster: Provider, kubectl: Kubectl, chaperone_installed: Installed) -> Database:
+    """A PostgreSQL with TLS, and the target that leads to it."""
+    return make_database(kubectl, _loaded(cluster, "postgres"), chaperone_installed.namespace)
 
 
 @pytest.fixture
@@ -42,4 +65,37 @@ def namespace(kubectl: Kubectl) -> Iterator[str]:
     name = f"test-{secrets.token_hex(4)}"
     kubectl("create", "namespace", name)
     yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def make_team(kubectl: Kubectl, database: Database, agent_image: str) -> Iterator[Callable[[], Team]]:
+    """Makes namespaces of agents to which the target is open."""
+    made: list[str] = []
+
+    def make() -> Team:
+        name = f"team-{secrets.token_hex(4)}"
+        made.append(name)
+        make_namespace(kubectl, name, **{AGENTS_LABEL: "true"})
+        return Team(kubectl, name, agent_image)
+
+    yield make
+    for name in made:
+        kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def team(make_team: Callable[[], Team]) -> Team:
+    """One such namespace for all tests of a module."""
+    return make_team()
+
+
+@pytest.fixture(scope="session")
+def free_pod(kubectl: Kubectl, agent_image: str) -> Iterator[Pod]:
+    """A pod that nobody fences, with the same image: what fails there too proves nothing about a fence."""
+    name = f"free-{secrets.token_hex(4)}"
+    make_namespace(kubectl, name)
+    kubectl.apply(pod(name, "free", agent_image))
+    kubectl("wait", f"--namespace={name}", "--for=condition=Ready", "pod/free", "--timeout=90s")
+    yield Pod(kubectl, name, "free")
     kubectl("delete", "namespace", name, "--wait=false")

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from kubectl import Kubectl
 
 from chaperone_tools.errors import ToolsError
+from chaperone_tools.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
 

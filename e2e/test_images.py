@@ -8,10 +8,10 @@ import secrets
 from typing import Any
 
 import pytest
-from kubectl import Kubectl
 
 from chaperone_tools.cluster.provider import Provider
 from chaperone_tools.images.build import build_all
+from chaperone_tools.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
 

@@ -79,8 +79,8 @@ build_tools() {
   build_tool kubernetes go.etcd.io/etcd/server/v3 etcd "$flags"
   build_tool kubernetes k8s.io/kubernetes/cmd/kubectl kubectl "$flags"
   build_tool kubernetes k8s.io/kubernetes/cmd/kube-apiserver kube-apiserver "$flags"
-  [ "$scope" = cluster ] || return 0
   build_tool helm helm.sh/helm/v3/cmd/helm helm ""
+  [ "$scope" = cluster ] || return 0
   if docker info >/dev/null 2>&1; then
     build_tool kind sigs.k8s.io/kind kind ""
     return

@@ -173,8 +173,9 @@ def test_examples_are_accepted(crds: ApiServer) -> None:
     kubectl(crds, "create", "namespace", "agents", is_checked=False)
     for path in sorted(EXAMPLES.rglob("*.yaml")):
         ours = [item for item in yaml.safe_load_all(path.read_text()) if item and item.get("kind") in RESOURCES]
-        told = kubectl(crds, "apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump_all(ours))
-        assert told.count("(server dry run)") == len(ours)
+        if ours:
+            told = kubectl(crds, "apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump_all(ours))
+            assert told.count("(server dry run)") == len(ours)
 
 
 async def test_kubectl_shows_columns_short_names_and_category(crds: ApiServer, client: Client, namespace: str) -> None:

@@ -254,7 +254,7 @@ class Driver:
                 self._to_client.clear()
                 self.fail(error)
                 return
-            _hand_over(self.upstream, self._to_upstream)
+            self._log.bytes_in += _hand_over(self.upstream, self._to_upstream)
             self._log.bytes_out += _hand_over(self.client, self._to_client)
         self._changed.set()
 

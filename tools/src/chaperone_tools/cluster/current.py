@@ -13,9 +13,10 @@ from chaperone_tools.run import run
 class Current:
     """The cluster of the current kubeconfig context."""
 
-    def up(self) -> None:
+    def up(self) -> bool:
         """See Provider: it has to be up."""
         self._kubectl("get", "--raw=/readyz")
+        return False
 
     def down(self) -> None:
         """See Provider.

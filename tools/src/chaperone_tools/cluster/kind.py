@@ -24,10 +24,10 @@ class Kind:
         self._name = name
         self._home = cache() / "kind" / name
 
-    def up(self) -> None:
+    def up(self) -> bool:
         """See Provider."""
         if self._name in self._clusters():
-            return
+            return False
         self._home.mkdir(parents=True, exist_ok=True)
         (self._home / "cluster.yaml").write_bytes(cluster())
         with phase("kind: node, control plane, cluster DNS"):
@@ -35,6 +35,7 @@ class Kind:
                 "create", "cluster", "--config", str(self._home / "cluster.yaml"),
                 "--kubeconfig", str(self._kubeconfig), "--wait", NODE_READY, limit_s=UP_LIMIT_S,
             )  # fmt: skip
+        return True
 
     def down(self) -> None:
         """See Provider."""

@@ -49,7 +49,7 @@ class Local:
         self._root = state
         self._parts = {part: Daemon(part, self._plan.pids, self._plan.logs) for part in NAMES}
 
-    def up(self) -> None:
+    def up(self) -> bool:
         """See Provider."""
         self._require_root()
         with lock.exclusive(self._root):
@@ -58,7 +58,7 @@ class Local:
                 raise ToolsError(f"the cluster {others[0]!r} is here, and one at a time can be: `{down}` ends it")
             running = self._running()
             if len(running) == len(NAMES) and self._is_ready():
-                return
+                return False
             if self._plan.state.exists():
                 with phase("removing what an earlier start left"):
                     self._remove()
@@ -67,6 +67,7 @@ class Local:
             except ToolsError as error:
                 kept = "the logs stay until `down` or the next `up`"
                 raise ToolsError(f"{error}\n({kept}: {self._plan.logs})") from error
+        return True
 
     def down(self) -> None:
         """See Provider."""

@@ -9,7 +9,7 @@ import yaml
 from chaperone_tools.cluster.plan import Plan
 
 VOLUMES = 64  # a released one is not used again, and a test run takes a handful
-VOLUME_SIZE = "2Gi"  # nominal: a folder on the node's disk has no quota
+VOLUME_SIZE = "100Gi"  # nominal: a folder on the node's disk has no quota
 DNS_PORT = 1053  # over 1023, so that CoreDNS needs no capability
 DNS_USER = 65532
 

@@ -9,8 +9,8 @@ from typing import Protocol
 class Provider(Protocol):
     """A cluster, wherever it runs. Every method raises ToolsError with the next step when it can't."""
 
-    def up(self) -> None:
-        """Bring it up, or find that it is. Returns when its node is Ready and names resolve."""
+    def up(self) -> bool:
+        """Bring it up; False when it was. Returns when its node is Ready and names resolve."""
         ...
 
     def down(self) -> None:
