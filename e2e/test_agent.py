@@ -80,15 +80,15 @@ def test_the_auditor_lists_and_verifies_what_was_done(agent: Pod, team: Team, ku
     table = kubectl("get", "sessions", f"--namespace={team.namespace}", "--output=wide")
     assert table.split("\n")[0].split()[:4] == ["NAME", "AGENT", "TARGET", "PROTOCOL"]
     assert text in kubectl("describe", "command", command["metadata"]["name"], f"--namespace={team.namespace}")
-    proof = tmp_path / "proof.tar"
+    proof, trust = tmp_path / "proof.tar", tmp_path / "proof.trust.pem"
 
     def is_proved() -> bool:
         chaperone(kubectl, "export", f"--namespace={team.namespace}", session, f"--output={proof}")
-        return chaperone(kubectl, "verify", str(proof)).out.endswith("verify: OK\n")
+        return chaperone(kubectl, "verify", str(proof), f"--trust={trust}").out.endswith("verify: OK\n")
 
     until("the session's proof verifies", is_proved)
     altered = proof.read_bytes().replace(b'"rows":1', b'"rows":7', 1)
     proof.write_bytes(altered)
-    verified = chaperone(kubectl, "verify", str(proof))
+    verified = chaperone(kubectl, "verify", str(proof), f"--trust={trust}")
     assert verified.status == 1
     assert "verify: OK" not in verified.out

@@ -452,6 +452,22 @@ async def test_a_proof_verifies_offline(evidence_api: EvidenceApi, gateway_ca: A
     assert "verify: OK" in done.stdout
 
 
+async def test_a_session_has_a_proof_once_a_head_has_signed_its_end(
+    evidence_api: EvidenceApi, gateway_ca: Authority
+) -> None:
+    scene = await Scene(gateway_ca, "unsigned-agent").ship(evidence_api)
+    scene.stream.close_session(scene.open, commands=1)
+    await scene.ship(evidence_api)
+    path = f"{_BASE}/namespaces/agents/sessions/{scene.open}/proof"
+    done = await asyncio.to_thread(evidence_api.run, "get", "--raw", path)
+    assert "(ServiceUnavailable)" in done.stderr
+    assert "not signed yet" in done.stderr
+    scene.stream.head()
+    await scene.ship(evidence_api)
+    verdict, _ = _verdict(await _proof(evidence_api, scene.open), gateway_ca)
+    assert verdict.problems == []
+
+
 async def test_a_proof_of_a_stream_that_was_succeeded_ends_with_its_successor(
     evidence_api: EvidenceApi, gateway_ca: Authority
 ) -> None:

@@ -97,6 +97,15 @@ def test_a_write_before_a_refusal_in_one_pipeline_is_rolled_back(dev_gateway: Ga
         assert admin.execute("SELECT count(*) FROM invoices WHERE id = 5002").fetchone() == (0,)
 
 
+def test_a_transaction_may_follow_a_pipeline(dev_gateway: Gateway) -> None:
+    with dev_gateway.connect(autocommit=False) as connection:
+        with connection.pipeline():
+            totals = [connection.execute("SELECT total FROM orders WHERE id = %s", (n,)) for n in (1, 2)]
+        assert [float(one.fetchone()[0]) for one in totals] == [1.5, 3.0]
+        with connection.transaction():
+            assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1000,)
+
+
 def test_long_pipelines_stay_in_order(dev_gateway: Gateway) -> None:
     with dev_gateway.connect() as connection, connection.pipeline():
         cursors = [connection.execute("SELECT %s::int + id FROM orders WHERE id = 1", (n,)) for n in range(500)]

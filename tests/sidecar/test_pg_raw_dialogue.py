@@ -171,3 +171,10 @@ def test_an_unfinished_startup_holds_nothing_up(dev_gateway: Gateway) -> None:
         one.send(m.encode_query(ALLOWED))
         assert one.kinds() == "TDCZ"
     idle.close()
+
+
+def test_flush_after_sync_opens_nothing_so_a_simple_query_may_follow(dev_gateway: Gateway) -> None:
+    with client(dev_gateway) as one:
+        one.send(m.encode_parse(b"", ALLOWED), bind(), execute(), m.SYNC_FRAME, m.FLUSH_FRAME, m.encode_query(ALLOWED))
+        assert one.kinds() == "12DCZ"
+        assert one.kinds() == "TDCZ"

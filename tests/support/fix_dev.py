@@ -62,7 +62,7 @@ class Gateway:
 
     def connect(self, **arguments: object) -> psycopg.Connection:
         """A psycopg connection through the gateway."""
-        return psycopg.connect(self.conninfo, autocommit=True, **arguments)  # type: ignore[arg-type]
+        return psycopg.connect(self.conninfo, **{"autocommit": True, **arguments})  # type: ignore[arg-type]
 
     def stop(self) -> int:
         """End it as an operator would."""

@@ -12,6 +12,7 @@ import re
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,8 @@ from chaperone_evidence.ulid import is_ulid
 
 EXPORT_TIMEOUT_S: Final = 3600.0  # a stream of a busy week is gigabytes
 QUESTION_TIMEOUT_S: Final = 60.0  # one small object; people type passwords for some log-ins
+SIGNED_WITHIN_S: Final = 40.0  # a gateway signs every 10 s, and then its records have to reach the collector
+ASK_AGAIN_S: Final = 2.0
 MAX_BUNDLE_BYTES: Final = 64 << 30
 MAX_ANSWER_BYTES: Final = 4 << 20  # a ConfigMap is at most 1 MiB
 MAX_COMPLAINT_CHARS: Final = 2000
@@ -38,6 +41,10 @@ _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
 class CannotExport(Exception):
     """The bundle was not fetched; the text says why and what to do."""
+
+
+class NotYet(CannotExport):
+    """The server asked to be asked again."""
 
 
 class Cluster(msgspec.Struct, frozen=True):
@@ -85,10 +92,20 @@ def _proof_path(cluster: Cluster, session: str, namespace: str) -> str:
 
 
 def _fetch_bundle(cluster: Cluster, path: str, bundle: Path) -> int:
-    """Write the bundle, whole or not at all; returns its size."""
+    """Write the bundle, whole or not at all; returns its size. Waits for the head that signs the session."""
+    timeout = f"--request-timeout={int(EXPORT_TIMEOUT_S)}s"
+    command = cluster.command("get", "--raw", path, timeout)
+    deadline = time.monotonic() + SIGNED_WITHIN_S
     with _beside(bundle) as file:
-        timeout = f"--request-timeout={int(EXPORT_TIMEOUT_S)}s"
-        size = _pipe(cluster.command("get", "--raw", path, timeout), file, MAX_BUNDLE_BYTES, EXPORT_TIMEOUT_S)
+        while True:
+            try:
+                size = _pipe(command, file, MAX_BUNDLE_BYTES, EXPORT_TIMEOUT_S)
+                break
+            except NotYet:
+                if time.monotonic() > deadline:
+                    raise
+            progress("waiting for the session's last records to be signed")
+            time.sleep(ASK_AGAIN_S)
         file.flush()
         with open_source(Path(file.name)) as source:  # reads the tar to its end
             source.names()
@@ -156,6 +173,8 @@ def _pipe(command: list[str], file: IO[bytes], limit_bytes: int, timeout_s: floa
         if status:
             complaints.seek(0)
             said = complaints.read(MAX_COMPLAINT_CHARS).decode(errors="replace").strip()
+            if "(ServiceUnavailable)" in said:
+                raise NotYet(said)
             raise CannotExport(said or f"kubectl ended with {status} (after {timeout_s:.0f} s it is ended).")
     return size
 

@@ -5,7 +5,7 @@ records of the stream (a chain has no parts) but only the bodies of the session 
 against is not in it: an auditor brings that along.
 
 Where it ends: a stream that lives ends with its last signed head, because the records after it are proved by the next
-one, seconds later. One that has gone silent or was succeeded is given whole; with the successor's beginning, which
+one, seconds later; until that head has come, a session that ended after the last one has no proof. One that has gone silent or was succeeded is given whole; with the successor's beginning, which
 signs the end of its predecessor.
 """
 
@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from chaperone_collector.api.status import unavailable
 from chaperone_collector.store import Store
 from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.errors import EvidenceError
@@ -36,7 +37,11 @@ class Part(msgspec.Struct, frozen=True):
 
 
 async def bundle(store: Store, namespace: str, session: str, now_us: int) -> AsyncIterator[bytes] | None:
-    """The bundle's bytes, piece by piece; None when there is no such session."""
+    """The bundle's bytes, piece by piece; None when there is no such session.
+
+    Raises:
+        ApiError: 503, the head that proves the session has not come yet.
+    """
     parts = await store.read(lambda db: _parts(db, namespace, session, now_us))
     return _stream(store, parts, namespace, session) if parts else None
 
@@ -59,14 +64,17 @@ async def _stream(store: Store, parts: list[Part], namespace: str, session: str)
 
 def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) -> list[Part]:
     row = db.execute(
-        "SELECT st.id, st.name, st.count, st.signed, st.superseded, st.seen_us, st.pod_uid FROM session s "
-        "JOIN stream st ON st.id = s.stream WHERE s.namespace = ? AND s.name = ?",
+        "SELECT st.id, st.name, st.count, st.signed, st.superseded, st.seen_us, st.pod_uid, e.seq FROM session s "
+        "JOIN stream st ON st.id = s.stream JOIN entry e ON e.idx = ifnull(s.close_idx, s.idx) "
+        "WHERE s.namespace = ? AND s.name = ?",
         (namespace, session),
     ).fetchone()
     if row is None:
         return []
-    number, name, count, signed, superseded, seen_us, pod_uid = row
+    number, name, count, signed, superseded, seen_us, pod_uid, last_seq = row
     is_over = superseded or seen_us < now_us - LOST_AFTER_US
+    if not is_over and last_seq >= signed:
+        raise unavailable("The session's last records are not signed yet; its gateway signs every 10 s. Ask again.")
     parts = [Part(number, name, count if is_over else signed)]
     if superseded:
         for follower, follower_name in db.execute(

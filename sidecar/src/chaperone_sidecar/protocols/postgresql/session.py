@@ -229,6 +229,10 @@ class Session:
 
     def _extended(self, frame: Frame) -> Effects[None]:
         kind = frame.type
+        if kind == messages.FLUSH:  # changes nothing at the backend, so it opens no segment either
+            yield from self._cover()
+            yield ToUpstream(frame.raw, self._opened())
+            return
         self._has_open_segment = True
         if kind == messages.PARSE:
             yield from self._parse(messages.decode_parse(frame.body), frame.raw)
@@ -240,9 +244,6 @@ class Session:
             yield from self._describe(messages.decode_describe(frame.body), frame.raw)
         elif kind == messages.CLOSE:
             yield from self._close(messages.decode_close(frame.body), frame.raw)
-        elif kind == messages.FLUSH:
-            yield from self._cover()
-            yield ToUpstream(frame.raw, self._opened())
         else:
             raise ProtocolError(f"A message of type {chr(kind)!r} is not allowed here.")
 
