@@ -109,6 +109,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
         "--service-account-issuer=https://kubernetes.default.svc",
         "--service-cluster-ip-range=10.96.0.0/16",
         "--authorization-mode=RBAC",
+        "--allow-privileged=true",  # so that it is our rules that refuse privileged containers
         "--disable-admission-plugins=ServiceAccount",
         f"--requestheader-client-ca-file={folder / 'front-proxy-ca.crt'}",
         f"--requestheader-allowed-names={FRONT_PROXY}",

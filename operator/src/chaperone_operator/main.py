@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM or SIGINT; 1 when the operator cannot start or a part of it failed."""
     options = _options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # it has a line for every event of every pod
     logging.getLogger("kopf._core.reactor.running").setLevel(logging.ERROR)  # would lament that signals are ours
     try:
         asyncio.run(Operator(options).run())

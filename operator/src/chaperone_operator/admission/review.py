@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from chaperone_operator.admission.inject import Agent, Json, Settings, inject, missing, patch, without_ours
-from chaperone_operator.admission.names import CONTAINERS, IDENTITY_LABEL
+from chaperone_operator.admission.names import CONTAINERS, IDENTITY_LABEL, PREFIX
 from chaperone_operator.admission.protect import (
     Violation,
     claims,
@@ -184,7 +184,14 @@ def _of_update(
         classes = settings.runtime_classes
         yield from sorted(set(violations(new, classes)) - set(violations(old, classes)))
         earlier = {one.get("name") for one in (old.get("spec") or {}).get("ephemeralContainers") or ()}
-        for container in (new.get("spec") or {}).get("ephemeralContainers") or ():
+        for index, container in enumerate((new.get("spec") or {}).get("ephemeralContainers") or ()):
             name = str(container.get("name", ""))
-            if own is not None and name not in earlier and not drops_raw_sockets(container):
+            if name in earlier:
+                continue
+            if name.startswith(PREFIX):
+                where = f"spec.ephemeralContainers[{index}] ({name})"
+                yield Violation(
+                    "reserved-name", f"{where}: names that begin with {PREFIX} are Chaperone's; use another."
+                )
+            if own is not None and not drops_raw_sockets(container):
                 yield Violation("capability", f"The ephemeral container {name} must drop the capability NET_RAW.")

@@ -24,6 +24,7 @@ from chaperone_operator.broker.serving import Serving
 from chaperone_operator.broker.snapshots import Snapshots
 from chaperone_operator.kube import NAMESPACES, ApiError, Client
 
+DRAIN_S: Final = 3.0  # between "not ready" and the end of the listener, so that the Service sends nobody here any more
 SHUTDOWN_S: Final = 5.0  # calls under way may end; long polls are cut, and the gateway polls again
 PUBLISH_PERIOD_S: Final = 300.0  # the trust root is put back when somebody removes it
 PUBLISH_RETRY_S: Final = 5.0
@@ -69,6 +70,8 @@ async def serve(arguments: argparse.Namespace) -> None:
             watched = await _listen(stack, broker.observation(), arguments.address, arguments.metrics_port, None)
             _log.info("serving gateways on port %d, metrics on port %d", port, watched)
             await stop.wait()
+            broker.stop()
+            await asyncio.sleep(arguments.drain)
             for follower in followers:
                 follower.cancel()
 
@@ -113,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metrics-port", type=int, default=8080, help="HTTP port for /metrics, /healthz, /readyz")
     parser.add_argument("--tls-cert", type=Path, default=Path("/etc/chaperone-tls/tls.crt"), help="serving certificate")
     parser.add_argument("--tls-key", type=Path, default=Path("/etc/chaperone-tls/tls.key"), help="its key")
+    parser.add_argument("--drain", type=float, default=DRAIN_S, help="seconds from not ready to the listener's end")
     parser.add_argument("--kubeconfig", default=None, help="default: the pod's service account")
     parser.add_argument("--context", default=None, help="context of the kubeconfig")
     return parser

@@ -54,6 +54,7 @@ class Broker:
         self._snapshots = snapshots
         self._leases = leases
         self._peers = Peers()
+        self._is_stopping = False
         self._reviews = asyncio.Semaphore(MAX_REVIEWS)
         self.metrics = Metrics()
         self._by_address = Limit(per_minute=60, burst=60)  # before anything is known of the caller
@@ -132,7 +133,13 @@ class Broker:
     async def _healthy(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
 
+    def stop(self) -> None:
+        """From now on this replica is not ready; what is under way goes on."""
+        self._is_stopping = True
+
     async def _ready(self, _: web.Request) -> web.Response:
+        if self._is_stopping:
+            return web.Response(status=503, text="stopping")
         if self._snapshots.synced.is_set():
             return web.Response(text="ready")
         return web.Response(status=503, text="the policies are not read yet")
