@@ -151,8 +151,8 @@ def without_ours(pod: Object, settings: Settings, agent: Agent) -> Object:
 def _absent(what: str) -> Violation:
     return Violation(
         "not-injected",
-        f"{what}; another admission webhook changed the pod after Chaperone (exempt agents' pods from it), or Chaperone "
-        "is being upgraded at this moment (try again).",
+        f"{what}; another admission webhook changed the pod after Chaperone (exempt agents' pods from it), or Chaperone"
+        " is being upgraded at this moment (try again).",
     )
 
 

@@ -26,6 +26,7 @@ from chaperone_sidecar.errors import SpoolFull
 SEGMENT_BYTES: Final = 1 << 20  # 1 MiB: about 2 500 records, so an acknowledged stretch is freed soon
 BODY_SEGMENT_BYTES: Final = 2 << 20  # holds the largest body (1 MiB of text and its parameters up to the cap below)
 MAX_FRAME_BYTES: Final = 2 + (16 << 10)  # length and the longest entry
+END_BYTES: Final = 4  # the zero length that ends a segment of bodies; a reader takes less for a cut frame
 MAX_BODY_BYTES: Final = 1 << 20  # longer ones are cut by the recorder, which records the true size and hash
 
 
@@ -144,7 +145,7 @@ class Spool:
         """
         if self._broken:
             raise SpoolFull("The spool cannot be written.")
-        if not self._bodies.has_room(len(frame)):
+        if not self._bodies.has_room(len(frame) + END_BYTES):
             try:
                 fresh = self._new_body_segment()
             except OSError as error:
