@@ -6,6 +6,8 @@ from typing import Final
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 RANDOM_BYTES: Final = 10
+_PAIRS: Final = [first + second for first in _ALPHABET for second in _ALPHABET]  # ten bits at a time
+_SHIFTS: Final = range(120, -1, -10)
 
 
 def encode(time_ms: int, random: bytes) -> str:
@@ -17,7 +19,7 @@ def encode(time_ms: int, random: bytes) -> str:
     if len(random) != RANDOM_BYTES or time_ms >> 48:
         raise ValueError("A ULID is made of a time of 48 bits and ten random bytes.")
     number = (time_ms << 80) | int.from_bytes(random, "big")
-    return "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
 
 
 def is_ulid(text: str) -> bool:

@@ -42,7 +42,7 @@ class Intent(msgspec.Struct, frozen=True, gc=False):
 
     command_id: str
     receipt: Receipt
-    started_ns: int  # monotonic
+    started_us: int  # monotonic
 
 
 class Conclude(msgspec.Struct, frozen=True, gc=False):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Final
 
-from chaperone_sidecar.command import Access, Command, Resolution
+from chaperone_sidecar.command import Access, Command, Facts, Resolution
 from chaperone_sidecar.decision import Decision
 
 MAX_ENTRIES: Final = 8192  # an agent uses some hundred kinds of statements; at about 500 bytes each, 4 MiB
@@ -27,14 +27,19 @@ class DecisionCache:
         self._max_entries = max_entries
         self._revision = ""
         self._entries: OrderedDict[Key, Decision] = OrderedDict()
+        self._by_facts: dict[tuple[int, str], tuple[Facts, Decision]] = {}
 
     def find(self, target: str, command: Command) -> Decision | None:
         """The decision made before on exactly this question, if it still stands."""
         facts = command.facts
+        known = self._by_facts.get((id(facts), target))
+        if known is not None:  # the very object: the same question, without hashing every access of it
+            return known[1]
         key = (target, facts.resolution, facts.accesses)
         found = self._entries.get(key)
         if found is not None:
             self._entries.move_to_end(key)
+            self._note(target, facts, found)
         return found
 
     def keep(self, target: str, command: Command, decision: Decision) -> None:
@@ -45,10 +50,17 @@ class DecisionCache:
         if len(facts.accesses) > MAX_ACCESSES:
             return
         self._entries[(target, facts.resolution, facts.accesses)] = decision
+        self._note(target, facts, decision)
         while len(self._entries) > self._max_entries:
             self._entries.popitem(last=False)
 
     def clear(self, revision: str) -> None:
         """Forget everything: decisions of an older revision no longer stand."""
         self._entries.clear()
+        self._by_facts.clear()
         self._revision = revision
+
+    def _note(self, target: str, facts: Facts, decision: Decision) -> None:
+        if len(self._by_facts) >= self._max_entries:
+            self._by_facts.clear()
+        self._by_facts[(id(facts), target)] = (facts, decision)  # holding the facts keeps their id theirs

@@ -7,9 +7,8 @@ that a session repeats is kept once.
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
-import hmac
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -20,7 +19,7 @@ import msgspec
 from chaperone_evidence import entry, record
 from chaperone_evidence.chain import Chain, HeadState
 from chaperone_evidence.note import Signer
-from chaperone_sidecar.command import Command
+from chaperone_sidecar.command import Command, Facts
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import Intent, Receipt
 from chaperone_sidecar.recording.ids import Ids
@@ -30,16 +29,18 @@ VERSION: Final = "0.1.0"
 HEAD_RECORDS: Final = 1000  # a head is signed at the latest after this many records
 MAX_KNOWN_BODIES: Final = 256  # repeated texts of one session that are kept once
 MAX_KNOWN_BODY_BYTES: Final = 4096  # longer texts are kept each time: remembering them would cost more
+MAX_KNOWN_FACTS: Final = 1024  # facts whose form in records is remembered; about 1 KiB each
 MAX_RECORDED_ACCESSES: Final = 100  # a record is at most 16 KiB; the text, which is kept whole, says the rest
 
 
 class SessionLog:
     """What the recorder remembers of one session: its id, counts, and the bodies it already kept."""
 
-    def __init__(self, session_id: str, target: str, salt_key: bytes) -> None:
+    __slots__ = ("bodies", "bytes_in", "bytes_out", "commands", "denied", "id", "target")
+
+    def __init__(self, session_id: str, target: str) -> None:
         self.id = session_id
         self.target = target
-        self.salt_key = salt_key
         self.commands = 0
         self.denied = 0
         self.bytes_in = 0
@@ -74,7 +75,7 @@ class Recorder:
         self._wall_ns = wall_ns
         self._mono_ns = mono_ns
         self._since_head = 0
-        self._salt_key = ids.random(32)
+        self._entries: dict[int, tuple[Facts, tuple[record.AccessEntry, ...]]] = {}
         self.is_closed = False
 
     @property
@@ -90,22 +91,24 @@ class Recorder:
         Raises:
             SpoolFull: no room.
         """
+        seq, wall_us, mono_us = self._next(owed=False)
         first = msgspec.structs.replace(
             opened,
+            seq=seq,
+            wall_us=wall_us,
+            mono_us=mono_us,
             stream=stream,
             previous=previous,
             previous_link=previous_link,
             vkey=self._signer.verifier.vkey,
             gateway_version=VERSION,
         )
-        self._write(first, owed=False)
+        self._append(first)
         self.head("open")
 
     def new_session(self, target: str) -> SessionLog:
         """A log for a session that is about to open; nothing is written yet."""
-        session_id = self._ids.ulid()
-        key = hmac.digest(self._salt_key, session_id.encode(), "sha256")
-        return SessionLog(session_id, target, key)
+        return SessionLog(self._ids.ulid(), target)
 
     def open_session(
         self, log: SessionLog, *, protocol: str, client: str, upstream: str, user: str, database: str, application: str
@@ -115,12 +118,12 @@ class Recorder:
         Raises:
             SpoolFull: no room.
         """
-        return self._write(
+        seq, wall_us, mono_us = self._next(owed=False)
+        return self._append(
             record.SessionOpen(
-                seq=0, wall_us=0, mono_us=0, session=log.id, target=log.target, protocol=protocol, client=client,
-                upstream=upstream, user=user, database=database, application=application,
-            ),
-            owed=False,
+                seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, target=log.target, protocol=protocol,
+                client=client, upstream=upstream, user=user, database=database, application=application,
+            )
         )  # fmt: skip
 
     def close_session(self, log: SessionLog, reason: str) -> None:
@@ -129,12 +132,12 @@ class Recorder:
         Raises:
             SpoolFull: even the room for owed records is gone.
         """
-        self._write(
+        seq, wall_us, mono_us = self._next(owed=True)
+        self._append(
             record.SessionClose(
-                seq=0, wall_us=0, mono_us=0, session=log.id, reason=reason, commands=log.commands, denied=log.denied,
-                bytes_in=log.bytes_in, bytes_out=log.bytes_out,
-            ),
-            owed=True,
+                seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, reason=reason, commands=log.commands,
+                denied=log.denied, bytes_in=log.bytes_in, bytes_out=log.bytes_out,
+            )
         )  # fmt: skip
 
     def intend(self, log: SessionLog, command: Command, decision: Decision) -> Intent:
@@ -143,27 +146,23 @@ class Recorder:
         Raises:
             SpoolFull: no room; the command must not run.
         """
-        facts = command.facts
+        seq, wall_us, mono_us = self._next(owed=False)
         command_id = self._ids.ulid()
-        self._spool.admit(owed=False)
-        receipt = self._write(
+        receipt = self._append(
             record.CommandIntent(
-                seq=0, wall_us=0, mono_us=0, session=log.id, command=command_id, target=log.target, kind=command.kind,
-                decision=decision.action.value, sha256=hashlib.sha256(command.text).hexdigest(),
-                size_bytes=len(command.text),
-                accesses=tuple(record.AccessEntry(access.effect.value, access.object) for access in
-                               facts.accesses[:MAX_RECORDED_ACCESSES]),
-                resolution=facts.resolution.value, policy=decision.policy, rule=decision.rule,
+                seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, command=command_id, target=log.target,
+                kind=command.kind, decision=decision.action.value, sha256=hashlib.sha256(command.text).hexdigest(),
+                size_bytes=len(command.text), accesses=self._accesses(command.facts),
+                resolution=command.facts.resolution.value, policy=decision.policy, rule=decision.rule,
                 revision=decision.revision, in_transaction=command.in_transaction,
                 body=self._keep(log, command.text),
                 params=self._keep(log, command.params) if command.params else msgspec.UNSET,
-            ),
-            owed=False,
+            )
         )  # fmt: skip
         log.commands += 1
         if decision.action is not Action.ALLOW:
             log.denied += 1
-        return Intent(command_id, receipt, self._mono_ns())
+        return Intent(command_id, receipt, mono_us)
 
     def conclude(
         self, log: SessionLog, intent: Intent, status: str, code: str = "", rows: int = 0, size_bytes: int = 0
@@ -173,13 +172,13 @@ class Recorder:
         Raises:
             SpoolFull: even the room for owed records is gone.
         """
-        duration_us = (self._mono_ns() - intent.started_ns) // 1000
-        return self._write(
+        seq, wall_us, mono_us = self._next(owed=True)
+        return self._append(
             record.CommandOutcome(
-                seq=0, wall_us=0, mono_us=0, session=log.id, command=intent.command_id, ref=intent.receipt.seq,
-                status=status, code=code, rows=rows, bytes=size_bytes, duration_us=duration_us,
-            ),
-            owed=True,
+                seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, command=intent.command_id,
+                ref=intent.receipt.seq, status=status, code=code, rows=rows, bytes=size_bytes,
+                duration_us=mono_us - intent.started_us,
+            )
         )  # fmt: skip
 
     def deny_egress(self, network: str, address: str, port: int, reason: str, count: int) -> None:
@@ -188,12 +187,13 @@ class Recorder:
         Raises:
             SpoolFull: no room.
         """
-        self._write(
+        seq, wall_us, mono_us = self._next(owed=False)
+        self._append(
             record.EgressDenied(
-                seq=0, wall_us=0, mono_us=0, network=network, address=address, port=port, reason=reason, count=count
-            ),
-            owed=False,
-        )
+                seq=seq, wall_us=wall_us, mono_us=mono_us, network=network, address=address, port=port, reason=reason,
+                count=count,
+            )
+        )  # fmt: skip
 
     def deny_dns(self, name: str, qtype: str, count: int) -> None:
         """Record questions for an undeclared name.
@@ -201,7 +201,8 @@ class Recorder:
         Raises:
             SpoolFull: no room.
         """
-        self._write(record.DnsDenied(seq=0, wall_us=0, mono_us=0, name=name, qtype=qtype, count=count), owed=False)
+        seq, wall_us, mono_us = self._next(owed=False)
+        self._append(record.DnsDenied(seq=seq, wall_us=wall_us, mono_us=mono_us, name=name, qtype=qtype, count=count))
 
     def head(self, state: HeadState) -> None:
         """Sign what is there.
@@ -235,20 +236,34 @@ class Recorder:
         if self.is_closed:
             return
         self.is_closed = True
-        self._write(record.StreamClose(seq=0, wall_us=0, mono_us=0, reason=reason), owed=True)
+        seq, wall_us, mono_us = self._next(owed=True)
+        self._append(record.StreamClose(seq=seq, wall_us=wall_us, mono_us=mono_us, reason=reason))
         self.head("closed")
         self._spool.close()
 
-    def _write(self, unset: record.Record, *, owed: bool) -> Receipt:
+    def _next(self, *, owed: bool) -> tuple[int, int, int]:
+        """Make room for the next record; its number and its two times (µs)."""
         if self._since_head >= HEAD_RECORDS:
             self.head("open")
         self._spool.admit(owed=owed)
-        stamped = msgspec.structs.replace(
-            unset, seq=self._chain.count, wall_us=self._wall_ns() // 1000, mono_us=self._mono_ns() // 1000
-        )
-        seq = self._spool.append(self._chain.append_record(stamped))
+        return self._chain.count, self._wall_ns() // 1000, self._mono_ns() // 1000
+
+    def _append(self, stamped: record.Record) -> Receipt:
         self._since_head += 1
-        return Receipt(seq)
+        return Receipt(self._spool.append(self._chain.append_record(stamped)))
+
+    def _accesses(self, facts: Facts) -> tuple[record.AccessEntry, ...]:
+        """The facts as a record says them; facts are shared by all commands with one text, and so is this."""
+        found = self._entries.get(id(facts))
+        if found is not None:
+            return found[1]
+        entries = tuple(
+            record.AccessEntry(access.effect.value, access.object) for access in facts.accesses[:MAX_RECORDED_ACCESSES]
+        )
+        if len(self._entries) >= MAX_KNOWN_FACTS:
+            self._entries.clear()
+        self._entries[id(facts)] = (facts, entries)  # holding the facts keeps their id theirs
+        return entries
 
     def _keep(self, log: SessionLog, plain: bytes) -> record.Commitment:
         """Keep a body beside the records; a text that the session used before is named again."""
@@ -258,11 +273,10 @@ class Recorder:
             self._spool.pin_body()
             return known
         kept = plain[:MAX_BODY_BYTES]
-        salt = hmac.digest(
-            log.salt_key, self._chain.count.to_bytes(8, "big") + hashlib.sha256(plain).digest(), "sha256"
-        )
+        salt = self._ids.random(entry.SALT_BYTES)
         self._spool.append_body(entry.body_frame(salt, kept))
-        commitment = record.Commitment(base64.b64encode(entry.body_commit(salt + kept)).decode(), len(kept))
+        commit = binascii.b2a_base64(entry.body_commit(salt + kept), newline=False).decode("ascii")
+        commitment = record.Commitment(commit, len(kept))
         if len(plain) <= MAX_KNOWN_BODY_BYTES:
             log.bodies[plain] = commitment
             if len(log.bodies) > MAX_KNOWN_BODIES:

@@ -70,11 +70,15 @@ _ROWS: Final = frozenset({m.DATA_ROW, m.COPY_DATA})
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One message: type (0 in the start-up phase), body without type and length, and the whole of it as sent."""
+    """One message: type (0 in the start-up phase) and the whole of it as sent."""
 
     type: int
-    body: bytes
     raw: bytes
+
+    @property
+    def body(self) -> bytes:
+        """What follows type and length."""
+        return self.raw[5:] if self.type else self.raw[4:]
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
@@ -173,7 +177,7 @@ class FrontendCodec:
             return None
         raw = buffer.data[buffer.start : buffer.start + size]
         buffer.start += size
-        return Frame(0, raw[4:], raw)
+        return Frame(0, raw)
 
 
 class BackendCodec:
@@ -257,4 +261,4 @@ def _take(buffer: _Buffer, kind: int, size: int) -> Frame | None:
         return None
     buffer.start = end
     raw = buffer.data[start:end]
-    return Frame(kind, raw[5:], raw)
+    return Frame(kind, raw)
