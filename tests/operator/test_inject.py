@@ -97,6 +97,7 @@ def test_gateway_has_its_mounts_and_environment() -> None:
         "/var/lib/chaperone": ("chaperone-spool", False),
         "/run/chaperone": ("chaperone-run", False),
         "/run/chaperone-bundle": ("chaperone-bundle", False),
+        "/run/chaperone-opa": ("chaperone-opa-socket", True),
         "/etc/chaperone-trust": ("chaperone-trust", False),
         "/run/chaperone-serviceaccount": ("chaperone-serviceaccount", False),
     }
@@ -112,8 +113,19 @@ def test_gateway_has_its_mounts_and_environment() -> None:
 
 def test_bundle_is_read_only_for_opa() -> None:
     opa = named(inject(pod(), SETTINGS, AGENT), "chaperone-opa")
-    assert mounts(opa) == {"/run/chaperone-bundle": ("chaperone-bundle", True)}
-    assert "--addr=127.0.0.1:8181" in opa["args"]
+    assert mounts(opa) == {
+        "/run/chaperone-bundle": ("chaperone-bundle", True),
+        "/run/chaperone-opa": ("chaperone-opa-socket", False),
+    }
+    assert "--addr=unix:///run/chaperone-opa/opa.sock" in opa["args"]
+
+
+def test_a_pod_without_a_seccomp_profile_gets_the_runtimes_and_another_one_stays() -> None:
+    assert inject(pod(), SETTINGS, AGENT)["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    own = {"seccompProfile": {"type": "Localhost", "localhostProfile": "strict.json"}, "fsGroup": 7}
+    named_one = pod()
+    named_one["spec"] = named_one["spec"] | {"securityContext": own}
+    assert inject(named_one, SETTINGS, AGENT)["spec"]["securityContext"] == own
 
 
 def test_token_is_for_the_broker_and_short() -> None:

@@ -172,6 +172,8 @@ def test_nothing_is_mounted_over_our_trust(path: str) -> None:
 def test_unmasked_proc_is_refused() -> None:
     for item in everywhere(securityContext={"procMount": "Unmasked"}):
         assert rules(item) == {"proc-mount"}
+    for item in everywhere(securityContext={"seccompProfile": {"type": "Unconfined"}}):
+        assert rules(item) == {"seccomp"}
 
 
 @pytest.mark.parametrize("name", ["net.ipv4.ip_unprivileged_port_start", "net/ipv4/ip_local_port_range"])

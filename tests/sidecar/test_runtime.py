@@ -89,10 +89,10 @@ async def running(
     settings = Settings(
         broker_url=broker.url, collector_url=collector.ingest, cluster=broker.cluster, namespace=broker.agents,
         ca_pem=broker.service_ca.pem + collector.service_ca.pem, pod=name, pod_uid=pod.uid, identity="billing-agent",
-        token_path=token, spool=folder / "spool", spool_bytes=64 << 20, bundle=opa.bundle, opa_port=opa.port,
+        token_path=token, spool=folder / "spool", spool_bytes=64 << 20, bundle=opa.bundle, opa=opa.socket,
     )  # fmt: skip
     seen: list[GatewayConfig] = []
-    runtime = Runtime(settings, Edges(dial, connector, None))
+    runtime = Runtime(settings, Edges(dial, connector))
     gateway = await runtime.start()
     runtime.follow(seen.append)
     loops = asyncio.create_task(runtime.run())

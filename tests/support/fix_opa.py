@@ -35,6 +35,7 @@ class Opa:
     """One OPA server."""
 
     port: int
+    socket: Path
     bundle: Path
     log: Path
     process: subprocess.Popen[bytes]
@@ -99,14 +100,23 @@ def opa_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[byt
 
     def start(bundle: bytes) -> Opa:
         folder = tmp_path_factory.mktemp("opa")
-        path, log = folder / "bundle.tar.gz", folder / "opa.log"
+        path, listening, log = folder / "bundle.tar.gz", folder / "opa.sock", folder / "opa.log"
         path.write_bytes(bundle)
         port = _free_port()
-        arguments = [opa_binary(), "run", "--server", "--addr", f"127.0.0.1:{port}", "--skip-version-check"]
+        arguments = [
+            opa_binary(),
+            "run",
+            "--server",
+            "--addr",
+            f"127.0.0.1:{port}",
+            "--addr",
+            f"unix://{listening}",
+            "--skip-version-check",
+        ]
         arguments += ["--log-level", "error", "--shutdown-grace-period", "1", "--watch", "--bundle", str(path)]
         with log.open("wb") as out:
             process = subprocess.Popen(arguments, stdout=out, stderr=out, cwd=folder)
-        opa = Opa(port, path, log, process)
+        opa = Opa(port, listening, path, log, process)
         started.append(opa)
         opa.wait_ready()
         return opa

@@ -146,8 +146,8 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        port = await stack.enter_async_context(_opa(snapshot.bundle))
-        decider = Decider(config.identity.name, port)
+        opa = await stack.enter_async_context(_opa(snapshot.bundle))
+        decider = Decider(config.identity.name, opa)
         await decider.start()
         stack.push_async_callback(decider.stop)
         if not await decider.wait_for_revision(snapshot.revision, OPA_TIMEOUT_S):
@@ -303,20 +303,17 @@ async def _close(server: asyncio.Server) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _opa(bundle: bytes) -> Any:  # noqa: ANN401 - an async iterator of the port
+async def _opa(bundle: bytes) -> Any:  # noqa: ANN401 - an async iterator of the socket's path
     program = _opa_program()
-    with socket.socket() as probe, tempfile.TemporaryDirectory(prefix="chaperone-dev-") as directory:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
-        path = Path(directory) / "bundle.tar.gz"
+    with tempfile.TemporaryDirectory(prefix="chaperone-dev-") as directory:
+        path, listening = Path(directory) / "bundle.tar.gz", Path(directory) / "opa.sock"
         path.write_bytes(bundle)
         process = await asyncio.create_subprocess_exec(
-            program, "run", "--server", f"--addr=127.0.0.1:{port}", "--log-level=error", "--skip-version-check",
+            program, "run", "--server", f"--addr=unix://{listening}", "--log-level=error", "--skip-version-check",
             "--bundle", str(path), stdin=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            yield port
+            yield listening
         finally:
             if process.returncode is None:
                 process.terminate()

@@ -64,7 +64,7 @@ def marked_socket(family: int, kind: int, protocol: int = 0) -> socket.socket:
     return made
 
 
-def marked_http_socket(address: tuple[Any, ...]) -> socket.socket:
+def _http_socket(address: tuple[Any, ...]) -> socket.socket:
     """The same for aiohttp's connectors."""
     family, kind, protocol, *_ = address
     made = marked_socket(family, kind, protocol)
@@ -100,7 +100,7 @@ class Dialer:
     def connector(self, context: ssl.SSLContext) -> aiohttp.TCPConnector:
         """Connections for an HTTP client."""
         return aiohttp.TCPConnector(
-            ssl=context, resolver=HttpResolver(self._resolver), use_dns_cache=False, socket_factory=marked_http_socket
+            ssl=context, resolver=HttpResolver(self._resolver), use_dns_cache=False, socket_factory=_http_socket
         )
 
 

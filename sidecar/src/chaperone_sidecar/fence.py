@@ -5,10 +5,13 @@ A user id would be no fence: root in a container takes any.
 
 Rules, for IPv4 and IPv6 alike (table `inet chaperone`):
 * TCP that leaves without the mark is redirected to the gateway, and so is DNS (UDP and TCP 53); loopback traffic among
-  the pod's own containers is not touched, but for the ports of OPA, which answers marked packets only, and of the
-  gateway, which takes what was redirected and nothing that was dialled there;
+  the pod's own containers is not touched, but for the gateway's ports, which take what was redirected and nothing that
+  was dialled there;
+* loopback traffic must come from an address of the pod: IPv6 lets anybody bind a stranger's, and whatever answers it,
+  be it the gateway or the kernel, would carry the agent's words out;
 * everything else without the mark is dropped, whatever its protocol;
-* inbound is accepted on declared ports; its replies get the mark, so that they pass the second wall.
+* inbound is accepted on declared ports; replies of these connections, and of no others, get the mark, so that they pass
+  both walls.
 
 The second wall (table `netdev chaperone`) drops unmarked frames at the device itself, raw ones included. Kernels
 without the netdev egress hook have the first wall alone; `apply` says so.
@@ -31,7 +34,6 @@ from chaperone_sidecar.errors import FenceBroken
 MARK: Final = 0x63686170
 TCP_PORT: Final = 15001
 DNS_PORT: Final = 15053
-OPA_PORT: Final = 8181
 NFT_TIMEOUT_S: Final = 20.0
 PROBE_TIMEOUT_S: Final = 2.0
 
@@ -47,7 +49,8 @@ class Applied(msgspec.Struct, frozen=True):
 
 def ruleset(ingress_ports: tuple[int, ...], interfaces: tuple[str, ...], *, second_wall: bool) -> str:
     """The rules in nftables' own language; applying them replaces older ones in one transaction."""
-    inbound = f"tcp dport {{ {', '.join(map(str, ingress_ports))} }} accept" if ingress_ports else ""
+    declared = ", ".join(map(str, ingress_ports))
+    inbound = f"tcp dport {{ {declared} }} ct mark set {MARK:#x} accept" if ingress_ports else ""
     text = f"""
 table inet chaperone {{}}
 delete table inet chaperone
@@ -61,16 +64,16 @@ table inet chaperone {{
   }}
   chain replies {{
     type route hook output priority -150; policy accept;
-    ct direction reply meta mark set {MARK:#x}
+    ct direction reply ct mark {MARK:#x} meta mark set {MARK:#x}
   }}
   chain out {{
     type filter hook output priority filter; policy drop;
     meta mark {MARK:#x} accept
+    oif lo fib saddr type != local drop
+    fib daddr type local fib saddr type != local drop
     tcp dport {{ {TCP_PORT}, {DNS_PORT} }} fib daddr type local ct status ! dnat reject with tcp reset
     udp dport {DNS_PORT} fib daddr type local ct status ! dnat reject
-    tcp dport {OPA_PORT} fib daddr type local reject with tcp reset
     fib daddr type local accept
-    meta l4proto tcp ct direction reply accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
   }}
   chain in {{
@@ -78,7 +81,7 @@ table inet chaperone {{
     iif lo accept
     ct state established,related accept
     icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-advert }} accept
-    tcp dport {{ {TCP_PORT}, {DNS_PORT}, {OPA_PORT} }} drop
+    tcp dport {{ {TCP_PORT}, {DNS_PORT} }} drop
     {inbound}
   }}
   chain through {{

@@ -23,7 +23,7 @@ import uvloop
 
 from chaperone_sidecar import fence, trust
 from chaperone_sidecar.config import GatewayConfig
-from chaperone_sidecar.dial import Dialer, marked_http_socket, marked_socket
+from chaperone_sidecar.dial import Dialer, marked_socket
 from chaperone_sidecar.dns import DnsServer
 from chaperone_sidecar.errors import ConfigError
 from chaperone_sidecar.listener import Listener
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 TOKEN: Final = Path("/var/run/chaperone/token/token")
 SPOOL: Final = Path("/var/lib/chaperone")
 BUNDLE: Final = Path("/run/chaperone-bundle/bundle.tar.gz")
+OPA: Final = Path("/run/chaperone-opa/opa.sock")
 PROVE_EVERY_S: Final = 30.0
 LAST_SHIPPING_S: Final = 8.0  # kubelet gives a pod 30 s by default, and sidecars end last
 PROBE_PORTS: Final = range(20_000, 60_000)  # where probes of the fence knock outside
@@ -71,6 +72,7 @@ def _settings(environment: Mapping[str, str]) -> Settings:
             spool=SPOOL,
             spool_bytes=int(environment["CHAPERONE_SPOOL_BYTES"]),
             bundle=BUNDLE,
+            opa=OPA,
         )
     except KeyError as error:
         raise ConfigError(f"The variable {error} is not set; was this container made by Chaperone?") from error
@@ -84,7 +86,7 @@ async def _run(settings: Settings, ready: Path) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     conf = read_conf(RESOLV_CONF.read_text())
     dialer = Dialer(Resolver(conf, marked_socket))
-    runtime = Runtime(settings, Edges(dialer.dial, dialer.connector, marked_http_socket))
+    runtime = Runtime(settings, Edges(dialer.dial, dialer.connector))
     stopped = asyncio.create_task(stop.wait())
     gateway = await _first(runtime.start(), stopped)
     if gateway is None:

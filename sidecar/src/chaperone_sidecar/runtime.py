@@ -29,7 +29,7 @@ from chaperone_sidecar.config import GatewayConfig
 from chaperone_sidecar.credentials.broker import LONG_POLL_S, Broker
 from chaperone_sidecar.errors import BrokerUnavailable, ChaperoneError
 from chaperone_sidecar.gateway import Gateway
-from chaperone_sidecar.policy.decider import OPA_PORT, Decider, SocketFactory
+from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.shipper import Shipper, ShippingRefused
 from chaperone_sidecar.recording.stream import begin_stream, make_signer
@@ -61,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     spool: Path
     spool_bytes: int
     bundle: Path  # where OPA reads it
-    opa_port: int = OPA_PORT
+    opa: Path  # the socket at which it listens
 
 
 class Edges(msgspec.Struct, frozen=True):
@@ -69,7 +69,6 @@ class Edges(msgspec.Struct, frozen=True):
 
     dial: Dial
     connector: Callable[[ssl.SSLContext], aiohttp.TCPConnector]
-    opa_socket: SocketFactory | None
 
 
 class Runtime:
@@ -86,7 +85,7 @@ class Runtime:
         self._on_config: Callable[[GatewayConfig], None] = lambda _: None
         self._signer = make_signer(settings.cluster, settings.pod_uid)
         self._broker = Broker(settings.broker_url, settings.ca_pem, settings.token_path, edges.connector)
-        self._decider = Decider(settings.identity, settings.opa_port, edges.opa_socket)
+        self._decider = Decider(settings.identity, settings.opa)
         self._collector: aiohttp.ClientSession | None = None
         self._gateway: Gateway | None = None
         self._shipper: Shipper | None = None

@@ -5,8 +5,8 @@ records of the stream (a chain has no parts) but only the bodies of the session 
 against is not in it: an auditor brings that along.
 
 Where it ends: a stream that lives ends with its last signed head, because the records after it are proved by the next
-one, seconds later; until that head has come, a session that ended after the last one has no proof. One that has gone silent or was succeeded is given whole; with the successor's beginning, which
-signs the end of its predecessor.
+one, seconds later; until that head has come, a session that ended after the last one has no proof. One that has gone
+silent or was succeeded is given whole; with the successor's beginning, which signs the end of its predecessor.
 """
 
 from __future__ import annotations

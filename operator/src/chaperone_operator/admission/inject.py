@@ -25,6 +25,7 @@ from chaperone_operator.admission.names import (
     INJECTED_ANNOTATION,
     OPA,
     OPA_ID,
+    OPA_VOLUME,
     PREFIX,
     RUN_VOLUME,
     SPOOL_VOLUME,
@@ -36,6 +37,7 @@ from chaperone_operator.admission.protect import Object, Violation, containers_o
 
 type Json = dict[str, Any]
 
+OPA_SOCKETS: Final = "/run/chaperone-opa"
 TOKEN_LIFE_S: Final = 600  # the shortest that Kubernetes issues
 START_TRIES: Final = 120  # one a second; after two minutes without a proven fence the kubelet starts the gateway anew
 MEMORY_VOLUME: Final = "16Mi"  # trust, ready file and bundle: kilobytes each, counted against the pod
@@ -86,6 +88,7 @@ def inject(pod: Object, settings: Settings, agent: Agent) -> Json:
     metadata["labels"] = {**(metadata.get("labels") or {}), IDENTITY_LABEL: agent.identity}
     metadata["annotations"] = {**(metadata.get("annotations") or {}), INJECTED_ANNOTATION: settings.version}
     spec["automountServiceAccountToken"] = False  # or the API server mounts the real token into our containers
+    spec["securityContext"] = _with_seccomp(spec.get("securityContext") or {})
     spec["initContainers"] = [*_ours(settings, agent), *_others(spec, "initContainers")]
     spec["containers"] = _others(spec, "containers")
     if spec.get("ephemeralContainers"):
@@ -115,6 +118,8 @@ def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, .
     for key, value in wanted.items():
         if told.get(key) != value:
             found.append(_absent(f"{key} is not {value}"))
+    if not (spec.get("securityContext") or {}).get("seccompProfile"):
+        found.append(_absent("spec.securityContext has no seccompProfile"))
     initial = list(spec.get("initContainers") or ())
     for index, ours in enumerate(_ours(settings, agent)):
         if index >= len(initial) or not _is_same(initial[index], ours):
@@ -175,6 +180,11 @@ def _agents(container: Object) -> Json:
     environment = [one for one in container.get("env") or () if one.get("name") not in TRUST_VARIABLES]
     environment += [{"name": name, "value": value} for name, value in TRUST_VARIABLES.items()]
     return _without_raw_sockets({**container, "volumeMounts": mounts, "env": environment})
+
+
+def _with_seccomp(context: Object) -> Json:
+    """The runtime's own filter, unless the pod names another: it closes sockets that netfilter does not see."""
+    return {"seccompProfile": {"type": "RuntimeDefault"}, **context}
 
 
 def _without_raw_sockets(container: Object) -> Json:
@@ -258,6 +268,7 @@ def _gateway(settings: Settings, agent: Agent) -> Json:
             _mount(SPOOL_VOLUME, "/var/lib/chaperone"),
             _mount(RUN_VOLUME, "/run/chaperone"),
             _mount(BUNDLE_VOLUME, "/run/chaperone-bundle"),
+            _mount(OPA_VOLUME, OPA_SOCKETS, read_only=True),
             _mount(TRUST_VOLUME, TRUST_PATH),
             _mount(ACCOUNT_VOLUME, "/run/chaperone-serviceaccount"),
         ],
@@ -272,7 +283,8 @@ def _opa(settings: Settings) -> Json:
         "args": [
             "run",
             "--server",
-            "--addr=127.0.0.1:8181",
+            f"--addr=unix://{OPA_SOCKETS}/opa.sock",
+            "--unix-socket-perm=666",  # gateway and OPA have different ids, and nobody else mounts the volume
             "--skip-version-check",
             "--log-level=error",
             "--watch",
@@ -282,7 +294,10 @@ def _opa(settings: Settings) -> Json:
         "restartPolicy": "Always",
         "resources": _resources("10m", "48Mi", "256Mi"),
         "securityContext": _context(OPA_ID, OPA_ID),
-        "volumeMounts": [_mount(BUNDLE_VOLUME, "/run/chaperone-bundle", read_only=True)],
+        "volumeMounts": [
+            _mount(BUNDLE_VOLUME, "/run/chaperone-bundle", read_only=True),
+            _mount(OPA_VOLUME, OPA_SOCKETS),
+        ],
         **_defaults(settings),
     }
 
@@ -296,6 +311,7 @@ def _volumes(settings: Settings) -> list[Json]:
         {"name": SPOOL_VOLUME, "emptyDir": {"sizeLimit": size}},
         {"name": RUN_VOLUME, "emptyDir": memory},
         {"name": BUNDLE_VOLUME, "emptyDir": memory},
+        {"name": OPA_VOLUME, "emptyDir": memory},
         {"name": TRUST_VOLUME, "emptyDir": memory},
         {"name": ACCOUNT_VOLUME, "emptyDir": memory},
     ]

@@ -19,6 +19,7 @@ TOKEN_VOLUME: Final = "chaperone-token"  # noqa: S105 - a name
 SPOOL_VOLUME: Final = "chaperone-spool"
 RUN_VOLUME: Final = "chaperone-run"
 BUNDLE_VOLUME: Final = "chaperone-bundle"
+OPA_VOLUME: Final = "chaperone-opa-socket"
 TRUST_VOLUME: Final = "chaperone-trust"
 ACCOUNT_VOLUME: Final = "chaperone-serviceaccount"
 

@@ -212,6 +212,10 @@ def _of_mount(where: str, mount: Object) -> Iterator[Violation]:
 def _of_context(where: str, context: Object) -> Iterator[Violation]:
     if (context.get("windowsOptions") or {}).get("hostProcess"):
         yield Violation("host-process", f"{where}.windowsOptions.hostProcess lets the agent leave the pod; remove it.")
+    if (context.get("seccompProfile") or {}).get("type") == "Unconfined":
+        yield Violation(
+            "seccomp", f"{where}.seccompProfile Unconfined opens sockets that no fence sees; use RuntimeDefault."
+        )
     if context.get("runAsUser") in RESERVED_UIDS:
         yield Violation("reserved-id", f"{where}.runAsUser {context['runAsUser']} is Chaperone's own; use another.")
     named = [(field, context.get(field)) for field in ("runAsGroup", "fsGroup")]

@@ -1,16 +1,17 @@
 """The one place where the gateway learns what policy says.
 
 Theory of operation: `remembered` looks for the same question among the decisions of the revision in force; `decide`
-asks OPA over loopback through opa-python-client. OPA holds the bundle that the runtime put there, and its answer
-carries the revision that made it. No answer, a late answer or a malformed answer is Deny.
+asks OPA through opa-python-client, over a socket in a volume that only OPA and this gateway mount: on a port of
+loopback anybody in the pod could listen in OPA's place while it restarts, and answer Allow. OPA holds the bundle that
+the runtime put there, and its answer carries the revision that made it. No answer, a late answer or a malformed answer
+is Deny.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Callable
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import aiohttp
 import msgspec
@@ -21,27 +22,23 @@ from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.errors import PolicyUnavailable
 from chaperone_sidecar.policy.cache import DecisionCache
 
-OPA_HOST: Final = "127.0.0.1"
-OPA_PORT: Final = 8181
+OPA_HOST: Final = "opa"  # for the Host header; the connection is to the socket
 ASK_TIMEOUT_S: Final = 1.5  # OPA's p99 is a few ms; past this it is down, and down means deny
 MAX_ASKS: Final = 32  # questions under way at once; OPA has one core at best, more would only queue there
 FIRST_LOAD_S: Final = 20.0  # OPA starts after the gateway: questions of the first moments wait for its first bundle
 POLL_S: Final = 0.2  # how often `wait_for_revision` looks whether OPA has loaded a bundle
 
-type AddressInfo = tuple[Any, ...]
-type SocketFactory = Callable[[AddressInfo], socket.socket]
-
 
 class OpaClient(AsyncOpaClient):  # type: ignore[misc]
-    """opa-python-client whose sockets are made by us: inside a pod they carry the mark that opens OPA's port."""
+    """opa-python-client over a Unix socket, which its constructor has no way to ask for."""
 
-    def __init__(self, port: int, socket_factory: SocketFactory | None) -> None:
-        super().__init__(host=OPA_HOST, port=port, retries=0, timeout=ASK_TIMEOUT_S)
-        self._socket_factory = socket_factory
+    def __init__(self, path: Path) -> None:
+        super().__init__(host=OPA_HOST, retries=0, timeout=ASK_TIMEOUT_S)
+        self._path = path
 
     async def _init_session(self) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=MAX_ASKS, socket_factory=self._socket_factory),
+            connector=aiohttp.UnixConnector(str(self._path), limit=MAX_ASKS),
             timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S),
         )
 
@@ -51,18 +48,12 @@ class Decider:
 
     Args:
         identity: name of the AgentIdentity; part of every question.
-        port: OPA's port on loopback.
-        socket_factory: makes marked sockets inside a pod; None outside.
+        opa: the Unix socket at which OPA listens.
     """
 
-    def __init__(
-        self,
-        identity: str,
-        port: int = OPA_PORT,
-        socket_factory: SocketFactory | None = None,
-    ) -> None:
+    def __init__(self, identity: str, opa: Path) -> None:
         self._identity = identity
-        self._client = OpaClient(port, socket_factory)
+        self._client = OpaClient(opa)
         self._cache = DecisionCache()
         self._slots = asyncio.Semaphore(MAX_ASKS)
         self._loaded = asyncio.Event()
