@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import msgspec
 import pytest
 
 from chaperone_operator.admission.inject import TRUST_VARIABLES, Agent, Settings, inject, missing, patch, without_ours
 from chaperone_operator.admission.protect import claims, violations
+from chaperone_operator.admission.seal import Seal
 
 type Object = dict[str, Any]
 SETTINGS = Settings(
@@ -18,6 +20,7 @@ SETTINGS = Settings(
     cluster="cluster-uid",
     service_ca="-----BEGIN CERTIFICATE-----\n",
 )
+SEALED = msgspec.structs.replace(SETTINGS, seal=Seal(b"the service CA's key"))
 AGENT = Agent("billing", (8080, 9090))
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -240,7 +243,31 @@ def _another_of_ours(item: Object) -> None:
         _another_of_ours,
     ],
 )
-def test_altered_injection_is_noticed(change: Any) -> None:
-    done = copy.deepcopy(inject(pod(), SETTINGS, AGENT))
+@pytest.mark.parametrize("settings", [SETTINGS, SEALED], ids=["plain", "sealed"])
+def test_altered_injection_is_noticed(change: Any, settings: Settings) -> None:
+    done = copy.deepcopy(inject(pod(), settings, AGENT))
     change(done)
+    assert missing(done, settings, AGENT)
+
+
+def test_a_replica_with_other_settings_knows_the_work_of_its_sister() -> None:
+    older = msgspec.structs.replace(SEALED, version="0.0.9", gateway_image="example.com/gateway:0", spool_bytes=1 << 20)
+    done = inject(pod(), older, Agent("billing", (8080,)))
+    assert missing(done, SEALED, AGENT) == ()
+    assert claims(without_ours(done, SEALED, AGENT)) == ()
     assert missing(done, SETTINGS, AGENT)
+    stranger = msgspec.structs.replace(older, seal=Seal(b"another installation's key"))
+    assert missing(inject(pod(), stranger, AGENT), SEALED, AGENT)
+
+
+def test_a_seal_outlives_one_change_of_the_key() -> None:
+    before = msgspec.structs.replace(SEALED, version="0.0.9", seal=Seal(b"old", b"new"))
+    after = msgspec.structs.replace(SEALED, seal=Seal(b"new"))
+    assert missing(inject(pod(), msgspec.structs.replace(after, version="1"), AGENT), before, AGENT) == ()
+
+
+def test_a_copied_seal_is_replaced_with_what_it_sealed() -> None:
+    done = inject(pod(), msgspec.structs.replace(SEALED, gateway_image="example.com/gateway:0"), AGENT)
+    again = inject(done, SEALED, AGENT)
+    assert again == inject(pod(), SEALED, AGENT)
+    assert "reserved-label" in {one.rule for one in claims(done)}

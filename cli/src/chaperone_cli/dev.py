@@ -207,7 +207,7 @@ def _gateway(
     )  # fmt: skip
     recorder, _ = begin_stream(evidence, SPOOL_BYTES, signer, opened, Ids())
     leases = _Leases(objects["Secret"], snapshot, config.identity.name)
-    return Gateway(config, recorder, decider, PostgresBackends(_dial, leases.lease), PodCa(pod))
+    return Gateway(config, recorder, decider, PostgresBackends(_dial, leases), PodCa(pod))
 
 
 def _certify(trust: Path, uri: str, vkey: str) -> bytes:
@@ -264,6 +264,9 @@ class _Leases:
             return Lease(credential["username"], credential["password"], ca.get("ca.crt", ""), 2**53 - 1)
         except KeyError as error:
             raise LeaseRefused(f'Secret "{names["secret"]}" has no key {error}.') from None
+
+    def forget(self, lease: Lease) -> None:
+        """Nothing is kept: each session reads the manifests' Secret."""
 
     def _read(self, name: str) -> dict[str, str]:
         secret = self._secrets.get(name)

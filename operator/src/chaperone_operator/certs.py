@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Final
 
 from chaperone_operator import pki
+from chaperone_operator.admission.seal import Seal
 from chaperone_operator.kube import (
     API_SERVICES,
     CONFIG_MAPS,
@@ -67,6 +68,7 @@ class Certificates:
     Attributes:
         context: of the operator's own listener; without a certificate until the first `ensure`.
         bundle: PEM of the service CAs, "" until the first `ensure`.
+        seal: of admission, with keys that follow from the CAs'; None until then.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Certificates:
         self._on_bundle = on_bundle
         self._serving: pki.Pair | None = None
         self.bundle = ""
+        self.seal: Seal | None = None
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2  # what API servers of all supported versions offer
 
@@ -105,6 +108,7 @@ class Certificates:
         authorities = await self._authorities()
         if authorities.bundle() != self.bundle:
             self.bundle = authorities.bundle()
+            self.seal = Seal(authorities.signing.key, *([authorities.next.key] if authorities.next else []))
             self._on_bundle(self.bundle)
         await self._publish()
         for secret, services in SERVICES.items():

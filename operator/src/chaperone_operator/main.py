@@ -168,6 +168,7 @@ class Operator:
             opa_image=options.opa_image,
             cluster=cluster,
             service_ca=self._certificates.bundle,
+            seal=self._certificates.seal,
             system_namespace=options.namespace,
             pull_policy=options.pull_policy,
             spool_bytes=options.spool_bytes,
@@ -176,7 +177,9 @@ class Operator:
 
     def _new_bundle(self, bundle: str) -> None:
         if self._webhooks is not None:
-            self._webhooks.settings = msgspec.structs.replace(self._webhooks.settings, service_ca=bundle)
+            self._webhooks.settings = msgspec.structs.replace(
+                self._webhooks.settings, service_ca=bundle, seal=self._certificates.seal
+            )
 
     def _changed(self, change: Change, namespace: str) -> None:
         self._reconciler.changed(change, namespace)

@@ -12,7 +12,7 @@ import secrets
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -27,10 +27,22 @@ from chaperone_sidecar.tls import TlsLayer, upstream_context
 NONCE_BYTES: Final = 18
 SECRET_BYTES: Final = 4  # what protocol 3.0 has room for
 CANCEL_TIMEOUT_S: Final = 10.0
+_WRONG_CREDENTIAL: Final = frozenset({"28P01", "28000"})
 MAX_CANCELS: Final = 16  # cancel requests under way at once
 
 type Dial = Callable[[str, int], Awaitable[socket.socket]]
-type LeaseSource = Callable[[str], Awaitable[Lease]]
+
+
+class LeaseSource(Protocol):
+    """Gives the credentials of targets."""
+
+    async def lease(self, target: str) -> Lease:
+        """The credential, or LeaseRefused."""
+        ...
+
+    def forget(self, lease: Lease) -> None:
+        """The backend refused it."""
+        ...
 
 
 class _Key(msgspec.Struct, frozen=True):
@@ -57,22 +69,35 @@ class PostgresBackends:
 
     Args:
         dial: connects to a host name or address; inside a pod with the mark, and never to a forbidden address.
-        lease: gives the credential of a target.
+        leases: gives the credential of a target.
     """
 
-    def __init__(self, dial: Dial, lease: LeaseSource) -> None:
+    def __init__(self, dial: Dial, leases: LeaseSource) -> None:
         self._dial = dial
-        self._lease = lease
+        self._leases = leases
         self._keys: dict[tuple[int, bytes], _Key] = {}
         self._next_process_id = 1
         self._cancels = asyncio.Semaphore(MAX_CANCELS)
 
     async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
         """See `driver.Connector`."""
+        lease = await self._lease(target)
         try:
-            lease = await self._lease(target.name)
+            return await self._log_in(target, wanted, link, lease)
+        except UpstreamUnavailable as error:
+            if error.code in _WRONG_CREDENTIAL or isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                self._leases.forget(lease)  # it may have been changed since; the next session asks for it anew
+            raise
+
+    async def _lease(self, target: Target) -> Lease:
+        try:
+            return await self._leases.lease(target.name)
         except LeaseRefused as error:
             raise UpstreamUnavailable(f'Target "{target.name}" cannot be used: {error}', "28000") from error
+
+    async def _log_in(
+        self, target: Target, wanted: OpenUpstream, link: Link, lease: Lease
+    ) -> tuple[Opened, bytes, str]:
         credential = upstream.Credential(lease.username, lease.password, os.urandom(NONCE_BYTES))
         database = target.upstream.database or wanted.database
         await self._connect(target, link)

@@ -27,6 +27,7 @@ from chaperone_evidence import record
 from chaperone_sidecar.backend import Dial, PostgresBackends
 from chaperone_sidecar.config import GatewayConfig
 from chaperone_sidecar.credentials.broker import LONG_POLL_S, Broker
+from chaperone_sidecar.credentials.lease import Leases
 from chaperone_sidecar.errors import BrokerUnavailable, ChaperoneError
 from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.policy.decider import Decider
@@ -86,6 +87,7 @@ class Runtime:
         self._signer = make_signer(settings.cluster, settings.pod_uid)
         self._broker = Broker(settings.broker_url, settings.ca_pem, settings.token_path, edges.connector)
         self._decider = Decider(settings.identity, settings.opa)
+        self._leases = Leases(self._broker.lease)
         self._collector: aiohttp.ClientSession | None = None
         self._gateway: Gateway | None = None
         self._shipper: Shipper | None = None
@@ -110,7 +112,7 @@ class Runtime:
             owner=config.identity.owner.name, durability=config.identity.durability, revision=config.revision,
         )  # fmt: skip
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
-        backends = PostgresBackends(self._edges.dial, self._broker.lease)
+        backends = PostgresBackends(self._edges.dial, self._leases)
         self._gateway = Gateway(config, recorder, self._decider, backends, PodCa(settings.pod))
         return self._gateway
 
@@ -179,6 +181,7 @@ class Runtime:
                 continue
             await patiently("the broker gives no policy bundle", self._fetch_bundle)
             if await self._decider.wait_for_revision(config.revision, OPA_TIMEOUT_S):
+                self._leases.clear()
                 gateway.reconfigure(config)
                 self._on_config(config)
                 logger.info("policy revision %s is in force", config.revision)

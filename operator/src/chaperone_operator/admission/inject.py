@@ -28,12 +28,14 @@ from chaperone_operator.admission.names import (
     OPA_VOLUME,
     PREFIX,
     RUN_VOLUME,
+    SEAL_ANNOTATION,
     SPOOL_VOLUME,
     TOKEN_VOLUME,
     TRUST_PATH,
     TRUST_VOLUME,
 )
 from chaperone_operator.admission.protect import Object, Violation, containers_of, drops_raw_sockets
+from chaperone_operator.admission.seal import Seal
 
 type Json = dict[str, Any]
 
@@ -62,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True):
     Attributes:
         service_ca: PEM of the CA of broker and collector; `cluster` is the uid of kube-system.
         runtime_classes: RuntimeClasses that agents may name.
+        seal: marks what this installation injected; None where one process does everything.
     """
 
     version: str
@@ -73,6 +76,7 @@ class Settings(msgspec.Struct, frozen=True):
     pull_policy: str = "IfNotPresent"
     spool_bytes: int = 256 << 20
     runtime_classes: frozenset[str] = frozenset()
+    seal: Seal | None = None
 
 
 class Agent(msgspec.Struct, frozen=True):
@@ -94,7 +98,10 @@ def inject(pod: Object, settings: Settings, agent: Agent) -> Json:
     if spec.get("ephemeralContainers"):
         spec["ephemeralContainers"] = [_without_raw_sockets(one) for one in spec["ephemeralContainers"]]
     spec["volumes"] = [*_kept_volumes(pod, spec), *_volumes(settings)]
-    return {**pod, "metadata": metadata, "spec": spec}
+    injected = {**pod, "metadata": metadata, "spec": spec}
+    if settings.seal is not None:
+        metadata["annotations"][SEAL_ANNOTATION] = settings.seal.make(_parts(injected))
+    return injected
 
 
 def patch(pod: Object, injected: Object) -> list[Json]:
@@ -113,7 +120,10 @@ def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, .
     """How a pod differs from an injected one: anything of ours absent, altered, out of order or doubled."""
     found: list[Violation] = []
     metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
-    wanted = {IDENTITY_LABEL: agent.identity, INJECTED_ANNOTATION: settings.version}
+    wanted = {IDENTITY_LABEL: agent.identity}
+    is_sealed = _is_sealed(pod, settings)
+    if not is_sealed:
+        wanted[INJECTED_ANNOTATION] = settings.version
     told = {**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}
     for key, value in wanted.items():
         if told.get(key) != value:
@@ -121,7 +131,7 @@ def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, .
     if not (spec.get("securityContext") or {}).get("seccompProfile"):
         found.append(_absent("spec.securityContext has no seccompProfile"))
     initial = list(spec.get("initContainers") or ())
-    for index, ours in enumerate(_ours(settings, agent)):
+    for index, ours in enumerate(() if is_sealed else _ours(settings, agent)):
         if index >= len(initial) or not _is_same(initial[index], ours):
             found.append(_absent(f"spec.initContainers[{index}] is not the container {ours['name']}"))
     for where, container in containers_of(spec):
@@ -132,8 +142,7 @@ def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, .
             )
         elif name not in CONTAINERS and not drops_raw_sockets(container):
             found.append(_absent(f"{where} keeps the capability NET_RAW"))
-    volumes = {one["name"]: one for one in spec.get("volumes") or () if str(one.get("name", "")).startswith(PREFIX)}
-    if volumes != {one["name"]: one for one in _volumes(settings)}:
+    if not is_sealed and _our_volumes(spec) != {one["name"]: one for one in _volumes(settings)}:
         found.append(_absent(f"the volumes {PREFIX}* are not those that are injected"))
     return tuple(found)
 
@@ -143,21 +152,45 @@ def without_ours(pod: Object, settings: Settings, agent: Agent) -> Object:
     metadata, spec = dict(pod.get("metadata") or {}), dict(pod.get("spec") or {})
     initial = spec.get("initContainers") or ()
     found = {one.get("name"): one for one in initial}
-    if not all(_is_same(found.get(ours["name"], {}), ours) for ours in _ours(settings, agent)):
+    is_sealed = _is_sealed(pod, settings)
+    if not is_sealed and not all(_is_same(found.get(ours["name"], {}), ours) for ours in _ours(settings, agent)):
         return pod
-    for where, key in (("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION)):
-        metadata[where] = {name: value for name, value in (metadata.get(where) or {}).items() if name != key}
+    own_keys = {IDENTITY_LABEL, INJECTED_ANNOTATION, SEAL_ANNOTATION}
+    for where in ("labels", "annotations"):
+        metadata[where] = {name: value for name, value in (metadata.get(where) or {}).items() if name not in own_keys}
     spec["initContainers"] = [one for one in initial if one.get("name") not in CONTAINERS]
-    own = _volumes(settings)
+    own = list(_our_volumes(spec).values()) if is_sealed else _volumes(settings)
     spec["volumes"] = [one for one in spec.get("volumes") or () if one not in own]
     return {**pod, "metadata": metadata, "spec": spec}
+
+
+def _is_sealed(pod: Object, settings: Settings) -> bool:
+    """Whether a replica of this installation, perhaps with other settings, injected exactly what stands here."""
+    seal = ((pod.get("metadata") or {}).get("annotations") or {}).get(SEAL_ANNOTATION, "")
+    return settings.seal is not None and settings.seal.holds(_parts(pod), str(seal))
+
+
+def _parts(pod: Object) -> Json:
+    """What is sealed: whose pod it is and everything of ours in its place, less resources (a LimitRange adds to them)."""
+    metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
+    first = list(spec.get("initContainers") or ())[: len(CONTAINERS)]
+    return {
+        "identity": (metadata.get("labels") or {}).get(IDENTITY_LABEL),
+        "version": (metadata.get("annotations") or {}).get(INJECTED_ANNOTATION),
+        "containers": [{**one, "resources": None} for one in first],
+        "names": [one.get("name") for one in first] == list(CONTAINERS),
+        "volumes": _our_volumes(spec),
+    }
+
+
+def _our_volumes(spec: Object) -> Json:
+    return {one["name"]: one for one in spec.get("volumes") or () if str(one.get("name", "")).startswith(PREFIX)}
 
 
 def _absent(what: str) -> Violation:
     return Violation(
         "not-injected",
-        f"{what}; another admission webhook changed the pod after Chaperone (exempt agents' pods from it), or Chaperone"
-        " is being upgraded at this moment (try again).",
+        f"{what}; another admission webhook changed the pod after Chaperone. Exempt agents' pods from it.",
     )
 
 

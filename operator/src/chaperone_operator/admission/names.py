@@ -6,6 +6,7 @@ from typing import Final
 
 IDENTITY_LABEL: Final = "chaperone.dev/identity"
 INJECTED_ANNOTATION: Final = "chaperone.dev/injected"
+SEAL_ANNOTATION: Final = "chaperone.dev/seal"
 
 FENCE: Final = "chaperone-fence"
 GATEWAY: Final = "chaperone-gateway"

@@ -23,6 +23,7 @@ from chaperone_operator.admission.names import (
     PREFIX,
     RESERVED_GIDS,
     RESERVED_UIDS,
+    SEAL_ANNOTATION,
     TRUST_PATH,
     TRUST_VOLUME,
 )
@@ -93,7 +94,9 @@ def claims(pod: Object) -> tuple[Violation, ...]:
     """What a pod may not bear unless this operator has injected it: names, labels and tokens that stand for it."""
     metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
     found = []
-    for where, key in (("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION)):
+    for where, key in (
+        ("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION), ("annotations", SEAL_ANNOTATION)
+    ):  # fmt: skip
         if key in (metadata.get(where) or {}):
             found.append(Violation("reserved-label", f"metadata.{where} {key} is set by Chaperone alone; remove it."))
     return (*found, *_reserved_names(spec), *_broker_tokens(spec))

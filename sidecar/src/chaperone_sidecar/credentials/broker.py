@@ -7,6 +7,7 @@ memory.
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +27,11 @@ from chaperone_sidecar.tls import load_key_pair
 REQUEST_TIMEOUT_S: Final = 10.0  # the broker answers in ms; past this it is unreachable
 LONG_POLL_S: Final = 30  # the longest wait the broker grants for a new configuration
 MAX_ANSWER_BYTES: Final = 4 << 20  # a bundle is the largest answer; the operator refuses bigger ones
-LEASE_MARGIN_S: Final = 60  # a lease is renewed this long before it ends
+LEASE_TRIES: Final = 3  # when the broker asks to be asked again; a client waits meanwhile
+LONGEST_PAUSE_S: Final = 2.0  # whatever pause it asks for
+
+
+_CALL_AGAIN: Final = frozenset({409, 429, 503})
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -142,10 +147,14 @@ class Broker:
         Raises:
             LeaseRefused: the broker says no, or cannot be reached; the text is fit for the client.
         """
-        try:
-            status, answer = await self._call("POST", "/v1/leases", json={"target": target})
-        except BrokerUnavailable as error:
-            raise LeaseRefused(str(error)) from error
+        for left in reversed(range(LEASE_TRIES)):
+            try:
+                status, answer = await self._call("POST", "/v1/leases", json={"target": target})
+            except BrokerUnavailable as error:
+                raise LeaseRefused(str(error)) from error
+            if status not in _CALL_AGAIN or not left:
+                break
+            await asyncio.sleep(random.uniform(0.5, 1.0) * LONGEST_PAUSE_S)  # noqa: S311 - spreads many gateways
         if status != 200:
             raise LeaseRefused(_detail(answer))
         try:
