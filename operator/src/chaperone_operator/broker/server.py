@@ -170,7 +170,10 @@ class Broker:
             return _problem(error.status, error.reason, "The broker has the four calls of its documentation.")
         except ApiError as error:
             _log.warning("%s %s: %s", request.method, request.path, error)
-            detail = "The Kubernetes API server does not answer the broker; call again."
+            if error.status in (401, 403):
+                detail = "The broker lacks rights at the Kubernetes API server; is Chaperone still installed?"
+            else:
+                detail = "The Kubernetes API server does not answer the broker; call again."
             return _problem(503, "API server not available", detail, 1)
         except TimeoutError:
             return _problem(503, "Too slow", "The Kubernetes API server answers too slowly; call again.", 1)
