@@ -46,7 +46,7 @@ with psycopg.connect(where, autocommit=True, prepare_threshold=None) as lasting:
             with psycopg.connect(where, autocommit=True) as fresh:
                 assert ask(fresh) == "relay"
         begun.touch()
-        time.sleep(0.25)
+        time.sleep(0.1)
 stop.unlink()
 begun.unlink()
 print(rounds)
@@ -55,10 +55,11 @@ print(rounds)
 
 @pytest.fixture(scope="module")
 def agents(team: Team) -> Team:
-    """A team with an agent."""
+    """A team with an agent, and another one that has not used its target yet."""
     team.identity()
     team.policy(READ)
     team.pod()
+    team.pod("idle")
     return team
 
 
@@ -167,8 +168,8 @@ def test_agents_outlive_an_uninstallation_and_go_on_with_the_next_installation(
             )  # fmt: skip
             until("all parts are gone", lambda: not _parts(kubectl, system, "operator", "broker", "collector"))
             _is_gone_but_for_what_is_kept(kubectl, agents, system)
-            # The session that was open goes on; who begins another one is told why it cannot be.
-            refused = agent.psql(WITHOUT_CHAPERONE)
+            # The session that was open goes on; who has no lease yet is told why none can be had.
+            refused = Pod(kubectl, agents.namespace, "idle").psql(WITHOUT_CHAPERONE)
             assert refused.status == 2
             assert f'FATAL:  Chaperone: Target "{TARGET}" cannot be used: ' in refused.err
             assert "broker" in refused.err
