@@ -6,8 +6,8 @@ RUN := $(UV) run --frozen --all-packages --all-extras
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
-setup: ## Install what is missing: uv, PostgreSQL, OPA and an API server for the tests
-	tools/setup.sh
+setup: ## Install what is missing: uv, PostgreSQL, OPA, and a cluster built from its pinned parts
+	tools/setup.sh cluster
 
 lint: setup ## Format, lint, types, import contracts
 	$(RUN) ruff format --check .
