@@ -171,7 +171,7 @@ def _is_sealed(pod: Object, settings: Settings) -> bool:
 
 
 def _parts(pod: Object) -> Json:
-    """What is sealed: whose pod it is and everything of ours in its place, less resources (a LimitRange adds to them)."""
+    """What is sealed: whose pod it is and everything of ours, less resources, to which a LimitRange adds."""
     metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
     first = list(spec.get("initContainers") or ())[: len(CONTAINERS)]
     return {
