@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from chaperone_sidecar.errors import ProtocolError, UpstreamUnavailable
 from chaperone_sidecar.protocols.postgresql import messages as m
 from chaperone_sidecar.protocols.postgresql import scram, startup
-from chaperone_sidecar.protocols.postgresql.codec import LONG_ROW_BYTES, BackendCodec, FrontendCodec
+from chaperone_sidecar.protocols.postgresql.codec import LONG_ROW_BYTES, BackendCodec, FrontendCodec, Rows
 
 CLIENT_FRAMES = st.lists(
     st.one_of(
@@ -52,17 +52,13 @@ def _server(pieces: list[bytes]) -> tuple[list[bytes], int, bytes]:
     codec, frames, rows, everything = BackendCodec(), [], 0, b""
     for piece in pieces:
         codec.feed(piece)
-        while True:
-            run = codec.rows()
-            if run is not None:
-                rows += run.count
-                everything += run.data
-                continue
-            frame = codec.next()
-            if frame is None:
-                break
-            frames.append(frame.raw)
-            everything += frame.raw
+        while (found := codec.next()) is not None:
+            if isinstance(found, Rows):
+                rows += found.count
+                everything += found.data
+            else:
+                frames.append(found.raw)
+                everything += found.raw
     return frames, rows, everything
 
 
@@ -92,13 +88,14 @@ def test_a_row_longer_than_memory_allows_passes_in_pieces() -> None:
     codec, largest, total = BackendCodec(), 0, 0
     for begin in range(0, len(data), 65536):
         codec.feed(data[begin : begin + 65536])
-        while (run := codec.rows()) is not None:
-            largest, total = max(largest, len(run.data)), total + len(run.data)
+        while (found := codec.next()) is not None:
+            if isinstance(found, Rows):
+                largest, total = max(largest, len(found.data)), total + len(found.data)
+            else:
+                last = found
     assert total == size + 5
     assert largest <= LONG_ROW_BYTES + 65536
-    frame = codec.next()
-    assert frame is not None
-    assert frame.type == m.READY_FOR_QUERY
+    assert last.type == m.READY_FOR_QUERY
 
 
 @given(st.binary(max_size=200), st.booleans())
@@ -143,7 +140,6 @@ def test_a_hostile_servers_length_is_refused(kind: int) -> None:
     codec = BackendCodec()
     codec.feed(bytes((kind,)) + (0xFFFFFFFF).to_bytes(4, "big"))
     with pytest.raises(ProtocolError) as refused:
-        codec.rows()
         codec.next()
     assert refused.value.side == "upstream"
 

@@ -54,7 +54,6 @@ def work(recorder: Recorder, commands: int, size: int = 40) -> None:
         recorder.conclude(log, intent, "ok", rows=1)
     recorder.close_session(log, "done")
     recorder.head("open")
-    recorder.flush()
 
 
 @asynccontextmanager

@@ -2,9 +2,9 @@
 
 Theory of operation. Each direction is a generator that is run to its end for each delivery of bytes; a direction that
 has to wait (for OPA, for the backend, for the other direction) is paused together with its transport, and what still
-arrives is kept for it. What a run wants to send is collected, and `_commit` hands it over in one order: spool,
-upstream, client. So no byte of a command is sent before its record is in the kernel, and no end of a command is told
-before its outcome is.
+arrives is kept for it. What a run wants to send is collected, and `commit` hands it over at the end of the run, the
+upstream first. A record is in the spool when its effect has been executed; so no byte of a command is sent before it is
+in the kernel, and no end of a command is told before its outcome is.
 
 Everything here ends: start-up, log-in, TLS and questions have deadlines.
 """
@@ -246,16 +246,10 @@ class Driver:
         return self._handlers[type(effect)](effect)
 
     def commit(self) -> None:
-        """Spool, upstream, client: in this order and only as far as the one before succeeded."""
-        if self._to_upstream or self._to_client:
-            try:
-                self._recorder.flush()
-            except SpoolFull as error:
-                self._to_upstream.clear()
-                self._to_client.clear()
-                self.fail(error)
-                return
+        """Upstream, then client; what covers these bytes is in the spool since its effect was executed."""
+        if self._to_upstream:
             self._log.bytes_in += _hand_over(self.upstream, self._to_upstream)
+        if self._to_client:
             self._log.bytes_out += _hand_over(self.client, self._to_client)
         self._changed.set()
 
@@ -397,7 +391,6 @@ class Driver:
                 self._recorder.conclude(self._log, intent, "aborted")
             if self._opened is not None:
                 self._recorder.close_session(self._log, reason)
-            self._recorder.flush()
         except SpoolFull:
             logger.error("session %s: its end could not be recorded", self._log.id)
         else:

@@ -19,7 +19,7 @@ type Side = Literal["client", "upstream"]
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
-    """Proof that a record is in the spool's buffer; made by the recorder alone."""
+    """Proof that a record is in the spool; made by the recorder alone."""
 
     seq: int
 

@@ -1,7 +1,7 @@
 """The recorder: turns what sessions do into the records of one stream.
 
 It owns the chain, the spool and the clock; a session gets a `Receipt` only from here, after its record is in the
-spool's buffer. Bodies (statement texts, parameters) are kept beside the records, under a salted commitment; a text
+spool. Bodies (statement texts, parameters) are kept beside the records, under a salted commitment; a text
 that a session repeats is kept once.
 """
 
@@ -80,7 +80,7 @@ class Recorder:
 
     @property
     def next_seq(self) -> int:
-        """The number of the next record: everything below is in the spool's buffer."""
+        """The number of the next record: everything below is in the spool."""
         return self._chain.count
 
     def open_stream(self, opened: record.StreamOpen, stream: str, previous: str, previous_link: str) -> None:
@@ -221,15 +221,6 @@ class Recorder:
             SpoolFull: even the room for owed records is gone.
         """
         self.head("open" if self._since_head else "idle")
-        self.flush()
-
-    def flush(self) -> None:
-        """Hand everything to the kernel; after this the records survive the process.
-
-        Raises:
-            SpoolFull: the disk failed.
-        """
-        self._spool.flush()
 
     def close(self, reason: str) -> None:
         """Write the stream's last record and its closing head."""

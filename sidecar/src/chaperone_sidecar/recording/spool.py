@@ -5,18 +5,19 @@ holds entry frames, `bodies/<id>/<n>.seg` holds body frames. Segments are preall
 a segment is made and not in the middle of a record; a zero length ends a segment.
 
 Invariants:
-* What `append` took is in the page cache after `flush`: it survives the death of this process.
+* What `append` took is in the page cache when it returns: it survives the death of this process.
 * A record that a command depends on is refused with `SpoolFull` while the records that already running commands still
   owe (outcomes, ends, heads) have room: one spare segment is kept for them.
 * The sum of all segments of a root never passes `limit_bytes`.
 
-Sad path: a write that fails after the space was reserved (an I/O error) leaves this stream unusable; `flush` raises
-`SpoolFull` from then on, and nothing more is let through.
+Sad path: a disk that fails under a mapping ends the process (SIGBUS). The fence stays closed, and where no spool can be
+made no stream begins.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 from typing import Final
@@ -31,18 +32,18 @@ MAX_BODY_BYTES: Final = 1 << 20  # longer ones are cut by the recorder, which re
 
 
 class Segment:
-    """One preallocated file; bytes are collected in memory until `flush`."""
+    """One preallocated file, written through a mapping: what is appended is in the page cache at once."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
         self.size_bytes = size_bytes
         self.used = 0
         self.last_seq = -1
-        self._pending: list[bytes] = []
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            os.posix_fallocate(self._fd, 0, size_bytes)
+            os.posix_fallocate(self._fd, 0, size_bytes)  # so that no later write can find the disk full
+            self._map = mmap.mmap(self._fd, size_bytes)
         except OSError:
             os.close(self._fd)
             path.unlink(missing_ok=True)
@@ -53,27 +54,16 @@ class Segment:
         return self.used + size_bytes <= self.size_bytes
 
     def append(self, frame: bytes) -> None:
-        """Keep a frame for the next flush."""
-        self._pending.append(frame)
-        self.used += len(frame)
-
-    def flush(self) -> None:
-        """Write what was appended, in one call."""
-        if not self._pending:
-            return
-        data = self._pending[0] if len(self._pending) == 1 else b"".join(self._pending)
-        self._pending.clear()
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-
-    def sync(self) -> None:
-        """Wait until the disk has it."""
-        os.fdatasync(self._fd)
+        """Keep a frame. Its last byte comes last: a frame that ends in zero was not written to its end."""
+        end = self.used + len(frame) - 1
+        self._map[self.used : end] = frame[:-1]
+        self._map[end] = frame[-1]
+        self.used = end + 1
 
     def close(self) -> None:
-        """Give the file descriptor back."""
+        """Give mapping and file descriptor back; what was appended stays."""
         if self._fd >= 0:
+            self._map.close()
             os.close(self._fd)
             self._fd = -1
 
@@ -94,13 +84,10 @@ class Spool:
         self._directory = root / "streams" / stream
         self._body_directory = root / "bodies" / stream
         self.used_bytes = stored_bytes(root)  # of all streams under the root
-        self._broken = False
         self._sealed: list[Segment] = []
         self._sealed_bodies: list[Segment] = []
         self._next_body_file = 0
         self._next_seq = 0
-        self._dirty = False
-        self.flushed_seq = -1
         try:
             self._current = self._new_segment(0)
             self._bodies = self._new_body_segment()
@@ -119,10 +106,8 @@ class Spool:
         `owed` marks records that a running command or an open session already owes; they may use the spare segment.
 
         Raises:
-            SpoolFull: no room is left for a record of this kind, or the disk failed before.
+            SpoolFull: no room is left for a record of this kind.
         """
-        if self._broken:
-            raise SpoolFull("The spool cannot be written.")
         if not owed and self._spare is None:
             self._make_spare()
         if not self._current.has_room(MAX_FRAME_BYTES):
@@ -134,7 +119,6 @@ class Spool:
         self._current.append(frame)
         self._current.last_seq = seq
         self._next_seq += 1
-        self._dirty = True
         return seq
 
     def append_body(self, frame: bytes) -> None:
@@ -143,41 +127,21 @@ class Spool:
         Raises:
             SpoolFull: no room is left.
         """
-        if self._broken:
-            raise SpoolFull("The spool cannot be written.")
         if not self._bodies.has_room(len(frame) + END_BYTES):
             try:
                 fresh = self._new_body_segment()
             except OSError as error:
                 raise SpoolFull(f"The spool is full: {error.strerror}.") from error
-            self._bodies.flush()
+            self._bodies.close()
             self._sealed_bodies.append(self._bodies)
             self._bodies = fresh
         self._bodies.append(frame)
         self._bodies.last_seq = self._next_seq
-        self._dirty = True
 
     def pin_body(self) -> None:
         """Note that the next record names a body that was kept before, so its segment stays at least as long."""
         for segment in (*self._sealed_bodies, self._bodies):
             segment.last_seq = self._next_seq
-
-    def flush(self) -> None:
-        """Hand everything appended to the kernel: bodies first, then the records that name them.
-
-        Raises:
-            SpoolFull: the write failed; the stream is unusable from now on.
-        """
-        if not self._dirty:
-            return
-        try:
-            self._bodies.flush()
-            self._current.flush()
-        except OSError as error:
-            self._broken = True
-            raise SpoolFull(f"The spool cannot be written: {error.strerror}.") from error
-        self._dirty = False
-        self.flushed_seq = self._next_seq - 1
 
     def release(self, acked_seq: int) -> None:
         """Free every sealed segment whose records the collector has stored."""
@@ -189,8 +153,7 @@ class Spool:
         self.used_bytes -= freed_bytes
 
     def close(self) -> None:
-        """Flush and close the files; a spare that was never used is removed."""
-        self.flush()
+        """Close the files; a spare that was never used is removed."""
         for segment in (*self._sealed, *self._sealed_bodies, self._current, self._bodies):
             segment.close()
         if self._spare is not None:
@@ -199,7 +162,6 @@ class Spool:
 
     def _rotate(self) -> None:
         spare = self._spare or self._make_spare()
-        self._current.flush()
         self._current.close()
         self._sealed.append(self._current)
         spare.path = spare.path.rename(self._directory / f"{self._next_seq:016d}.seg")

@@ -33,7 +33,6 @@ def begin_stream(
     spool = Spool(root, stream, limit_bytes)
     recorder = Recorder(chain.Chain(opened.cluster, stream), spool, signer, ids)
     recorder.open_stream(opened, stream, previous, base64.b64encode(link).decode() if previous else "")
-    recorder.flush()
     return recorder, spool
 
 

@@ -6,6 +6,7 @@ rules, statement by statement, are in CLASSIFY.md; the known limits, too.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from concurrent.futures import Future
 from typing import Any, Final
@@ -22,6 +23,7 @@ HANDLED_BY: Final = (query, utility, definition)  # importing them registers the
 
 CACHE_BYTES: Final = 4 * 1024 * 1024  # some ten thousand statements; shared by all sessions of the gateway
 _ENTRY_BYTES: Final = 600  # what an entry holds besides its text, rounded up
+_MAX_SHAPED: Final = 4096  # longer texts are seldom told apart by a number alone
 _SHARE: Final = 8  # a text over 1/8 of the cache is not kept: one large script would push out all others
 
 
@@ -170,9 +172,11 @@ def _changes_reading(access: Access) -> bool:
 
 
 class ClassifyCache:
-    """Exact text to what it was classified as; the least recently used goes first.
+    """Text to what it was classified as; the least recently used goes first.
 
-    Facts depend on the text alone while the gateway pins search path and encodings, so all sessions may share one.
+    Facts depend on the text alone while the gateway pins search path and encodings, so all sessions may share one. No
+    fact looks at the value of an integer, so texts that differ in nothing else share an entry (see `_shape`). A fact
+    that comes to look at one (a LIMIT, say) has to be taken out of that first.
     """
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
@@ -183,12 +187,17 @@ class ClassifyCache:
     def find(self, text: bytes) -> Classified | None:
         """What the text was classified as, if that is still kept."""
         found = self._entries.get(text)
+        if found is None:
+            text = _shape(text)
+            found = self._entries.get(text)
         if found is not None:
             self._entries.move_to_end(text)
         return found
 
     def keep(self, text: bytes, classified: Classified) -> None:
         """Remember a text, and forget others until `max_bytes` suffice."""
+        if classified.facts.resolution is not Resolution.UNRESOLVED:  # a number alone may be what was not understood
+            text = _shape(text)
         size = _size(text, classified)
         if size > self._max_bytes // _SHARE:
             return
@@ -199,6 +208,18 @@ class ClassifyCache:
         while self.size_bytes > self._max_bytes:
             old_text, old = self._entries.popitem(last=False)
             self.size_bytes -= _size(old_text, old)
+
+
+# Without quotes, comments, dollars and backslashes every run of digits that touches no word and no point is an integer.
+_PLAIN: Final = re.compile(rb"[A-Za-z0-9_ \t\r\n.,;()=<>+*%-]*\Z")
+_INTEGER: Final = re.compile(rb"(?<![A-Za-z0-9_.])[0-9]{1,9}(?![A-Za-z0-9_.])")
+
+
+def _shape(text: bytes) -> bytes:
+    """The text with each integer as 0 where that is plain to see; else the text itself."""
+    if len(text) > _MAX_SHAPED or not _PLAIN.match(text) or b"--" in text:
+        return text
+    return _INTEGER.sub(b"0", text)
 
 
 def _size(text: bytes, classified: Classified) -> int:

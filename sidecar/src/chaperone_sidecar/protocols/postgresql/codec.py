@@ -2,7 +2,7 @@
 
 `FrontendCodec` reads what a client sends, `BackendCodec` what a server sends. Both hold at most one unfinished frame,
 whose length is checked against a cap for its type as soon as five bytes are there: neither side can make the gateway
-keep more. Rows are the exception: `BackendCodec.rows` gives runs of whole DataRow and CopyData frames, and a row
+keep more. Rows are the exception: `BackendCodec.next` gives runs of whole DataRow and CopyData frames, and a row
 longer than `LONG_ROW_BYTES` in pieces as they come, so that a value of a gigabyte passes through without being held.
 
 States: a client is starting (messages without a type byte) until `started` is called. Which message may come when is
@@ -154,10 +154,11 @@ class FrontendCodec:
         buffer = self._buffer
         if self._is_starting:
             return self._next_startup()
-        if len(buffer) < 5:
+        data, start = buffer.data, buffer.start
+        if buffer.missing or len(data) - start < 5:
             return None
-        kind = buffer.data[buffer.start]
-        size = int.from_bytes(buffer.data[buffer.start + 1 : buffer.start + 5], "big")
+        kind = data[start]
+        size = int.from_bytes(data[start + 1 : start + 5], "big")
         cap = _FRONTEND_CAPS.get(kind)
         if cap is None:
             raise ProtocolError(f"A message of type {bytes((kind,))!r} is not allowed here.")
@@ -191,15 +192,8 @@ class BackendCodec:
         """Take bytes as they came."""
         self._buffer.feed(data)
 
-    def rows(self) -> Rows | None:
-        """The run of rows at the front of what was fed, or None: something else is there, or nothing whole.
-
-        Raises:
-            ProtocolError: side=upstream; a row with an impossible length.
-        """
-        buffer = self._buffer
-        if buffer.missing:
-            return None
+    def _rows(self, buffer: _Buffer) -> Rows | None:
+        """The run of rows at the front of what was fed, or None: nothing of them is whole."""
         data, start, end = buffer.data, buffer.start, len(buffer.data)
         position, count = start, 0
         if self._row_bytes_left:
@@ -224,19 +218,24 @@ class BackendCodec:
         buffer.start = position
         return Rows(data[start:position] if start or position < end else data, count)
 
-    def next(self) -> Frame | None:
-        """The next whole message that is not a row, or None: more bytes are needed, or a row is next.
+    def next(self) -> Frame | Rows | None:
+        """The next whole message, or a run of rows; None: more bytes are needed.
 
         Raises:
-            ProtocolError: side=upstream; a type that is not allowed or a length over its cap.
+            ProtocolError: side=upstream; a type that is not allowed, a length over its cap, or an impossible one.
         """
         buffer = self._buffer
-        if len(buffer) < 5 or self._row_bytes_left:
+        if buffer.missing:
             return None
-        kind = buffer.data[buffer.start]
+        data, start = buffer.data, buffer.start
+        if self._row_bytes_left:
+            return self._rows(buffer)
+        if len(data) - start < 5:
+            return None
+        kind = data[start]
         if kind in _ROWS:
-            return None
-        size = int.from_bytes(buffer.data[buffer.start + 1 : buffer.start + 5], "big")
+            return self._rows(buffer)
+        size = int.from_bytes(data[start + 1 : start + 5], "big")
         cap = _BACKEND_CAPS.get(kind)
         if cap is None:
             raise ProtocolError(

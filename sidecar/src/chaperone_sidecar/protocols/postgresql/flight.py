@@ -11,8 +11,9 @@ its error is replaced by ours. Client and backend then agree on the state withou
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from typing import Final, Literal
+
+import msgspec
 
 from chaperone_sidecar.effects import Intent
 from chaperone_sidecar.protocols.postgresql.prepared import Change, Portal, Statement
@@ -24,8 +25,7 @@ MAX_STEPS: Final = 10_000  # a client that pipelines more waits; each step costs
 POISON_STATEMENT: Final = b"chaperone_refused"  # a syntax error in every version; legible in the backend's log
 
 
-@dataclass(slots=True)
-class Step:
+class Step(msgspec.Struct, gc=False, eq=False):
     """One message on its way, and what its answer will need."""
 
     kind: StepKind

@@ -8,32 +8,30 @@ back.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from chaperone_sidecar.protocols.postgresql.classify import Classified
 
 MAX_NAMES: Final = 4096  # prepared statements or portals of one session; drivers keep a few hundred at most
 
 
-@dataclass(slots=True, frozen=True)
-class Statement:
+class Statement(msgspec.Struct, frozen=True, gc=False):
     """A prepared statement as the client wrote it."""
 
     text: bytes
     classified: Classified
 
 
-@dataclass(slots=True, frozen=True)
-class Portal:
+class Portal(msgspec.Struct, frozen=True, gc=False):
     """A statement with its parameters."""
 
     statement: Statement
     params: bytes
 
 
-@dataclass(slots=True, frozen=True)
-class Change[T]:
+class Change[T](msgspec.Struct, frozen=True, gc=False):
     """A name's change that is on its way to the backend; `value` None means closed."""
 
     name: bytes

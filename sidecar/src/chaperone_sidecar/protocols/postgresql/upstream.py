@@ -15,7 +15,7 @@ import msgspec
 
 from chaperone_sidecar.errors import ProtocolError, UpstreamUnavailable
 from chaperone_sidecar.protocols.postgresql import messages as m
-from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame
+from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
 from chaperone_sidecar.protocols.postgresql.scram import MECHANISM, MECHANISM_PLUS, Scram
 
 MAX_PARAMETERS: Final = 100  # PostgreSQL reports about fifteen
@@ -191,11 +191,11 @@ def _settle(target: str, codec: BackendCodec) -> Steps[LoggedIn]:
 
 
 def _frame(codec: BackendCodec) -> Steps[Frame]:
-    while (frame := codec.next()) is None:
-        if codec.rows() is not None:
-            raise ProtocolError("it sent rows before its log-in.", side="upstream")
+    while (found := codec.next()) is None:
         codec.feed((yield Read()))
-    return frame
+    if isinstance(found, Rows):
+        raise ProtocolError("it sent rows before its log-in.", side="upstream")
+    return found
 
 
 def _expect(target: str, frame: Frame, kind: int) -> None:

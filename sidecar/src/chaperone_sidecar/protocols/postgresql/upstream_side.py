@@ -14,7 +14,7 @@ from chaperone_sidecar.effects import Conclude, Receipt, SessionEffect, ToClient
 from chaperone_sidecar.errors import ProtocolError
 from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import messages
-from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame
+from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
 from chaperone_sidecar.protocols.postgresql.flight import Flight, Step
 from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
 
@@ -49,16 +49,15 @@ class UpstreamSide:
         Raises:
             ProtocolError: side=upstream; an answer that nothing asked for, or a malformed one.
         """
-        self._codec.feed(data)
-        while True:
-            run = self._codec.rows()
-            if run is not None:
-                self._rows(run.data, run.count)
-                continue
-            frame = self._codec.next()
-            if frame is None:
-                break
-            yield from self._frame(frame)
+        codec = self._codec
+        codec.feed(data)
+        while (item := codec.next()) is not None:
+            if isinstance(item, Rows):
+                self._rows(item.data, item.count)
+            elif item.type in messages.DETAILS:  # the most frequent ones, and they record nothing
+                self._detail(self._step(item.type), item)
+            else:
+                yield from self._frame(item)
         if self._out:
             out, self._out = self._out, bytearray()
             yield ToClient(out)
@@ -72,26 +71,29 @@ class UpstreamSide:
         step.size_bytes += len(data)
         self._out += self._mask.rows(data)
 
+    def _step(self, kind: int) -> Step:
+        """The step that a message belongs to."""
+        step = self._flight.first()
+        if step is None:
+            raise _unexpected(f"a message of type {chr(kind)!r} that nothing asked for")
+        return step
+
     def _frame(self, frame: Frame) -> Effects[None]:
         kind = frame.type
         if kind in messages.ASYNCHRONOUS:
             self._out += self._mask.text(frame.raw)
             return
-        step = self._flight.first()
-        if step is None:
-            if kind == messages.ERROR_RESPONSE:
-                # The backend ends the session on its own (shutdown, idle timeout): its last words are for the client.
-                self._out += self._mask.text(frame.raw)
-                return
-            raise _unexpected(f"a message of type {chr(kind)!r} that nothing asked for")
+        if kind == messages.ERROR_RESPONSE and not self._flight:
+            # The backend ends the session on its own (shutdown, idle timeout): its last words are for the client.
+            self._out += self._mask.text(frame.raw)
+            return
+        step = self._step(kind)
         if kind == messages.ERROR_RESPONSE:
             yield from self._error(step, frame)
         elif kind == messages.READY_FOR_QUERY:
             yield from self._ready(step, frame)
         elif kind in messages.ENDINGS:
             yield from self._end(step, frame)
-        elif kind in messages.DETAILS:
-            self._detail(step, frame)
         else:
             self._acknowledge(step, kind)
             if step.intent is not None:
