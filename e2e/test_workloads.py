@@ -225,7 +225,8 @@ def test_a_service_account_of_its_own_is_replaced_by_one_that_opens_nothing(read
 def test_an_init_container_of_the_agent_is_held_like_the_agent_itself(ready: Team, kubectl: Kubectl):
     agent = Pod(kubectl, ready.namespace, "with-init")
     assert agent.logs("before") == "relay\n"
-    assert [one["restartCount"] for one in agent.seen["status"]["initContainerStatuses"]] == [0, 0, 0, 0]
+    restarts = [one["restartCount"] for one in agent.seen["status"]["initContainerStatuses"]]
+    assert restarts == [0, 0, 0, 0], agent.logs("before", "--previous")
     until("its command is listed", lambda: bool(ready.commands(command=INIT_TEXT)))
     (command,) = ready.commands(command=INIT_TEXT)
     assert command["spec"]["decision"] == "Allow"

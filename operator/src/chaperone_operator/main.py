@@ -119,7 +119,7 @@ class Operator:
                 await self._listen(stack, self._webhooks.application(), options.port, self._certificates.context)
                 await stop.wait()
                 _log.info("stopping")
-                self._is_stopping = True
+                self._is_stopping = self._webhooks.is_stopping = True
                 running[-1].cancel()
                 await asyncio.sleep(options.drain)
                 for task in running:

@@ -59,6 +59,8 @@ class Webhooks:
 
     Attributes:
         settings: may be replaced while the server runs.
+        is_stopping: each answer is then the last one of its connection, or the API server would send the next request
+            on it just when it is closed.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Webhooks:
         self._client = client
         self._identities = identities
         self.settings = settings
+        self.is_stopping = False
         self._declares = declares
         self._metrics = metrics or Metrics()
         self._instance = instance
@@ -167,7 +170,11 @@ class Webhooks:
             with self._metrics.review_seconds.labels(name).time():
                 answer = await _decided(decide, request)
             self._metrics.reviews.labels(name, "refused" if answer.violations else "allowed").inc()
-            return web.Response(body=msgspec.json.encode(answer.review(request.uid)), content_type="application/json")
+            body = msgspec.json.encode(answer.review(request.uid))
+            response = web.Response(body=body, content_type="application/json")
+            if self.is_stopping:
+                response.force_close()
+            return response
 
         return respond
 

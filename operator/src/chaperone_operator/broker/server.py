@@ -134,7 +134,7 @@ class Broker:
         return web.Response(text="ok")
 
     def stop(self) -> None:
-        """From now on this replica is not ready; what is under way goes on."""
+        """From now on this replica is not ready, and each answer is the last one of its connection."""
         self._is_stopping = True
 
     async def _ready(self, _: web.Request) -> web.Response:
@@ -156,6 +156,8 @@ class Broker:
         response = await self._settled(request, handler)
         self.metrics.calls.labels(route, str(response.status)).inc()
         self.metrics.seconds.labels(route).observe(time.perf_counter() - began)
+        if self._is_stopping:
+            response.force_close()  # or a gateway would send its next call on a connection that is just being closed
         return response
 
     async def _settled(self, request: web.Request, handler: Handler) -> web.StreamResponse:

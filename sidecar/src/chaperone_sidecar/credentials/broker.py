@@ -31,6 +31,7 @@ LEASE_TRIES: Final = 3  # when the broker asks to be asked again; a client waits
 LONGEST_PAUSE_S: Final = 2.0  # whatever pause it asks for
 
 
+_CUT: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 _CALL_AGAIN: Final = frozenset({409, 429, 503})
 
 
@@ -151,6 +152,8 @@ class Broker:
             try:
                 status, answer = await self._call("POST", "/v1/leases", json={"target": target})
             except BrokerUnavailable as error:
+                if left and isinstance(error.__cause__, _CUT):
+                    continue  # a replica that is gone had the connection; the next one is another's
                 raise LeaseRefused(str(error)) from error
             if status not in _CALL_AGAIN or not left:
                 break

@@ -25,7 +25,7 @@ from chaperone_sidecar.policy.cache import DecisionCache
 OPA_HOST: Final = "opa"  # for the Host header; the connection is to the socket
 ASK_TIMEOUT_S: Final = 1.5  # OPA's p99 is a few ms; past this it is down, and down means deny
 MAX_ASKS: Final = 32  # questions under way at once; OPA has one core at best, more would only queue there
-FIRST_LOAD_S: Final = 20.0  # OPA starts after the gateway: questions of the first moments wait for its first bundle
+FIRST_LOAD_S: Final = 60.0  # OPA starts after the gateway: questions of the first moments wait for its first bundle
 POLL_S: Final = 0.2  # how often `wait_for_revision` looks whether OPA has loaded a bundle
 
 
