@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 
 cache=${CHAPERONE_CACHE:-$HOME/.cache/chaperone}
 uv_version=0.13.9
-packages=(postgresql postgresql-client pgbouncer nftables iproute2 git)
+packages=(postgresql postgresql-client pgbouncer nftables iproute2 git gcc libc6-dev)
 scope=${1:-}
 case $scope in
   "") ;;
@@ -97,4 +97,5 @@ install_uv
 find_python
 build_tools
 "$cache/bin/uv" sync --quiet --frozen --all-packages --all-extras
+"$cache/bin/uv" run --quiet --frozen --all-packages --all-extras chaperone-compile >/dev/null
 say "ready"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from chaperone_tools import compile as compile_
 from chaperone_tools.cache import binary, cache, checkout
 from chaperone_tools.images.dockerfile import stages
 from chaperone_tools.images.key import digest_of, tree
@@ -21,6 +22,7 @@ from chaperone_tools.run import run
 
 PYTHON = "3.13"  # of the images; wheels are chosen for it
 INSTALL_LIMIT_S = 600.0
+COMPILED = "sidecar"  # the member whose data path is compiled
 HOME = "/opt/chaperone"  # the virtual environment in the images; images/Dockerfile makes it
 # Sources of compiled extensions and stubs: nothing imports them.
 _DEAD_WEIGHT = {".c", ".cpp", ".h", ".hpp", ".pxd", ".pyi", ".pyx"}
@@ -41,6 +43,8 @@ class Context:
         for member in self.target.members:
             yield f"{member}/pyproject.toml", (root / member / "pyproject.toml").read_bytes()
             yield from ((f"{member}/src/{name}", digest) for name, digest in tree(root / member / "src"))
+        if COMPILED in self.target.members:
+            yield "compiled", str(compile_.built()).encode()
         for name in self.target.binaries:
             yield f"bin/{name}", digest_of(binary(name))
         for name in self.target.files:
@@ -80,6 +84,9 @@ class Context:
         if built:
             run(uv, "pip", "install", *into, "--no-deps", "--target", packages, *built, limit_s=INSTALL_LIMIT_S)
         shutil.rmtree(wheels, ignore_errors=True)
+        if COMPILED in self.target.members and (home := compile_.built()) is not None:
+            for extension in compile_.extensions(home):
+                shutil.copy(extension, packages / extension.relative_to(home))
         for installed in (dependencies, packages):
             _write_launchers(installed, folder / "bin", ours=installed is packages)
             _slim(installed)
