@@ -99,3 +99,14 @@ def free_pod(kubectl: Kubectl, agent_image: str) -> Iterator[Pod]:
     kubectl("wait", f"--namespace={name}", "--for=condition=Ready", "pod/free", "--timeout=90s")
     yield Pod(kubectl, name, "free")
     kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def node(kubectl: Kubectl, agent_image: str) -> Iterator[Pod]:
+    """A pod that sees the processes of the node and may read their files."""
+    name = f"node-{secrets.token_hex(4)}"
+    make_namespace(kubectl, name)
+    kubectl.apply(pod(name, "node", agent_image, hostPID=True))
+    kubectl("wait", f"--namespace={name}", "--for=condition=Ready", "pod/node", "--timeout=90s")
+    yield Pod(kubectl, name, "node")
+    kubectl("delete", "namespace", name, "--wait=false")

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import base64
 import json
-import secrets
 import subprocess
-from collections.abc import Iterator
 
 import pytest
-from stage import DATA, READ, Database, Kubectl, Pod, Team, make_namespace, pod, until
+from stage import DATA, READ, Database, Kubectl, Pod, Team, until
 
 from chaperone_tools.cache import binary
 from chaperone_tools.install import Installed
@@ -44,17 +42,6 @@ for entry in pathlib.Path("/proc").iterdir():
                 print("found in", place)
 print(looked, hits)
 """
-
-
-@pytest.fixture
-def node(kubectl: Kubectl, agent_image: str) -> Iterator[Pod]:
-    """A pod that sees the processes of the node and may read their files."""
-    name = f"node-{secrets.token_hex(4)}"
-    make_namespace(kubectl, name)
-    kubectl.apply(pod(name, "node", agent_image, hostPID=True))
-    kubectl("wait", f"--namespace={name}", "--for=condition=Ready", "pod/node", "--timeout=90s")
-    yield Pod(kubectl, name, "node")
-    kubectl("delete", "namespace", name, "--wait=false")
 
 
 def logs(kubectl: Kubectl, namespace: str) -> str:

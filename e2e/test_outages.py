@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import HOST, READ, Database, Kubectl, Object, Pod, Team, chaperone, make_namespace, pod, until
+from stage import HOST, READ, Database, Kubectl, Object, Pod, Team, chaperone, until
 
 from chaperone_tools.install import Installed
 
@@ -65,17 +64,6 @@ def agent(team: Team) -> Pod:
     serve = ["tini", "--", "python3", "-m", "http.server", "8080", "--bind", "::"]
     probe = {"tcpSocket": {"port": 8080}, "periodSeconds": 1, "failureThreshold": 1}
     return team.pod(container={"command": serve, "readinessProbe": probe})
-
-
-@pytest.fixture(scope="module")
-def node(kubectl: Kubectl, agent_image: str) -> Iterator[Pod]:
-    """A pod that sees the processes of the node."""
-    name = f"node-{secrets.token_hex(4)}"
-    make_namespace(kubectl, name)
-    kubectl.apply(pod(name, "node", agent_image, hostPID=True))
-    kubectl("wait", f"--namespace={name}", "--for=condition=Ready", "pod/node", "--timeout=90s")
-    yield Pod(kubectl, name, "node")
-    kubectl("delete", "namespace", name, "--wait=false")
 
 
 @pytest.fixture
