@@ -80,7 +80,7 @@ def test_one_connection_too_many_is_refused_at_the_start_and_the_others_stay(lim
     gateway = limited(connections=8)
     opened = [gateway.connect() for _ in range(8)]
     for _ in range(2):
-        with pytest.raises(psycopg.OperationalError, match="has 8 connections to the target open") as refused:
+        with pytest.raises(psycopg.OperationalError, match="target open as it may have: 8") as refused:
             gateway.connect()
         assert "pool of at most 8" in str(refused.value)
         assert 'limits.connections of policy "agents/billing"' in str(refused.value)
@@ -117,7 +117,10 @@ def test_commands_past_the_limit_are_refused_recorded_and_do_not_run(limited: Ma
         for _ in range(5):
             connection.execute("SELECT 1")
         for one in (connection, other):
-            with pytest.raises(errors.ConfigurationLimitExceeded, match="ran 5 commands") as refused:
+            with pytest.raises(
+                errors.ConfigurationLimitExceeded,
+                match="within a minute as it may run: 5",
+            ) as refused:
                 one.execute("DELETE FROM invoices WHERE id = %s", (7,))
             assert "Try again in " in (refused.value.diag.message_hint or "")
             assert 'rule "limit:commandsPerMinute" of policy "agents/billing"' in (
@@ -165,7 +168,7 @@ def test_a_result_that_passes_the_limit_ends_with_an_error(limited: Make, rows: 
         cursor = connection.cursor(binary=binary)
         for query in ("SELECT id FROM orders WHERE id <= %s", f"SELECT id FROM orders WHERE id <= {rows}"):
             assert len(cursor.execute("SELECT id FROM orders WHERE id <= %s", (100,)).fetchall()) == 100
-            with pytest.raises(errors.ConfigurationLimitExceeded, match="more than 100 rows") as cut:
+            with pytest.raises(errors.ConfigurationLimitExceeded, match="more rows than a command may return") as cut:
                 cursor.execute(query, (rows,) if "%s" in query else None)
             assert "LIMIT 100" in (cut.value.diag.message_hint or "")
             assert 'limits.rowsPerCommand of policy "agents/billing"' in (cut.value.diag.message_detail or "")
@@ -210,7 +213,7 @@ def test_psql_hears_of_the_cut_and_goes_on(limited: Make) -> None:
         capture_output=True, text=True, timeout=30, check=False,
     )  # fmt: skip
     assert run.stdout == "2\n"
-    assert "cut by Chaperone: the result has more than 100 rows" in run.stderr
+    assert "cut by Chaperone: the result has more rows than a command may return (100)" in run.stderr
 
 
 def test_each_fetch_of_a_cursor_is_a_command(limited: Make) -> None:
@@ -324,7 +327,7 @@ def test_a_session_moves_no_more_bytes_than_it_may(limited: Make) -> None:
     since = len(outcomes(gateway))
     with gateway.connect() as connection:
         moved = 0
-        with pytest.raises(errors.ConfigurationLimitExceeded, match="more than 102400 bytes") as cut:
+        with pytest.raises(errors.ConfigurationLimitExceeded, match=r"more bytes than it may \(102400\)") as cut:
             for _ in range(20):
                 moved += len(connection.execute("SELECT repeat('x', 10000) FROM orders WHERE id = 1").fetchone()[0])
         assert 80_000 < moved < 102_400
@@ -356,7 +359,7 @@ def test_bytes_that_are_copied_in_count(limited: Make, postgres: Postgres) -> No
             for number in range(20_000, 21_000):
                 copy.write_row((number,))
         with (
-            pytest.raises(errors.ConfigurationLimitExceeded, match="102400 bytes"),
+            pytest.raises(errors.ConfigurationLimitExceeded, match="102400"),
             cursor.copy("COPY invoices (id) FROM STDIN") as copy,
         ):
             for number in range(30_000, 300_000):
@@ -386,7 +389,7 @@ def test_a_command_that_runs_too_long_is_cancelled(limited: Make, postgres: Post
     since = len(outcomes(gateway))
     with gateway.connect() as connection:
         began = time.monotonic()
-        with pytest.raises(errors.QueryCanceled, match="cut by Chaperone: the command ran longer than 1 s"):
+        with pytest.raises(errors.QueryCanceled, match="cut by Chaperone: the command ran longer than it may"):
             connection.execute(query, (1,) if "%s" in query else None)
         assert 0.9 < time.monotonic() - began < 10
         assert is_idle(postgres)

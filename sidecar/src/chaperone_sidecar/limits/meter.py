@@ -48,7 +48,10 @@ class Meter:
         What only begins or ends transactions always may: a transaction that cannot be ended holds its locks.
         """
         quota = self._quota
-        if not quota.is_counting or all(access.effect is Effect.TRANSACTION for access in command.facts.accesses):
+        if not quota.is_counting:
+            return None
+        accesses = command.facts.accesses
+        if accesses[0].effect is Effect.TRANSACTION and all(one.effect is Effect.TRANSACTION for one in accesses):
             return None
         size_bytes = len(command.text) + len(command.params)
         if self.bytes + size_bytes > quota.max_bytes:

@@ -15,11 +15,11 @@ type Name = Literal["connections", "commandsPerMinute", "rowsPerCommand", "bytes
 RULE_PREFIX: Final = "limit:"  # no rule of a policy has a colon in its name
 
 _MESSAGES: Final[dict[Name, str]] = {
-    "connections": "this pod has {max} connections to the target open, the most that it may have.",
-    "commandsPerMinute": "this pod ran {max} commands at the target within a minute, the most that it may run.",
-    "rowsPerCommand": "the result has more than {max} rows, the most that a command may return; it was cut.",
-    "bytesPerSession": "the session would move more than {max} bytes, the most that it may move; it goes no further.",
-    "commandDuration": "the command ran longer than {seconds} s, the longest that it may run; it was cancelled.",
+    "connections": "this pod has as many connections to the target open as it may have: {max}.",
+    "commandsPerMinute": "this pod ran as many commands at the target within a minute as it may run: {max}.",
+    "rowsPerCommand": "the result has more rows than a command may return ({max}); it was cut.",
+    "bytesPerSession": "the session would move more bytes than it may ({max}).",
+    "commandDuration": "the command ran longer than it may ({seconds} s); it was cancelled.",
 }
 _HINTS: Final[dict[Name, str]] = {
     "connections": "Close a connection, or share connections with a pool of at most {max}.",
