@@ -228,6 +228,40 @@ def test_a_copy_that_passes_the_bytes_is_failed_at_the_database() -> None:
     assert play.cancels == 0
 
 
+def test_a_cut_while_the_command_is_prepared_is_told_as_such() -> None:
+    play = Play()
+    play.client(PARSE + BIND + EXECUTE + m.SYNC_FRAME)
+    play.expire()
+    play.upstream(m.frame(m.PARSE_COMPLETE, b"") + CANCELLED + READY)
+    assert play.messages() == "1EZ"
+    assert b"cut by Chaperone" in play.to_client
+    assert [one.status for one in play.concluded] == ["aborted"]
+
+
+def test_time_that_runs_out_behind_a_refused_query_leaves_its_refusal() -> None:
+    play = Play()
+    play.client(m.encode_query(b"BEGIN"))
+    play.client(m.frame(m.FUNCTION_CALL, bytes(10)))
+    play.client(m.encode_query(b"SELECT 1"))
+    play.upstream(DONE + READY + m.frame(m.ERROR_RESPONSE, b"SERROR\0C42601\0Msyntax error\0\0"))
+    play.expire()
+    play.upstream(READY + HEAD + ROW + CANCELLED + READY)
+    assert play.messages() == "CZEZEZ"
+    assert b"C42501\0" in play.to_client
+    assert b"C57014\0" in play.to_client
+
+
+def test_time_that_runs_out_after_an_error_changes_nothing() -> None:
+    play = Play()
+    play.client(m.encode_query(b"SELECT 1"))
+    play.upstream(m.frame(m.ERROR_RESPONSE, b"SERROR\0C22012\0Mdivision by zero\0\0"))
+    play.expire()
+    play.upstream(READY)
+    assert play.messages() == "EZ"
+    assert b"C22012\0" in play.to_client
+    assert play.cancels == 0
+
+
 def test_the_last_word_is_not_written_into_a_row() -> None:
     play = Play()
     play.client(m.encode_query(b"SELECT 1"))

@@ -40,7 +40,7 @@ from chaperone_sidecar.effects import (
 )
 from chaperone_sidecar.errors import ChaperoneError, LimitReached, SpoolFull, UpstreamUnavailable
 from chaperone_sidecar.limits.meter import Meter
-from chaperone_sidecar.limits.reached import Reached
+from chaperone_sidecar.limits.reached import RULE_PREFIX, Reached
 from chaperone_sidecar.link import Link
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.recorder import Recorder, SessionLog
@@ -324,6 +324,8 @@ class Driver:
         return intent
 
     def _conclude(self, effect: Conclude) -> object:
+        if effect.code.startswith(RULE_PREFIX):
+            metrics.limit_reached(self.target.name, effect.code.removeprefix(RULE_PREFIX))
         return self._recorder.conclude(
             self._log, effect.intent, effect.status, effect.code, effect.rows, effect.size_bytes
         )

@@ -89,14 +89,15 @@ class UpstreamSide:
     def cut(self, reached: Reached) -> Effects[None]:
         """End the running command: it has passed a limit."""
         step = self._flight.running()
-        if step is not None and step.cut is None:
+        if step is not None and step.cut is None and not step.code:
             self._cut(step, reached)
             yield from self._stop()
 
     def _cut(self, step: Step, reached: Reached) -> None:
         step.cut = reached
         step.code = reached.rule
-        self._ending = b""
+        if step is self._flight.first():
+            self._ending = b""
         self._owes_tail = True
         self._must_stop = True
 
@@ -235,6 +236,7 @@ class UpstreamSide:
             cut = running.cut  # the cancel met what prepares the command
         if cut is not None:
             text = answers.cut(cut, is_complete=False)
+            step.code = cut.rule
         else:
             text = step.refusal or bytes(self._mask.text(frame.raw))
             step.code = messages.sqlstate(frame.body)
