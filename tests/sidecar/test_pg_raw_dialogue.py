@@ -2,73 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from fix_dev import Gateway
+from raw_client import Client, bind, client, execute
 
 from chaperone_sidecar.protocols.postgresql import messages as m
 
 pytestmark = pytest.mark.peer
-
-STARTUP = m.encode_startup((("user", "agent"), ("database", "orders")))
-
-
-class Client:
-    """A client that sends what it is told and reads whole messages."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), 20)
-        self._socket.settimeout(20)
-        self._buffer = b""
-
-    def send(self, *frames: bytes) -> None:
-        self._socket.sendall(b"".join(frames))
-
-    def message(self) -> tuple[str, bytes]:
-        while len(self._buffer) < 5 or len(self._buffer) < 1 + struct.unpack(">I", self._buffer[1:5])[0]:
-            data = self._socket.recv(65536)
-            if not data:
-                return "", b""
-            self._buffer += data
-        size = 1 + struct.unpack(">I", self._buffer[1:5])[0]
-        found, self._buffer = self._buffer[:size], self._buffer[size:]
-        return chr(found[0]), found[5:]
-
-    def until(self, kind: str) -> list[tuple[str, bytes]]:
-        found = [self.message()]
-        while found[-1][0] not in (kind, ""):
-            found.append(self.message())
-        return found
-
-    def kinds(self) -> str:
-        """The types of all messages up to ReadyForQuery."""
-        return "".join(kind for kind, _ in self.until("Z"))
-
-    def close(self) -> None:
-        self._socket.close()
-
-
-@contextmanager
-def client(gateway: Gateway) -> Iterator[Client]:
-    one = Client(gateway.port)
-    try:
-        one.send(STARTUP)
-        one.until("Z")
-        yield one
-    finally:
-        one.close()
-
-
-def bind(portal: bytes = b"", statement: bytes = b"") -> bytes:
-    return m.frame(m.BIND, portal + b"\0" + statement + b"\0" + bytes(6))
-
-
-def execute(portal: bytes = b"") -> bytes:
-    return m.frame(m.EXECUTE, portal + b"\0" + bytes(4))
 
 
 def close_statement(name: bytes) -> bytes:

@@ -33,8 +33,8 @@ pytestmark = pytest.mark.peer
 WAIT_S = 60.0
 
 
-def compiled(broker: Broker, postgres: Postgres, *effects: str) -> Snapshot:
-    """A policy that allows those effects on everything of the real database."""
+def compiled(broker: Broker, postgres: Postgres, *effects: str, **spec: object) -> Snapshot:
+    """A policy that allows those effects on everything of the real database; `spec` is what else it says."""
     database = target(
         port=postgres.port,
         upstream={"host": "orders-db.data.svc", "port": postgres.port, "database": "orders"},
@@ -44,7 +44,7 @@ def compiled(broker: Broker, postgres: Postgres, *effects: str) -> Snapshot:
     )
     snapshot = compile_namespace(
         broker.agents, [identity(namespace=broker.agents)], [database],
-        [policy([rule("some", "Allow", list(effects))], namespace=broker.agents)], [],
+        [policy([rule("some", "Allow", list(effects))], namespace=broker.agents, **spec)], [],
         namespace_labels={}, system_namespace=broker.system,
     )  # fmt: skip
     assert snapshot.is_usable, snapshot.problems
@@ -59,7 +59,7 @@ async def install(broker: Broker, postgres: Postgres, collector: Collector) -> N
             secret("real-writer", username="agent_rw", password=PASSWORD),
         )
         for one in made:
-            await client.create(SECRETS, one, broker.system)
+            await client.apply(SECRETS, one["metadata"]["name"], one, manager="test", namespace=broker.system)
         trust = await client.get(CONFIG_MAPS, "chaperone-trust", broker.system)
     (collector.folder / "gateway-ca.crt").write_text(trust["data"]["gateway-ca.crt"])
 
@@ -144,3 +144,36 @@ async def test_a_pods_gateway_serves_refuses_follows_policy_and_ships_its_record
     for path in (tmp_path / "spool").rglob("*.seg"):
         assert PASSWORD.encode() not in path.read_bytes()
     assert PASSWORD not in collector.log.read_text()
+
+
+async def test_open_sessions_follow_limits_that_change(
+    broker: Broker, collector_with: Callable[..., Collector], opa_with: Callable[[bytes], Opa], postgres: Postgres,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    collector = collector_with()
+    await install(broker, postgres, collector)
+    limits = ({"connections": 2}, {"connections": 1, "rowsPerCommand": 100, "commandDuration": "1s"}, None)
+    compiled_ = [
+        compiled(broker, postgres, "read", "execute_code", **({"limits": one} if one else {})) for one in limits
+    ]
+    await broker.put_snapshot(compiled_[0])
+    async with running(broker, collector, opa_with(compiled_[0].bundle), tmp_path, "follows") as (gateway, port, _):
+
+        async def follow(snapshot: Snapshot) -> None:
+            await broker.put_snapshot(snapshot)
+            await until(lambda: gateway.config.revision == snapshot.revision)
+
+        async with await connect(port) as agent, await connect(port) as other:
+            assert len(await (await agent.execute("SELECT id FROM orders")).fetchall()) == 1000
+            await follow(compiled_[1])
+            for one in (agent, other):
+                with pytest.raises(errors.ConfigurationLimitExceeded):
+                    await one.execute("SELECT id FROM orders")
+                with pytest.raises(errors.QueryCanceled, match="cut by Chaperone"):
+                    await one.execute("SELECT pg_sleep(30)")
+            with pytest.raises(psycopg.OperationalError, match="as many connections to the target open"):
+                await connect(port)
+            await follow(compiled_[2])
+            assert len(await (await agent.execute("SELECT id FROM orders")).fetchall()) == 1000
+            async with await connect(port) as third:
+                assert await (await third.execute("SELECT 1")).fetchone() == (1,)

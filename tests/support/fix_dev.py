@@ -18,6 +18,8 @@ from fix_opa import opa_binary
 from fix_postgres import PASSWORD, Postgres, free_port
 from manifests import identity, target
 
+from chaperone_evidence import entry, record
+
 START_TIMEOUT_S = 30
 
 RULES = [
@@ -75,6 +77,18 @@ class Gateway:
         self.process.kill()
         self.process.wait(START_TIMEOUT_S)
 
+    def records(self) -> list[record.Known]:
+        """All records that are in the spool."""
+        found = []
+        for path in sorted((self.evidence / "streams").glob("*/*.seg")):
+            data, position = path.read_bytes(), 0
+            while length := int.from_bytes(data[position : position + 2], "big"):
+                kept = data[position + 2 : position + 2 + length]
+                position += 2 + length
+                if kept[1] == 1:
+                    found.append(record.decode(kept[entry.PREFIX_BYTES :]))
+        return found
+
     def verify(self) -> subprocess.CompletedProcess[str]:
         """`chaperone verify` on the evidence."""
         return subprocess.run(
@@ -86,6 +100,7 @@ class Gateway:
 def write_manifests(
     folder: Path, postgres: Postgres, *, rules: list[dict[str, object]] | None = None, password: str = PASSWORD,
     tls_mode: str = "VerifyFull", ca_pem: str | None = None, with_secret: bool = True,
+    limits: dict[str, object] | None = None,
 ) -> None:  # fmt: skip
     """The manifests of one agent with one database, in two files."""
     policy = {
@@ -96,7 +111,8 @@ def write_manifests(
             "subjects": [{"identity": "billing-agent"}],
             "targets": [{"name": "orders-db"}],
             "rules": RULES if rules is None else rules,
-        },
+        }
+        | ({} if limits is None else {"limits": limits}),
     }
     tls = {"mode": tls_mode} | ({"caSecretRef": {"name": "orders-db-ca"}} if tls_mode.startswith("Verify") else {})
     database = target(

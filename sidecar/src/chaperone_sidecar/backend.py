@@ -131,7 +131,10 @@ class PostgresBackends:
                 if key.target.tls.mode != "Disable":
                     await self._perform(key.target, link, key.ca_pem, upstream.request_tls(key.target.name))
                 link.write(messages.encode_cancel(key.process_id, key.secret))
-        except (UpstreamUnavailable, TimeoutError):
+                # The server closes once it has sent the signal: from then on it meets no later command (54.2.9).
+                while True:
+                    await link.read()
+        except (UpstreamUnavailable, OSError):  # gone, or not in time
             return
         finally:
             link.close()

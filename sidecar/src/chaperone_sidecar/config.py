@@ -59,6 +59,23 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_name: str = ""
 
 
+class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The most there may be of something, and the policy that says so."""
+
+    max: int
+    policy: str
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much the agent may do at a target; what is absent is not limited."""
+
+    rows_per_command: Limit | None = None
+    bytes_per_session: Limit | None = None
+    commands_per_minute: Limit | None = None
+    connections: Limit | None = None
+    command_duration_ms: Limit | None = None
+
+
 class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One backend."""
 
@@ -69,6 +86,11 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     upstream: Upstream
     tls: Tls
     addresses: tuple[str, ...] = ()
+    limits: Limits = Limits()
+
+    def is_same_place(self, other: Target) -> bool:
+        """Whether the other differs in nothing but the limits, which open sessions follow."""
+        return self == msgspec.structs.replace(other, limits=self.limits)
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -23,3 +23,4 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     rule: str
     message: str
     revision: str
+    hint: str = ""  # what to do now, where that is more than asking for the rule to be changed

@@ -21,6 +21,7 @@ from chaperone_sidecar import metrics
 from chaperone_sidecar.approval import resolve_hold
 from chaperone_sidecar.config import Target
 from chaperone_sidecar.effects import (
+    Admit,
     Ask,
     CancelUpstream,
     Close,
@@ -37,7 +38,9 @@ from chaperone_sidecar.effects import (
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import ChaperoneError, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.errors import ChaperoneError, LimitReached, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.limits.meter import Meter
+from chaperone_sidecar.limits.reached import RULE_PREFIX, Reached
 from chaperone_sidecar.link import Link
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.recorder import Recorder, SessionLog
@@ -46,6 +49,8 @@ logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 15.0  # from connect to a session that is open; a client on the same node needs milliseconds
 OFFLOAD_TIMEOUT_S: Final = 10.0  # the worst text of 1 MiB took 1.3 s to be parsed
+WATCH_S: Final = 0.25  # how often the present command's duration is looked at: limits are whole seconds
+CUT_TIMEOUT_S: Final = 10.0  # a backend that has not ended a cancelled command by then is left alone with it
 MAX_PENDING_BYTES: Final = 4 << 20  # arrived while its direction waits; the transport is paused, so one read at most
 
 type Effects = Generator[SessionEffect, Any, None]
@@ -60,6 +65,14 @@ class Session(Protocol):
 
     def from_upstream(self, data: bytes) -> Effects:
         """Take plain bytes from the backend."""
+        ...
+
+    def cut(self, reached: Reached) -> Effects:
+        """End the running command with an error that names the limit."""
+        ...
+
+    def running(self) -> object | None:
+        """The command that the backend works on now: the same object for as long as it is the same command."""
         ...
 
     def abandoned(self) -> list[Intent]:
@@ -112,6 +125,10 @@ class _Direction:
                 self._driver.fail(ChaperoneError("More arrived than can be kept while the session waits."))
             return
         self._run(self._start(data), None)
+
+    def run(self, generator: Effects) -> None:
+        """Run something else on this side; it must not be waiting."""
+        self._run(generator, None)
 
     def _run(self, generator: Effects, answer: object) -> None:
         driver = self._driver
@@ -182,6 +199,7 @@ class Driver:
     Args:
         target: what the connection's original destination belongs to.
         session: the protocol's session.
+        meter: counts what the session does against the limits of policy.
         connector: opens the backend.
         recorder, decider: the services of the process.
         accept_context: makes the TLS context towards the client.
@@ -191,6 +209,7 @@ class Driver:
         self,
         target: Target,
         session: Session,
+        meter: Meter,
         connector: Connector,
         recorder: Recorder,
         decider: Decider,
@@ -199,6 +218,7 @@ class Driver:
     ) -> None:
         self.target = target
         self._session = session
+        self._meter = meter
         self._connector = connector
         self._recorder = recorder
         self._decider = decider
@@ -212,6 +232,7 @@ class Driver:
         self._changed = asyncio.Event()
         self._reason = ""
         self._choked: set[Link] = set()
+        self._is_watching = False
         self.is_over = False
         self._client_side = _Direction(self, session.from_client)
         self._upstream_side = _Direction(self, session.from_upstream)
@@ -220,6 +241,7 @@ class Driver:
         self._client_side.link = self.client
         self._handlers: dict[type, Callable[[Any], object]] = {
             Ask: self._ask,
+            Admit: self._admit,
             Intend: self._intend,
             Conclude: self._conclude,
             ToUpstream: self._send_upstream,
@@ -236,6 +258,11 @@ class Driver:
     def cut(self, error: ChaperoneError) -> None:
         """End the session from outside (suspension, shutdown) with a native last word."""
         self.fail(error)
+
+    def follow_limits(self) -> None:
+        """The limits are others now. Most are looked at with each command; how long it runs needs a clock."""
+        if self._opened is not None and not self._is_watching:
+            self._watch()
 
     # --- for the directions -----------------------------------------------------------------------------------------
 
@@ -281,6 +308,13 @@ class Driver:
             return found
         return self._decider.decide(self.target.name, self.target.protocol, effect.command)
 
+    def _admit(self, effect: Admit) -> object:
+        reached = self._meter.admit(effect.command)
+        if reached is None:
+            return effect.decision
+        metrics.limit_reached(self.target.name, reached.name)
+        return reached.decision(effect.decision.revision)
+
     def _hold(self, effect: Hold) -> object:
         return resolve_hold(effect.decision)
 
@@ -290,6 +324,8 @@ class Driver:
         return intent
 
     def _conclude(self, effect: Conclude) -> object:
+        if effect.code.startswith(RULE_PREFIX):
+            metrics.limit_reached(self.target.name, effect.code.removeprefix(RULE_PREFIX))
         return self._recorder.conclude(
             self._log, effect.intent, effect.status, effect.code, effect.rows, effect.size_bytes
         )
@@ -307,6 +343,10 @@ class Driver:
         self.client.accept_tls(self._accept_context())
 
     def _open(self, effect: OpenUpstream) -> object:
+        reached = self._meter.enter()
+        if reached is not None:
+            metrics.limit_reached(self.target.name, reached.name)
+            raise LimitReached(reached)
         return self._open_upstream(effect)
 
     async def _open_upstream(self, effect: OpenUpstream) -> Opened:
@@ -322,11 +362,30 @@ class Driver:
         self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
         self._upstream_side.link = self.upstream
         self.upstream.deliver_to(self._upstream_side.deliver, self._upstream_writable)
+        self.follow_limits()
         if early:
             self._upstream_side.deliver(early)
         return self._opened
 
+    def _watch(self) -> None:
+        """Look at how long the present command runs, for as long as that is limited and the session lives."""
+        self._is_watching = not self.is_over and self._meter.is_timed
+        if not self._is_watching:
+            return
+        asyncio.get_running_loop().call_later(WATCH_S, self._watch)
+        if self._upstream_side.is_waiting:
+            return
+        reached = self._meter.watch(self._session.running())
+        if reached is not None:
+            self._upstream_side.run(self._session.cut(reached))
+
+    def _check_cut(self, running: object) -> None:
+        if not self.is_over and self._session.running() is running:
+            self.fail(ChaperoneError("The database did not end a command that passed a limit; the session is closed."))
+
     def _cancel(self, effect: CancelUpstream) -> object:
+        if self._opened is not None and (running := self._session.running()) is not None:  # cut by a limit
+            asyncio.get_running_loop().call_later(CUT_TIMEOUT_S, self._check_cut, running)
         return self._connector.cancel(effect.process_id, effect.secret)
 
     def _wait(self, effect: Wait) -> object:
@@ -398,6 +457,7 @@ class Driver:
             _hand_over(self.client, self._to_client)
         if self._opened is not None:
             self._connector.forget(self._opened)
+        self._meter.leave()
         self.upstream.close()
         self.client.close()
         for task in self._tasks:

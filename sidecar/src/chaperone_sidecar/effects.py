@@ -30,6 +30,13 @@ class Ask(msgspec.Struct, frozen=True, gc=False):
     command: Command
 
 
+class Admit(msgspec.Struct, frozen=True, gc=False):
+    """Count an allowed command against the limits. Answered with the `Decision` that stands: this one, or a Deny."""
+
+    command: Command
+    decision: Decision
+
+
 class Intend(msgspec.Struct, frozen=True, gc=False):
     """Record what is about to happen, or what was refused. Answered with an `Intent`; raises `SpoolFull`."""
 
@@ -105,7 +112,10 @@ class Opened(msgspec.Struct, frozen=True, gc=False):
 
 
 class CancelUpstream(msgspec.Struct, frozen=True, gc=False):
-    """Ask the backend to cancel what the session with this key is running."""
+    """Ask the backend to cancel what the session with this key is running.
+
+    Answered when the backend has been told, so that what is sent to it afterwards is not what gets cancelled.
+    """
 
     process_id: int
     secret: bytes
@@ -131,6 +141,7 @@ class Offload(msgspec.Struct, frozen=True, gc=False):
 
 type SessionEffect = (
     Ask
+    | Admit
     | Intend
     | Conclude
     | Hold

@@ -4,6 +4,7 @@ ChaperoneError
 ├── ProtocolError(side)        a peer broke the protocol; `side` says which
 ├── SpoolFull                  the record cannot be kept, so the command must not run
 ├── UpstreamUnavailable(code)  the backend cannot be reached or refused us; the text is fit for the client
+├── LimitReached(reached)      a limit of policy ends or prevents the session
 ├── LeaseRefused               the broker gives no credential for this target
 ├── PolicyUnavailable          no decision can be had; it means deny
 ├── BrokerUnavailable          the broker cannot be reached
@@ -13,7 +14,10 @@ ChaperoneError
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from chaperone_sidecar.limits.reached import Reached
 
 
 class ChaperoneError(Exception):
@@ -38,6 +42,14 @@ class UpstreamUnavailable(ChaperoneError):
     def __init__(self, message: str, code: str = "08006") -> None:
         super().__init__(message)
         self.code = code
+
+
+class LimitReached(ChaperoneError):
+    """A limit of policy leaves no room, and the session cannot be kept in step otherwise."""
+
+    def __init__(self, reached: Reached) -> None:
+        super().__init__(reached.message)
+        self.reached = reached
 
 
 class LeaseRefused(ChaperoneError):

@@ -12,6 +12,8 @@ from chaperone_sidecar.config import GatewayConfig, Target
 from chaperone_sidecar.driver import Driver
 from chaperone_sidecar.errors import ChaperoneError, SpoolFull
 from chaperone_sidecar.limits import MAX_SESSIONS
+from chaperone_sidecar.limits.meter import Meter
+from chaperone_sidecar.limits.quota import Quota
 from chaperone_sidecar.link import Link
 from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.policy.decider import Decider
@@ -44,6 +46,7 @@ class Gateway:
         self._backends = backends
         self._ca = ca
         self._classified = ClassifyCache()
+        self._quotas = {target.name: Quota(target.limits) for target in config.targets}
         self._drivers: set[Driver] = set()
         self._denied_egress: dict[tuple[str, str, int, str], int] = {}
         self._denied_names: dict[tuple[str, str], int] = {}
@@ -64,9 +67,11 @@ class Gateway:
             return _turned_away(f"{MAX_SESSIONS} sessions are open in this pod; close some of them.")
         names = tuple(host.name for host in target.hosts) or (target.upstream.host,)
         addresses = tuple(address for host in target.hosts for address in (host.ipv4, host.ipv6))
+        meter = Meter(self._quotas.setdefault(target.name, Quota(target.limits)))
         driver = Driver(
             target,
-            Session(self._classified, Mask()),
+            Session(self._classified, Mask(), meter),
+            meter,
             self._backends,
             self._recorder,
             self._decider,
@@ -78,12 +83,18 @@ class Gateway:
         return driver.client
 
     def reconfigure(self, config: GatewayConfig) -> None:
-        """Another configuration is in force: sessions at targets that are gone (or changed) are cut."""
+        """Another configuration is in force: sessions follow its limits, and end where the target is not as it was."""
         self.config = config
         current = {target.name: target for target in config.targets}
+        self._quotas = {name: self._quotas.get(name) or Quota() for name in current}
+        for name, target in current.items():
+            self._quotas[name].use(target.limits)
         for driver in tuple(self._drivers):
-            if current.get(driver.target.name) != driver.target:
+            found = current.get(driver.target.name)
+            if found is None or not found.is_same_place(driver.target):
                 driver.cut(ChaperoneError(f'Target "{driver.target.name}" is no longer as it was; connect again.'))
+            else:
+                driver.follow_limits()
 
     def deny_egress(self, network: str, address: str, port: int, reason: str) -> None:
         """Note a connection to an undeclared destination; recorded with the next head."""

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 from chaperone_sidecar.decision import Action
 
 _FAILED: Final = Counter("chaperone_gateway_sessions_failed", "Sessions ended by an error", ("target", "error"))
+_LIMITED: Final = Counter("chaperone_gateway_limits_reached", "Limits of policy that were reached", ("target", "limit"))
 SESSIONS: Final = Gauge("chaperone_gateway_sessions", "Sessions open now")
 SPOOL_BYTES: Final = Gauge("chaperone_gateway_spool_bytes", "Bytes of the spool's segments")
 
@@ -38,6 +39,11 @@ def command(target: str, action: Action) -> None:
     """Count a decided command."""
     key = (target, action)
     _commands[key] = _commands.get(key, 0) + 1
+
+
+def limit_reached(target: str, limit: str) -> None:
+    """Count a command, result or connection that met a limit."""
+    _LIMITED.labels(target, limit).inc()
 
 
 def session_failed(target: str, error: str) -> None:

@@ -71,7 +71,7 @@ _COMMAND: Final[dict[str, Any]] = {
     },
     "status": {
         "status": _field(_STRING, "Pending, Ok, Error, Refused or Aborted."),
-        "code": _field(_STRING, "The backend's code for an error."),
+        "code": _field(_STRING, "The backend's code for an error, or the limit that cut the command."),
         "decidedAt": _field(_STRING, "By the gateway's clock."),
         "rows": _field(_INTEGER, "Rows of the result."),
         "bytes": _field(_INTEGER, "Bytes of the result."),

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import glob
+from chaperone_operator.compile import glob, limits
 from chaperone_operator.compile.address import MAX_HOSTS, BadHost, Network, parse_host
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -213,10 +213,13 @@ def cluster_policy_problems(policy: ClusterPolicy, world: World) -> Iterator[Pro
 def rules_problems[S: (PolicySpec, ClusterPolicySpec)](
     policy: Document[S], targets: Sequence[str], world: World
 ) -> Iterator[Problem]:
-    """Problems of a policy's rules."""
+    """Problems of a policy's rules and limits."""
     rules = policy.spec.rules
-    if not rules:
-        yield policy.problem("NoRules", "spec.rules: empty; a policy without rules says nothing.")
+    if policy.spec.limits is not None:
+        for reason, message in limits.problems(policy.spec.limits):
+            yield policy.problem(reason, message)
+    elif not rules:
+        yield policy.problem("NoRules", "spec.rules: empty; a policy without rules and limits says nothing.")
     if len(rules) > MAX_RULES:
         yield policy.problem("TooManyRules", f"spec.rules: more than {MAX_RULES}; split the policy.")
     for name, count in Counter(rule.name for rule in rules).items():

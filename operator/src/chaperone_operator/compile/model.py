@@ -1,7 +1,7 @@
 """The custom resources as types, and strict reading of their JSON.
 
 Only what the gateways of this version really do is accepted. A field that the API names but that is not built yet is a
-problem of its own ("… is not supported yet"), because a mask or a limit that is silently ignored would be a hole; an
+problem of its own ("… is not supported yet"), because a mask that is silently ignored would be a hole; an
 unknown field is refused by the decoder. Nothing is defaulted to something looser than what the author wrote.
 """
 
@@ -120,6 +120,16 @@ class Rule(Part, frozen=True):
     message: str = ""
 
 
+class Limits(Part, frozen=True):
+    """How much an identity may do at a target; `compile.limits` says what the texts mean."""
+
+    rows_per_command: int | None = None
+    bytes_per_session: int | str | None = None
+    commands_per_minute: int | None = None
+    connections: int | None = None
+    command_duration: str | None = None
+
+
 class TargetName(Part, frozen=True):
     """A target by name; in a ClusterAccessPolicy `*` names all."""
 
@@ -145,6 +155,7 @@ class PolicySpec(Part, frozen=True):
     subjects: tuple[Subject, ...] = ()
     targets: tuple[TargetName, ...] = ()
     rules: tuple[Rule, ...] = ()
+    limits: Limits | None = None
     mode: Literal["Enforce", "Observe"] = "Enforce"
 
 
@@ -154,6 +165,7 @@ class ClusterPolicySpec(Part, frozen=True):
     subjects: tuple[ClusterSubject, ...] = ()
     targets: tuple[TargetName, ...] = ()
     rules: tuple[Rule, ...] = ()
+    limits: Limits | None = None
     mode: Literal["Enforce", "Observe"] = "Enforce"
 
 
@@ -192,7 +204,6 @@ type _Path = tuple[str, ...]  # "[]" steps into each member of a list
 _POLICY_FIELDS: Final[tuple[_Path, ...]] = (
     ("masks",),
     ("unmaskable",),
-    ("limits",),
     ("rego",),
     ("tests",),
     ("rules", "[]", "approval"),

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import check, grants
+from chaperone_operator.compile import check, grants, limits
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -118,6 +118,16 @@ def compile_namespace(
     return compiled.snapshot(system_namespace, problems)
 
 
+class _Binding(msgspec.Struct, frozen=True):
+    """One policy, bound to one identity and one target of the namespace; `policy` as it is reported."""
+
+    identity: str
+    target: str
+    policy: str
+    is_cluster: bool
+    spec: PolicySpec | ClusterPolicySpec
+
+
 class _Compiled:
     """Sound objects of one namespace on their way to bytes."""
 
@@ -132,7 +142,17 @@ class _Compiled:
         self._identities = sorted(identities, key=lambda identity: identity.name)
         self._targets = dict(sorted(targets.items()))
         self._namespace = namespace
-        self._bound = [*self._bind(policies), *self._bind_cluster(cluster_policies)]
+        bindings = [*self._bind(policies), *self._bind_cluster(cluster_policies)]
+        self._bound = [
+            grants.Bound(one.identity, one.target, one.policy, one.is_cluster, rule)
+            for one in bindings
+            for rule in one.spec.rules
+        ]
+        self._stated: dict[tuple[str, str], list[limits.Stated]] = {}
+        for one in bindings:
+            if one.spec.limits is not None:
+                stated = limits.Stated(one.policy, one.is_cluster, one.spec.limits)
+                self._stated.setdefault((one.identity, one.target), []).append(stated)
 
     def snapshot(self, system_namespace: str, problems: list[Problem]) -> Snapshot:
         data = {
@@ -148,15 +168,14 @@ class _Compiled:
             return _unusable([*problems, Problem("Namespace", "", self._namespace, "SnapshotTooLarge", message)])
         return msgspec.structs.replace(found, problems=tuple(sorted(set(problems))))
 
-    def _bind(self, policies: list[Policy]) -> Iterator[grants.Bound]:
+    def _bind(self, policies: list[Policy]) -> Iterator[_Binding]:
         for policy in policies:
             name = f"{policy.namespace}/{policy.name}"
             for identity in {subject.identity for subject in policy.spec.subjects}:
                 for target in {named.name for named in policy.spec.targets}:
-                    for rule in policy.spec.rules:
-                        yield grants.Bound(identity, target, name, False, rule)
+                    yield _Binding(identity, target, name, False, policy.spec)
 
-    def _bind_cluster(self, policies: list[ClusterPolicy]) -> Iterator[grants.Bound]:
+    def _bind_cluster(self, policies: list[ClusterPolicy]) -> Iterator[_Binding]:
         for policy in policies:
             here = [one.identity for one in policy.spec.subjects if one.namespace in {self._namespace, WILDCARD}]
             named = {one.name for one in policy.spec.targets}
@@ -166,8 +185,7 @@ class _Compiled:
                 # A target that does not admit the namespace is no matter of this snapshot, whoever names it.
                 for target in self._targets:
                     if target in named or WILDCARD in named:
-                        for rule in policy.spec.rules:
-                            yield grants.Bound(identity, target, policy.name, True, rule)
+                        yield _Binding(identity, target, policy.name, True, policy.spec)
 
     def _leases(self) -> dict[str, dict[str, dict[str, str]]]:
         """Credentials only where some rule of the identity lets something through at the target."""
@@ -183,15 +201,22 @@ class _Compiled:
     def _gateway(self, system_namespace: str) -> dict[str, dict[str, Any]]:
         parsed = {name: list(map(parse_host, target.spec.hosts)) for name, target in self._targets.items()}
         virtual = virtual_hosts(host for hosts in parsed.values() for host in hosts if isinstance(host, str))
-        targets = [_target(target, virtual) for target in self._targets.values()]
+        targets = {name: _target(target, virtual) for name, target in self._targets.items()}
         return {
             identity.name: {
                 "system_namespace": system_namespace,
                 "identity": _identity(identity),
-                "targets": [] if identity.spec.suspended else targets,
+                "targets": []
+                if identity.spec.suspended
+                else [described | self._limits(identity.name, name) for name, described in targets.items()],
             }
             for identity in self._identities
         }
+
+    def _limits(self, identity: str, target: str) -> dict[str, Any]:
+        """Absent where there are none: a gateway of a version that knows no limits can read that."""
+        found = limits.lowest(self._stated.get((identity, target), ()))
+        return {"limits": found} if found else {}
 
 
 def build(

@@ -1,7 +1,8 @@
-"""Limits: how much one pod may do at once, whatever policy says.
+"""Limits: how much one pod may do at once, whatever policy says, and how much policy lets it do.
 
-Limits of policies are refused at admission ("not supported yet"); these are the gateway's own, so that an agent cannot
-exhaust it.
+The constants here are the gateway's own, so that an agent cannot exhaust it. The limits of policies are judged in this
+package alone: `Quota` knows what all sessions of the pod do at one target, `Meter` what one session has done. Protocols
+and the driver ask them and obey; what a client hears is made of a `Reached`.
 """
 
 from __future__ import annotations

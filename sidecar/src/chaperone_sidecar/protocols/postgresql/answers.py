@@ -13,11 +13,13 @@ from chaperone_sidecar.errors import (
     BrokerUnavailable,
     ChaperoneError,
     LeaseRefused,
+    LimitReached,
     PolicyUnavailable,
     ProtocolError,
     SpoolFull,
     UpstreamUnavailable,
 )
+from chaperone_sidecar.limits.reached import RULE_PREFIX, Name, Reached
 from chaperone_sidecar.protocols.postgresql import messages
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
@@ -25,6 +27,11 @@ DISK_FULL: Final = "53100"
 PROTOCOL_VIOLATION: Final = "08P01"
 INVALID_STATEMENT_NAME: Final = "26000"
 TOO_COMPLEX: Final = "54000"
+LIMIT_EXCEEDED: Final = "53400"  # configuration_limit_exceeded
+LIMIT_CODES: Final[dict[Name, str]] = {
+    "connections": "53300",  # too_many_connections
+    "commandDuration": "57014",  # query_canceled: what the server says when its statement_timeout has passed
+}
 INTERNAL: Final = "XX000"
 
 MAX_FIELD_CHARACTERS: Final = 2000  # an error is read by people and models; longer helps neither
@@ -49,8 +56,20 @@ def refusal(decision: Decision, command: Command) -> bytes:
     rule = f'rule "{decision.rule}"' + (f' of policy "{decision.policy}"' if decision.policy else "")
     revision = f" (policy revision {decision.revision})" if decision.revision else ""
     detail = f"{rule}{revision}; the command would {_effects(command.facts.accesses)}."
-    hint = "Ask the owner of the policy to allow it, or change the command. The refusal is recorded."
-    return error(INSUFFICIENT_PRIVILEGE, message, detail=detail, hint=hint)
+    hint = decision.hint or "Ask the owner of the policy to allow it, or change the command. The refusal is recorded."
+    code = LIMIT_EXCEEDED if decision.rule.startswith(RULE_PREFIX) else INSUFFICIENT_PRIVILEGE
+    return error(code, message, detail=detail, hint=hint)
+
+
+def cut(reached: Reached, *, is_complete: bool) -> bytes:
+    """The error that ends the answer of a command which passed a limit on the way."""
+    done = "The database had completed the command by then." if is_complete else "The database cancelled the command."
+    return error(
+        LIMIT_CODES.get(reached.name, LIMIT_EXCEEDED),
+        f"cut by Chaperone: {reached.message}",
+        detail=f"{reached.whose}. {done}",
+        hint=reached.hint,
+    )
 
 
 def spool_full() -> bytes:
@@ -82,6 +101,11 @@ def fatal(problem: Exception) -> bytes:
     """The last word before a connection is closed."""
     if isinstance(problem, UpstreamUnavailable):
         code = problem.code
+    elif isinstance(problem, LimitReached):
+        reached = problem.reached
+        code = LIMIT_CODES.get(reached.name, LIMIT_EXCEEDED)
+        message = f"refused by Chaperone: {reached.message}"
+        return error(code, message, detail=f"{reached.whose}.", hint=reached.hint, severity="FATAL")
     elif isinstance(problem, SpoolFull):
         return error(DISK_FULL, f"refused by Chaperone: {problem}", severity="FATAL")
     elif isinstance(problem, ProtocolError):

@@ -82,10 +82,11 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
-    """A run of rows as sent; `count` is how many of them begin in it."""
+    """A run of rows as sent: `count` begin in it, after `tail` bytes of one that began earlier."""
 
     data: bytes
     count: int
+    tail: int = 0
 
 
 class _Buffer:
@@ -186,7 +187,8 @@ class BackendCodec:
 
     def __init__(self) -> None:
         self._buffer = _Buffer()
-        self._row_bytes_left = 0
+        self.row_bytes_left = 0
+        """Bytes still to come of a row that was passed on in part."""
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came."""
@@ -195,11 +197,12 @@ class BackendCodec:
     def _rows(self, buffer: _Buffer) -> Rows | None:
         """The run of rows at the front of what was fed, or None: nothing of them is whole."""
         data, start, end = buffer.data, buffer.start, len(buffer.data)
-        position, count = start, 0
-        if self._row_bytes_left:
-            position = min(end, start + self._row_bytes_left)
-            self._row_bytes_left -= position - start
-        while not self._row_bytes_left and position + 5 <= end and data[position] in _ROWS:
+        position, count, tail = start, 0, 0
+        if self.row_bytes_left:
+            position = min(end, start + self.row_bytes_left)
+            tail = position - start
+            self.row_bytes_left -= tail
+        while not self.row_bytes_left and position + 5 <= end and data[position] in _ROWS:
             size = int.from_bytes(data[position + 1 : position + 5], "big")
             if not 4 <= size <= 0x7FFFFFFF:
                 raise ProtocolError("The database sent a row with an impossible length.", side="upstream")
@@ -209,14 +212,14 @@ class BackendCodec:
                     if position == start:
                         buffer.missing = after - end
                     break
-                self._row_bytes_left = after - end
+                self.row_bytes_left = after - end
                 after = end
             position = after
             count += 1
         if position == start:
             return None
         buffer.start = position
-        return Rows(data[start:position] if start or position < end else data, count)
+        return Rows(data[start:position] if start or position < end else data, count, tail)
 
     def next(self) -> Frame | Rows | None:
         """The next whole message, or a run of rows; None: more bytes are needed.
@@ -228,7 +231,7 @@ class BackendCodec:
         if buffer.missing:
             return None
         data, start = buffer.data, buffer.start
-        if self._row_bytes_left:
+        if self.row_bytes_left:
             return self._rows(buffer)
         if len(data) - start < 5:
             return None

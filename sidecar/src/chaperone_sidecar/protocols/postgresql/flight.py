@@ -16,6 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from chaperone_sidecar.effects import Intent
+from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.protocols.postgresql.prepared import Change, Portal, Statement
 
 type StepKind = Literal["query", "parse", "bind", "describe", "execute", "close", "sync", "poison"]
@@ -34,6 +35,7 @@ class Step(msgspec.Struct, gc=False, eq=False):
     statement: Change[Statement] | None = None  # what a parse or a close of a statement changes
     portal: Change[Portal] | None = None  # what a bind or a close of a portal changes
     refusal: bytes = b""  # the error that the client gets in place of the poison's
+    cut: Reached | None = None  # the limit that ended it: what still comes of its answer is dropped
     rows: int = 0
     size_bytes: int = 0
     code: str = ""
@@ -46,6 +48,8 @@ class Flight:
         self._steps: deque[Step] = deque()
         self.segment = 0
         self.answered_segment = -1
+        self.is_skipping = False
+        """Whether the client's messages are swallowed until its Sync, because it hears or heard of an error."""
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -64,6 +68,13 @@ class Flight:
     def first(self) -> Step | None:
         """The step that the next answer belongs to."""
         return self._steps[0] if self._steps else None
+
+    def running(self) -> Step | None:
+        """The command that the backend works on now: it holds back the answers to what only prepares it."""
+        for step in self._steps:
+            if step.kind in ("query", "execute") and not step.refusal:
+                return step
+        return None
 
     def finish(self) -> Step:
         """The first step is answered."""

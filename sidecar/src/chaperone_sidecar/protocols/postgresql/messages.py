@@ -141,6 +141,11 @@ def encode_parse(name: bytes, text: bytes) -> bytes:
     return frame(PARSE, name + b"\x00" + text + b"\x00\x00\x00")
 
 
+def encode_copy_fail(why: str) -> bytes:
+    """A CopyFail."""
+    return frame(COPY_FAIL, why.encode() + b"\x00")
+
+
 def encode_startup(parameters: tuple[tuple[str, str], ...]) -> bytes:
     """A StartupMessage of protocol 3.0."""
     body = b"".join(f"{name}\0{value}\0".encode() for name, value in parameters) + b"\x00"

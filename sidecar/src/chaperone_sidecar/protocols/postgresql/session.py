@@ -23,6 +23,7 @@ from typing import Any, Final
 from chaperone_sidecar.command import Access, Command, Effect, Facts, Resolution, unknown
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import (
+    Admit,
     Ask,
     CancelUpstream,
     Close,
@@ -38,7 +39,9 @@ from chaperone_sidecar.effects import (
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import ProtocolError, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.errors import LimitReached, ProtocolError, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.limits.meter import Meter
+from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import answers, messages, startup
 from chaperone_sidecar.protocols.postgresql.classify import Classified, ClassifyCache, classify, classify_apart
@@ -67,19 +70,20 @@ class Session:
     Args:
         cache: classified texts, shared by all sessions of the process.
         mask: the mask that every answer passes.
+        meter: counts what the session moves, and says when that is enough.
     """
 
-    def __init__(self, cache: ClassifyCache, mask: Mask) -> None:
+    def __init__(self, cache: ClassifyCache, mask: Mask, meter: Meter) -> None:
         self._cache = cache
         self._client = FrontendCodec()
         self._flight = Flight()
         self._statements: Names[Statement] = Names()
         self._portals: Names[Portal] = Names()
-        self._upstream = UpstreamSide(BackendCodec(), self._flight, self._statements, self._portals, mask)
+        self._meter = meter
+        self._upstream = UpstreamSide(BackendCodec(), self._flight, self._statements, self._portals, mask, meter)
         self._receipt: Receipt | None = None
         self._uncovered = bytearray()
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
-        self._is_skipping = False
         self._has_open_segment = False  # extended messages came and no Sync yet
         self._reading_changed = False
 
@@ -107,13 +111,22 @@ class Session:
         """
         yield from self._upstream.receive(data)
 
+    def cut(self, reached: Reached) -> Effects[None]:
+        """The running command has passed a limit: end it with an error."""
+        yield from self._upstream.cut(reached)
+
+    def running(self) -> object | None:
+        """The command that the backend works on now, if any."""
+        return self._upstream.running()
+
     def abandoned(self) -> list[Intent]:
         """The connection is gone: intents that still owe an outcome ("aborted")."""
         return [step.intent for step in self._flight.abandon() if step.intent is not None]
 
     def fatal(self, error: Exception) -> bytes:
         """The native last word to the client before the connection is closed."""
-        return answers.fatal(error)
+        # Inside a row there is no place for words: the client would read them as a value.
+        return b"" if self._upstream.is_inside_row else answers.fatal(error)
 
     def _start(self, frame: Frame) -> Effects[bool]:
         message = messages.decode_startup(frame.body)
@@ -143,11 +156,12 @@ class Session:
             yield ToClient(wanted.negotiation)
         try:
             opened = yield OpenUpstream(wanted.user, wanted.database, wanted.application, wanted.parameters)
-        except (UpstreamUnavailable, SpoolFull) as error:
+        except (UpstreamUnavailable, LimitReached, SpoolFull) as error:
             yield ToClient(answers.fatal(error))
             yield Close("upstream unavailable")
             return False
         self._receipt = opened.receipt
+        self._upstream.key = (opened.process_id, opened.secret)
         self._client.started()
         yield ToClient(answers.welcome(opened.parameters, opened.process_id, opened.secret))
         return True
@@ -163,20 +177,27 @@ class Session:
             yield from self._sync(frame)
         elif kind == messages.QUERY:
             # A server that waits for Sync skips simple queries too.
-            if not self._is_skipping:
+            if not self._flight.is_skipping:
                 self._need_sync()
                 yield from self._query(messages.decode_query(frame.body))
         elif kind in _COPY:
             # Without a COPY under way the server ignores these too: they are late after its error.
             if self._upstream.copy_receipt is not None:
-                yield ToUpstream(frame.raw, self._upstream.copy_receipt)
+                yield from self._copy_in(frame)
         elif kind == messages.FUNCTION_CALL:
-            if not self._is_skipping:
+            if not self._flight.is_skipping:
                 self._need_sync()
                 facts = Facts((Access(Effect.EXECUTE_CODE, "protocol:function_call"),), Resolution.NONE)
                 yield from self._query_refused(Command("function_call", bytes(frame.body), facts), _NO_FUNCTION_CALL)
-        elif not self._is_skipping:
+        elif not self._flight.is_skipping:
             yield from self._extended(frame)
+
+    def _copy_in(self, frame: Frame) -> Effects[None]:
+        reached = self._meter.take(0, len(frame.raw)) if frame.type == messages.COPY_DATA else None
+        if reached is not None:
+            yield from self._upstream.cut(reached)
+        elif self._upstream.copy_receipt is not None:
+            yield ToUpstream(frame.raw, self._upstream.copy_receipt)
 
     def _drain(self) -> Effects[None]:
         """Let the client send more only when answers have come; Flush makes the backend give those it holds back."""
@@ -294,6 +315,8 @@ class Session:
         self._uncovered_parses = [
             waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
         ]  # this intent records their text
+        if self._meter.is_timed:  # else the backend would keep the end of a command to itself while it runs the next
+            raw += messages.FLUSH_FRAME
         yield from self._later(Step("execute", self._flight.segment, intent=intent), raw)
 
     def _describe(self, message: messages.Describe, raw: bytes) -> Effects[None]:
@@ -312,7 +335,7 @@ class Session:
 
     def _sync(self, frame: Frame) -> Effects[None]:
         yield from self._cover()
-        self._is_skipping = False
+        self._flight.is_skipping = False
         self._flight.add(Step("sync", self._flight.segment))
         self._has_open_segment = False
         yield ToUpstream(frame.raw, self._opened())
@@ -321,7 +344,7 @@ class Session:
         """Put a failing Parse in the place of a refused message, and swallow what follows until Sync."""
         yield from self._cover()
         self._flight.add(Step("poison", self._flight.segment, refusal=refusal))
-        self._is_skipping = True
+        self._flight.is_skipping = True
         yield ToUpstream(messages.encode_parse(b"", POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
 
     def _later(self, step: Step, raw: bytes) -> Effects[None]:
@@ -367,6 +390,8 @@ class Session:
         decision: Decision = yield Ask(command)
         if decision.action is Action.REQUIRE_APPROVAL:
             decision = yield Hold(command, decision)
+        if decision.action is Action.ALLOW and command.kind != "parse":  # what is prepared counts when it runs
+            decision = yield Admit(command, decision)
         return decision
 
     def _intend(self, command: Command, decision: Decision) -> Effects[Intent | None]:

@@ -3,6 +3,11 @@
 Rows stream through the mask. The frame that ends a command is kept back until its outcome is recorded: for Execute
 that is CommandComplete, EmptyQueryResponse, PortalSuspended or ErrorResponse; for a simple query the last of those
 before ReadyForQuery, so one small frame at most waits.
+
+A command that passes a limit is cut: what still comes of its answer is dropped, the backend is asked to cancel it, and
+the frame that ends it is replaced by an error that names the limit. Nothing else is looked at until the cancel request
+has been delivered, so it can meet no later command. Where the backend was faster than the cancel, client and backend
+are brought together again (`_end_cut`), or the session ends.
 """
 
 from __future__ import annotations
@@ -10,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Literal
 
-from chaperone_sidecar.effects import Conclude, Receipt, SessionEffect, ToClient
-from chaperone_sidecar.errors import ProtocolError
+from chaperone_sidecar.effects import CancelUpstream, Conclude, Receipt, SessionEffect, ToClient, ToUpstream
+from chaperone_sidecar.errors import LimitReached, ProtocolError
+from chaperone_sidecar.limits.meter import Meter
+from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.masking import Mask
-from chaperone_sidecar.protocols.postgresql import messages
+from chaperone_sidecar.protocols.postgresql import answers, messages
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
-from chaperone_sidecar.protocols.postgresql.flight import Flight, Step
+from chaperone_sidecar.protocols.postgresql.flight import POISON_STATEMENT, Flight, Step
 from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
 
 type Effects[T] = Generator[SessionEffect, Any, T]
@@ -31,15 +38,20 @@ class UpstreamSide:
         statements: Names[Statement],
         portals: Names[Portal],
         mask: Mask,
+        meter: Meter,
     ) -> None:
         self._codec = codec
         self._flight = flight
         self._statements = statements
         self._portals = portals
         self._mask = mask
+        self._meter = meter
         self._out = bytearray()
         self._ending = b""
         self._failed_segment = -1
+        self._must_stop = False  # a command was cut and may still run
+        self._owes_tail = False  # the client has the beginning of a row whose command was cut
+        self.key = (0, b"")  # by which the gateway cancels what this session runs
         self.status = messages.IDLE
         self.copy_receipt: Receipt | None = None
 
@@ -53,7 +65,7 @@ class UpstreamSide:
         codec.feed(data)
         while (item := codec.next()) is not None:
             if isinstance(item, Rows):
-                self._rows(item.data, item.count)
+                self._rows(item)
             elif item.type in messages.DETAILS:  # the most frequent ones, and they record nothing
                 self._detail(self._step(item.type), item)
             else:
@@ -61,15 +73,67 @@ class UpstreamSide:
         if self._out:
             out, self._out = self._out, bytearray()
             yield ToClient(out)
+        if self._must_stop:
+            yield from self._stop()
 
-    def _rows(self, data: bytes | memoryview, count: int) -> None:
+    def running(self) -> Step | None:
+        """The command that the backend works on now, if any."""
+        return self._flight.running()
+
+    @property
+    def is_inside_row(self) -> bool:
+        """Whether the client has the beginning of a row and not its end."""
+        step = self._flight.first()
+        return self._codec.row_bytes_left > 0 and (step is None or step.cut is None or self._owes_tail)
+
+    def cut(self, reached: Reached) -> Effects[None]:
+        """End the running command: it has passed a limit."""
+        step = self._flight.running()
+        if step is not None and step.cut is None and not step.code:
+            self._cut(step, reached)
+            yield from self._stop()
+
+    def _cut(self, step: Step, reached: Reached) -> None:
+        step.cut = reached
+        step.code = reached.rule
+        if step is self._flight.first():
+            self._ending = b""
+        self._owes_tail = True
+        self._must_stop = True
+
+    def _stop(self) -> Effects[None]:
+        """Make the backend stop what is cut, unless it has ended already."""
+        self._must_stop = False
+        step = self._flight.running()
+        if step is None or step.cut is None:
+            return
+        receipt, self.copy_receipt = self.copy_receipt, None
+        if receipt is not None:  # a backend that waits for COPY data does not look at cancel requests
+            yield ToUpstream(messages.encode_copy_fail(step.cut.rule), receipt)
+        else:
+            yield CancelUpstream(*self.key)
+
+    def _drop(self, rows: Rows) -> None:
+        """Rows of a command that was cut; a row that the client has begun to read is the last that it gets."""
+        if self._owes_tail:
+            self._out += self._mask.rows(rows.data[: rows.tail])
+            self._owes_tail = rows.tail == len(rows.data)
+
+    def _rows(self, rows: Rows) -> None:
         step = self._flight.first()
         if step is None or step.kind not in ("query", "execute") or step.refusal:
             raise _unexpected("a row")
         self._release_ending()
-        step.rows += count
-        step.size_bytes += len(data)
-        self._out += self._mask.rows(data)
+        if step.cut is None:
+            data, count = rows.data, step.rows + rows.count
+            reached = self._meter.take(count, len(data), self._codec.row_bytes_left)
+            if reached is None:
+                step.rows = count
+                step.size_bytes += len(data)
+                self._out += self._mask.rows(data)
+                return
+            self._cut(step, reached)
+        self._drop(rows)
 
     def _step(self, kind: int) -> Step:
         """The step that a message belongs to."""
@@ -111,6 +175,9 @@ class UpstreamSide:
             if step.intent is None:
                 raise _unexpected("a COPY that was not asked for")
             self.copy_receipt = step.intent.receipt
+            self._must_stop |= step.cut is not None
+        if step.cut is not None:
+            return
         self._out += frame.raw
         if step.kind == "describe" and frame.type in (messages.ROW_DESCRIPTION, messages.NO_DATA):
             self._flight.finish()
@@ -131,17 +198,48 @@ class UpstreamSide:
             raise _unexpected(f"the end of a command in answer to {step.kind}")
         self.copy_receipt = None
         if step.kind == "query":
-            self._release_ending()
-            self._ending = bytes(frame.raw)
+            if step.cut is None:
+                self._release_ending()
+                self._ending = bytes(frame.raw)
             return
         self._flight.finish()
+        if step.cut is not None:
+            yield from self._end_cut(step, step.cut)
+            return
         yield from self._conclude(step, "ok")
         self._out += frame.raw
 
+    def _end_cut(self, step: Step, reached: Reached) -> Effects[None]:
+        """The backend completed a command that the client is told has failed: make both agree again.
+
+        With Sync next, both do. With nothing on its way, poison fails at the backend in the client's place. Where other
+        messages were sent already, the backend acts on what the client will believe was skipped: the session ends.
+        """
+        yield from self._conclude(step, "error")
+        follower = self._flight.first()
+        error = answers.cut(reached, is_complete=True)
+        if follower is None and step.intent is not None:
+            self._flight.add(Step("poison", self._flight.segment, refusal=error))
+            self._flight.is_skipping = True
+            poison = messages.encode_parse(b"", POISON_STATEMENT) + messages.FLUSH_FRAME
+            yield ToUpstream(poison, step.intent.receipt)
+        elif follower is not None and follower.kind == "sync":
+            self._out += error
+        else:
+            yield ToClient(self._out)  # answers of commands before it
+            raise LimitReached(reached)
+
     def _error(self, step: Step, frame: Frame) -> Effects[None]:
         self.copy_receipt = None
-        text = step.refusal or bytes(self._mask.text(frame.raw))
-        step.code = messages.sqlstate(frame.body)
+        cut = step.cut
+        if cut is None and (running := self._flight.running()) is not None and running.segment == step.segment:
+            cut = running.cut  # the cancel met what prepares the command
+        if cut is not None:
+            text = answers.cut(cut, is_complete=False)
+            step.code = cut.rule
+        else:
+            text = step.refusal or bytes(self._mask.text(frame.raw))
+            step.code = messages.sqlstate(frame.body)
         if step.kind == "query":
             self._release_ending()
             self._ending = text
@@ -169,6 +267,8 @@ class UpstreamSide:
         self.status = messages.transaction_status(frame.body)
         if step.kind == "query":
             yield from self._conclude(step, "error" if step.code else "ok")
+            if step.cut is not None and not self._ending:
+                self._ending = answers.cut(step.cut, is_complete=True)
             self._release_ending()
         self._out += frame.raw
 
