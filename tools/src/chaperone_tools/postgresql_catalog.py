@@ -37,9 +37,12 @@ def _words(text: str) -> frozenset[str]:
 
 # Volatile, but they only compute, or read what the session or the catalog may show anyway.
 _HARMLESS: Final = _words(
-    """clock_timestamp current_query currval gen_random_uuid lastval pg_collation_actual_version pg_database_size
-    pg_indexes_size pg_is_in_recovery pg_jit_available pg_notification_queue_usage pg_partition_ancestors
-    pg_partition_tree pg_relation_size pg_sequence_last_value pg_table_size pg_tablespace_size pg_total_relation_size
+    """clock_timestamp current_query currval gen_random_uuid lastval pg_blocking_pids pg_collation_actual_version
+    pg_current_wal_flush_lsn pg_current_wal_insert_lsn pg_current_wal_lsn pg_database_size
+    pg_get_wal_replay_pause_state pg_indexes_size pg_is_in_recovery pg_is_wal_replay_paused pg_jit_available
+    pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp pg_notification_queue_usage
+    pg_partition_ancestors pg_partition_tree pg_relation_size pg_safe_snapshot_blocking_pids
+    pg_sequence_last_value pg_table_size pg_tablespace_size pg_total_relation_size
     pg_xact_status random setseed timeofday txid_status"""
 )
 # Stable or immutable by declaration, and yet: they run a query over any table, show other sessions' statements or the
