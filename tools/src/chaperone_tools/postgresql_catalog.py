@@ -20,6 +20,7 @@ SELECT json_build_object(
   'server', current_setting('server_version_num')::int / 10000,
   'relations', (SELECT json_agg(relname ORDER BY relname) FROM pg_class
                 WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind IN ('r', 'v')),
+  'operators', (SELECT json_agg(DISTINCT oprname) FROM pg_operator WHERE oprnamespace = 'pg_catalog'::regnamespace),
   'functions', (SELECT json_object_agg(name, is_plain) FROM (
      SELECT n.nspname || '.' || p.proname AS name,
             bool_and(p.provolatile IN ('i', 's') AND p.prokind IN ('f', 'a', 'w') AND p.proacl IS NULL
@@ -94,6 +95,7 @@ def catalog(answer: Mapping[str, Any]) -> dict[str, Any]:
         "safe_functions": sorted(safe - _NOT_SAFE),
         "other_functions": sorted(other - safe),
         "safe_information_schema": sorted(information),
+        "operators": sorted(answer["operators"]),
     }
 
 
