@@ -341,10 +341,13 @@ def test_cache_does_not_keep_a_text_that_would_push_out_all_others() -> None:
     assert cache.find(text) is None
 
 
+NUMBERS = st.integers(0, 2) | st.integers(0, 999_999_999)  # 0 and 1 are off and on
+
+
 @given(
     st.sampled_from(CORPUS),
-    st.lists(st.integers(0, 999_999_999), min_size=1, max_size=12),
-    st.lists(st.integers(0, 999_999_999), min_size=1, max_size=12),
+    st.lists(NUMBERS, min_size=1, max_size=12),
+    st.lists(NUMBERS, min_size=1, max_size=12),
 )
 def test_texts_that_share_an_entry_mean_the_same(
     line: dict[str, Any], first: list[int], second: list[int]
@@ -393,3 +396,11 @@ def test_texts_that_differ_in_an_integer_share_an_entry() -> None:
     assert cache.find(b"SELECT a FROM t WHERE id = 4;") is cache.find(b"SELECT a FROM t WHERE id = 17;")
     assert cache.find(b"SELECT a FROM t WHERE id = -4;") is None
     assert cache.find(b"SELECT a FROM t WHERE id = 12345678901;") is None
+
+
+@pytest.mark.parametrize("name", ["standard_conforming_strings", "row_security", "check_function_bodies"])
+def test_switching_a_pinned_setting_on_by_a_number_is_no_entry_for_switching_it_off(name: str) -> None:
+    cache = ClassifyCache()
+    cache.keep(f"SET {name} = 1".encode(), classify(f"SET {name} = 1".encode()))
+    found = cache.find(f"SET {name} = 0".encode())
+    assert found is None or Access(Effect.PRIVILEGE, f"setting:{name}") in found.facts.accesses

@@ -20,6 +20,7 @@ SELECT json_build_object(
   'server', current_setting('server_version_num')::int / 10000,
   'relations', (SELECT json_agg(relname ORDER BY relname) FROM pg_class
                 WHERE relnamespace = 'pg_catalog'::regnamespace AND relkind IN ('r', 'v')),
+  'operators', (SELECT json_agg(DISTINCT oprname) FROM pg_operator WHERE oprnamespace = 'pg_catalog'::regnamespace),
   'functions', (SELECT json_object_agg(name, is_plain) FROM (
      SELECT n.nspname || '.' || p.proname AS name,
             bool_and(p.provolatile IN ('i', 's') AND p.prokind IN ('f', 'a', 'w') AND p.proacl IS NULL
@@ -37,9 +38,12 @@ def _words(text: str) -> frozenset[str]:
 
 # Volatile, but they only compute, or read what the session or the catalog may show anyway.
 _HARMLESS: Final = _words(
-    """clock_timestamp current_query currval gen_random_uuid lastval pg_collation_actual_version pg_database_size
-    pg_indexes_size pg_is_in_recovery pg_jit_available pg_notification_queue_usage pg_partition_ancestors
-    pg_partition_tree pg_relation_size pg_sequence_last_value pg_table_size pg_tablespace_size pg_total_relation_size
+    """clock_timestamp current_query currval gen_random_uuid lastval pg_blocking_pids pg_collation_actual_version
+    pg_current_wal_flush_lsn pg_current_wal_insert_lsn pg_current_wal_lsn pg_database_size
+    pg_get_wal_replay_pause_state pg_indexes_size pg_is_in_recovery pg_is_wal_replay_paused pg_jit_available
+    pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp pg_notification_queue_usage
+    pg_partition_ancestors pg_partition_tree pg_relation_size pg_safe_snapshot_blocking_pids
+    pg_sequence_last_value pg_table_size pg_tablespace_size pg_total_relation_size
     pg_xact_status random setseed timeofday txid_status"""
 )
 # Stable or immutable by declaration, and yet: they run a query over any table, show other sessions' statements or the
@@ -91,6 +95,7 @@ def catalog(answer: Mapping[str, Any]) -> dict[str, Any]:
         "safe_functions": sorted(safe - _NOT_SAFE),
         "other_functions": sorted(other - safe),
         "safe_information_schema": sorted(information),
+        "operators": sorted(answer["operators"]),
     }
 
 

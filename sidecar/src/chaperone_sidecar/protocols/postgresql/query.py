@@ -36,6 +36,7 @@ _MERGE_EFFECTS: Final = {
     "CMD_DELETE": Effect.DELETE,
     "CMD_NOTHING": None,
 }
+_NAMED_OPERATORS: Final = frozenset({"AEXPR_OP", "AEXPR_OP_ANY", "AEXPR_OP_ALL"})
 _SAMPLING_METHODS: Final = frozenset({"system", "bernoulli"})
 
 
@@ -254,26 +255,30 @@ def _call(walk: Walk, node: Node, scope: Scope) -> list[Any]:
 
 @handles("A_Expr")
 def _operator(walk: Walk, node: Node, scope: Scope) -> list[Any]:
-    if len(node["name"]) > 1:
-        _qualified_operator(walk, node["name"])
+    if len(node["name"]) > 1 or node["kind"] in _NAMED_OPERATORS:  # the others are words: IN, LIKE, BETWEEN
+        _use_operator(walk, node["name"])
     return [node.get("lexpr"), node.get("rexpr")]
 
 
 @handles("SubLink")
 def _sub_link(walk: Walk, node: Node, scope: Scope) -> list[Any]:
     if "operName" in node:
-        _qualified_operator(walk, node["operName"])
+        _use_operator(walk, node["operName"])
     return [node.get("testexpr"), node["subselect"]]
 
 
 @handles("SortBy")
 def _sort_by(walk: Walk, node: Node, scope: Scope) -> list[Any]:
     if "useOp" in node:
-        _qualified_operator(walk, node["useOp"])
+        _use_operator(walk, node["useOp"])
     return [node["node"]]
 
 
-def _qualified_operator(walk: Walk, name: list[Node]) -> None:
+def _use_operator(walk: Walk, name: list[Node]) -> None:
+    """Note an operator that is not the server's own: it runs a function that the text does not show."""
     parts = relations.strings(name)
-    if len(parts) > 1 and parts[-2] != "pg_catalog":
-        walk.add(Effect.EXECUTE_CODE, f"{parts[-2]}.{parts[-1]}")
+    if len(parts) > 1:
+        if parts[-2] != "pg_catalog":
+            walk.add(Effect.EXECUTE_CODE, f"{parts[-2]}.{parts[-1]}")
+    elif parts[-1] not in relations.CATALOG.operators:
+        walk.add(Effect.EXECUTE_CODE, f"public.{parts[-1]}")

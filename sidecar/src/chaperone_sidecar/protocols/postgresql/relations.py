@@ -34,6 +34,7 @@ class Catalog(msgspec.Struct, frozen=True):
     safe_functions: frozenset[str]  # of pg_catalog: every overload only computes or reads the catalog
     other_functions: frozenset[str]  # of pg_catalog: all others
     safe_information_schema: frozenset[str]  # functions of information_schema
+    operators: frozenset[str]  # of pg_catalog
 
 
 CATALOG: Final = msgspec.json.decode((Path(__file__).parent / "catalog.json").read_bytes(), type=Catalog)

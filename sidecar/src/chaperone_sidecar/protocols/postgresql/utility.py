@@ -60,12 +60,9 @@ def _set(walk: Walk, node: Node, scope: Scope) -> None:
 
 
 def _single_value(values: list[Node]) -> str | None:
-    if len(values) != 1:
-        return None
-    constant = values[0].get("A_Const", {})
-    if "ival" in constant:
-        return str(constant["ival"].get("ival", 0))
-    return functions.literal(values[0])
+    # Sad path: `SET row_security = 1` pins as `on` does and is refused. Texts that differ in an integer alone share an
+    # entry of the cache, so no fact may look at one: `= 0` would be taken for it.
+    return functions.literal(values[0]) if len(values) == 1 else None
 
 
 @handles("VariableShowStmt")
