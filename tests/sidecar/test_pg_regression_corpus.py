@@ -25,7 +25,6 @@ from statement_relay import Relay, Session
 
 from chaperone_sidecar.command import Effect
 from chaperone_sidecar.protocols.postgresql.classify import classify
-from chaperone_tools.errors import ToolsError
 from chaperone_tools.postgresql_source import regression_tests
 
 pytestmark = [pytest.mark.peer, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -120,10 +119,7 @@ def server() -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def watched(server: Postgres) -> Watch:
     """The files of the suite, run in its order."""
-    try:
-        source = regression_tests()
-    except ToolsError as error:
-        pytest.skip(str(error))
+    source = regression_tests()
     work = server.directory / "regress"
     shutil.copytree(source, work)
     (work / "results").mkdir()
