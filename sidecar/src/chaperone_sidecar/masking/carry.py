@@ -95,7 +95,7 @@ class Carry:
     def finish(self) -> bytes:
         """The stream has ended: give what was carried over."""
         rest, self._buffer, self._searched = self._buffer, b"", 0
-        return self._finish(rest)
+        return self._finish(rest) if rest else b""
 
     def _record_end(self, data: bytes, search: int) -> int:
         """Where the record ends that is open at `search`, or -1; quotes are counted once."""

@@ -23,8 +23,12 @@ ALNUM: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq
 _WORD: Final = ALNUM | {ord("_")}
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 
+_COLON_HEX: Final = _HEX | {ord(":")}
+_COLON_DIGITS: Final = DIGITS | {ord(":")}
+
 _NOT_DIGIT: Final = bytes(b for b in range(256) if b not in DIGITS)
 _NOT_ALNUM: Final = bytes(b for b in range(256) if b not in ALNUM)
+_GROUP: Final = re.compile(rb"\d+")
 _DIGITS_ONLY: Final = re.compile(rb"\d*")
 _ZERO_FRACTION: Final = re.compile(rb"\.0*(?!\d)")
 
@@ -102,18 +106,18 @@ def is_card_number(digits: bytes) -> bool:
 def payment_card(data: bytes, start: int, end: int) -> Found | int:
     """Digits in one piece, or in the groups cards are printed in."""
     text = data[start:end]
-    digits = text.translate(None, _NOT_DIGIT)
-    left, right = _at(data, start - 1), _at(data, end)
-    if left in DIGITS or right in DIGITS:
-        # A window of a longer number. Groups may begin a card later on; one run of digits may not.
-        return start + 1 if len(digits) != len(text) else _past_digits(data, start)
-    if len(digits) != len(text):
-        if left in ALNUM or right in ALNUM or not is_card_number(digits):
-            return start + 1
+    left = _at(data, start - 1)
+    if text.isdigit():
+        if left in DIGITS or _at(data, end) in DIGITS:
+            return _past_digits(data, start)
+        if not is_card_number(text) or _is_fraction(data, start, end) or _is_in_hash(data, start, end):
+            return end
         return start, end
-    if not is_card_number(digits) or _is_fraction(data, start, end) or _is_in_hash(data, start, end):
-        return end
-    return start, end
+    if left not in ALNUM:
+        for stop in _group_ends(data, start, end):
+            if _at(data, stop) not in ALNUM and is_card_number(data[start:stop].translate(None, _NOT_DIGIT)):
+                return start, stop
+    return start + 1
 
 
 def iban(data: bytes, start: int, end: int) -> Found | int:
@@ -160,15 +164,20 @@ def email(data: bytes, start: int, end: int) -> Found | int:
 
 def phone(data: bytes, start: int, end: int) -> Found | int:
     """At least as many digits as a number can have, and nothing that makes it a part of something longer."""
-    left, right = _at(data, start - 1), _at(data, end)
-    if left in _WORD or right in _WORD or left == ord("+"):
+    left = _at(data, start - 1)
+    if left in _WORD or left == ord("+") or _joins(data, start - 1, -1, b"./:"):
         return start + 1
-    if _joins(data, start - 1, -1, b".-/:") or _joins(data, end, 1, b".-/:,"):
+    if left == ord("-") and _at(data, start - 2) in _WORD:  # SKU-212-555-0187
         return start + 1
-    text = data[start:end]
-    digits = text.translate(None, _NOT_DIGIT)
-    bare = len(digits) + text.startswith(b"+") == len(text)
-    return (start, end) if (9 if bare else 8) <= len(digits) <= 15 else start + 1
+    for stop in _group_ends(data, start, end):
+        if _at(data, stop) in _WORD or _joins(data, stop, 1, b".-/:"):
+            continue
+        text = data[start:stop]
+        digits = text.translate(None, _NOT_DIGIT)
+        bare = len(digits) + text.startswith(b"+") == len(text)
+        if (9 if bare else 8) <= len(digits) <= 15:
+            return start, stop
+    return start + 1
 
 
 def ipv4(data: bytes, start: int, end: int) -> Found | int:
@@ -191,6 +200,10 @@ def ipv6(data: bytes, start: int, end: int) -> Found | int:
     if _at(data, start - 1) in _WORD or _at(data, end) in _WORD or not DIGITS.intersection(text):
         return max(end, start + 1)
     if sum(1 for group in text.split(b":") if group) < 2:
+        return max(end, start + 1)
+    if (_at(data, end) == ord(":") and _at(data, end + 1) in _COLON_HEX) or (
+        _at(data, start - 1) == ord(":") and _at(data, start - 2) in _COLON_DIGITS
+    ):
         return max(end, start + 1)
     try:
         address = ipaddress.IPv6Address(text.decode())
@@ -234,6 +247,11 @@ def anything(data: bytes, start: int, end: int) -> Found | int:
 
 def _at(data: bytes, place: int) -> int:
     return data[place] if 0 <= place < len(data) else -1
+
+
+def _group_ends(data: bytes, start: int, end: int) -> list[int]:
+    """The ends of the groups of digits in a match, last first: the pattern may have taken what follows for one more."""
+    return [start + group.end() for group in reversed(list(_GROUP.finditer(data[start:end])))]
 
 
 def _past_digits(data: bytes, start: int) -> int:

@@ -28,7 +28,7 @@ STRICTNESS: Final[tuple[Method, ...]] = ("Null", "Redact", "Hash", "Partial")
 
 _DIGITS_OF: Final = frozenset({"PaymentCard", "USSocialSecurity", "Phone"})
 _NOT_DIGIT: Final = bytes(b for b in range(256) if b not in b"0123456789")
-_ADDRESS: Final = re.compile(rb"[^@\s]+@[A-Za-z0-9\x80-\xff.-]{3,64}")
+_ADDRESS: Final = re.compile(rb"[^@\s*]+@(?=.{4,64}$)(?:[A-Za-z0-9\x80-\xff-]+\.)+[A-Za-z\x80-\xff]{2,}", re.DOTALL)
 _QUAD: Final = re.compile(rb"\d{1,3}(?:\.\d{1,3}){3}")
 _GAPS: Final = b" \t-._/()"
 

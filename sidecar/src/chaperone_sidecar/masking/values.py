@@ -27,8 +27,9 @@ from chaperone_sidecar.masking.engine import Program, Scanner, compiled
 type Replace = Callable[[str, bytes], bytes | None]
 
 MAX_DEPTH: Final = 4
-# A replacement may bring two digits together that were apart; after this many rounds the value goes as a whole.
-MAX_ROUNDS: Final = 4
+# What stands beside a replacement may mean something that it did not before, so a value is masked until that changes
+# nothing; after this many rounds it goes as a whole.
+MAX_ROUNDS: Final = 6
 MAX_STARTS: Final = 64
 
 # What is one character, or none, and looks like another: soft hyphen, widths of zero, direction marks, full width
@@ -52,7 +53,7 @@ _UNICODE_ESCAPE: Final = re.compile(rb"\\+u([0-9A-Fa-f]{4})")
 _PERCENT: Final = re.compile(rb"%([2-7][0-9A-Fa-f])")
 _ENTITY: Final = re.compile(rb"&(?:#[0-9]{2,4}|#[xX][0-9A-Fa-f]{2,4}|commat);")
 _HEX_RUN: Final = re.compile(rb"(?:\\x)?[0-9A-Fa-f]{18,}")
-_BASE64_RUN: Final = re.compile(rb"[A-Za-z0-9+/_=-]{12,}(?:\r?\n[A-Za-z0-9+/_=-]+)*")
+_BASE64_RUN: Final = re.compile(rb"[A-Za-z0-9+/_-]{12,}(?:\r?\n[A-Za-z0-9+/_-]+)*={0,2}")
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _DASHES: Final = dict.fromkeys(map(ord, "‐‑‒–—―−﹣－"), "-")
 _BEFORE: Final = frozenset((b":", b",", b"[", b"{", b" "))
@@ -74,26 +75,25 @@ class Values:
 
     def mask(self, data: bytes, depth: int = 0) -> bytes | None:
         """Mask one value; None is NULL. The same object comes back when there is nothing to mask."""
-        candidates = self._scanner.candidates(data)
-        if not candidates:
-            return data
-        masked: bytes | None = data
-        triggers = [index - self._first_trigger for index in candidates if index >= self._first_trigger]
-        for trigger in triggers:
-            if masked is None or depth >= MAX_DEPTH:
-                break
-            masked = self._unwrap(trigger, masked, depth)
-        if masked is None:
-            return None
-        spans = self._scanner.spans(masked, candidates) if masked is data else self._scanner.scan(masked)
+        before = data
         for _ in range(MAX_ROUNDS):
-            if not spans:
-                return masked
-            masked = self._splice(masked, spans)
-            if masked is None:
-                return None
-            spans = self._scanner.scan(masked)
-        return self._replace(spans[0].kind, masked) if spans else masked
+            masked = self._mask_once(before, depth)
+            if masked is None or masked == before:
+                return masked if masked is None else before
+            before = masked
+        return self._replace("masked", b"")
+
+    def _mask_once(self, data: bytes, depth: int) -> bytes | None:
+        candidates = self._scanner.candidates(data)
+        masked = data
+        if depth < MAX_DEPTH:
+            for trigger in (index - self._first_trigger for index in candidates if index >= self._first_trigger):
+                unwrapped = self._unwrap(trigger, masked, depth)
+                if unwrapped is None:
+                    return None
+                masked = unwrapped
+        spans = self._scanner.spans(masked, candidates if masked is data else self._scanner.candidates(masked))
+        return self._splice(masked, spans) if spans else masked
 
     def _splice(self, data: bytes, spans: Sequence[Span]) -> bytes | None:
         parts: list[bytes] = []
