@@ -87,7 +87,8 @@ def test_7_bytea_is_masked_as_a_whole_and_stays_bytea(secret):
 
 @pytest.mark.parametrize("value", [
     b"123 45 6789", b"123.45.6789", b"4111-1111-1111-1111", b"4111_1111_1111_1111", b"4111 - 1111 - 1111 - 1111",
-    b"4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", b"alice at example.com", b"alice(at)example.com", b"de89 3704 0044 0532 0130 00",
+    b"4 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", b"alice at example.com", b"alice(at)example.com",
+    b"de89 3704 0044 0532 0130 00",
     b"1.415.555.2671".replace(b"1.", b"+1.", 1),
 ])  # fmt: skip
 def test_8_separators_that_were_changed(value):
@@ -151,9 +152,11 @@ def test_18_a_number_that_is_a_card_becomes_null_where_text_cannot_stand():
 
 
 @pytest.mark.parametrize("value", [
-    "４１１１１１１１１１１１１１１１", "٤١١١١١١١١١١١١١١١", "4111\u200b1111\u200b1111\u200b1111", "4111\u00a01111\u00a01111\u00a01111",
+    "４１１１１１１１１１１１１１１１", "٤١١١١١١١١١١١١١١١", "4111\u200b1111\u200b1111\u200b1111",
+    "4111\u00a01111\u00a01111\u00a01111",
     "4111–1111–1111–1111", "alice＠example.com", "alice@\u200bexample.com", "ali\u00adce@exam\u00adple.com",
-    "𝟒𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏", "123‑45‑6789", "123−45−6789", "１２３-45-6789", "4\u20601\u20601\u206011\u206011111111111", "①②③-④⑤-⑥⑦⑧⑨",
+    "𝟒𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏𝟏", "123‑45‑6789", "123−45−6789", "１２３-45-6789",
+    "4\u20601\u20601\u206011\u206011111111111", "①②③-④⑤-⑥⑦⑧⑨",
 ])  # fmt: skip
 def test_27_digits_of_other_alphabets_and_characters_of_no_width(value):
     masked = REDACT.mask_value(value.encode())
@@ -171,8 +174,10 @@ def test_29_and_30_texts_of_commands_and_metadata(secret):
         assert not shows(REDACT.mask_text(text), secret)
 
 
-@pytest.mark.parametrize("value", [b"alice%2540example.com".replace(b"%25", b"%"), b"u=4111%201111%201111%201111", b"alice&#64;example.com",
-                                   b"alice&#x40;example.com", b"alice&commat;example.com", b"mailto:%61lice%40example%2Ecom"])  # fmt: skip
+@pytest.mark.parametrize("value", [
+    b"alice%40example.com", b"u=4111%201111%201111%201111", b"alice&#64;example.com", b"alice&#x40;example.com",
+    b"alice&commat;example.com", b"mailto:%61lice%40example%2Ecom",
+])  # fmt: skip
 def test_32_percent_signs_and_entities(value):
     assert REDACT.mask_value(value) != value
     assert b"[" in (REDACT.mask_value(value) or b"")
@@ -222,7 +227,8 @@ def test_replacements_are_short_and_clean_whatever_stood_there(value, kind, meth
 
 def test_partial_keeps_what_its_class_may_keep():
     seen = {kind: replacement("Partial", kind, value) for kind, value in (
-        ("PaymentCard", b"4111-1111-1111-1234"), ("IBAN", b"DE89 3704 0044 0532 0130 00"), ("Phone", b"+1 415 555 2671"),
+        ("PaymentCard", b"4111-1111-1111-1234"), ("IBAN", b"DE89 3704 0044 0532 0130 00"),
+        ("Phone", b"+1 415 555 2671"),
         ("Email", b"alice@example.com"), ("IPv4", b"10.1.2.3"), ("USSocialSecurity", b"123-45-6789"), ("JWT", b"eyJ"),
     )}  # fmt: skip
     assert seen == {
@@ -258,9 +264,8 @@ def test_classified_columns_are_masked_whole_by_the_strictest_rule():
     assert subject.column_class("public.staff.salary") == ColumnClass("Email", "Redact")
     assert subject.column_class("other.public.staff.salary") is None
     assert subject.column_class("public.orders.email") is None
-    assert subject.mask_row([b"secret", None, b"x"], [ColumnClass("Email", "Null"), ColumnClass("Email", "Redact"), None]) == [
-        None, None, b"x",
-    ]  # fmt: skip
+    classes = [ColumnClass("Email", "Null"), ColumnClass("Email", "Redact"), None]
+    assert subject.mask_row([b"secret", None, b"x"], classes) == [None, None, b"x"]
 
 
 def test_a_derived_column_shows_no_part():
@@ -276,9 +281,11 @@ def test_without_rules_nothing_is_looked_at():
 
 
 @pytest.mark.parametrize(("rule", "said"), [
-    (MaskRule("Tokenize", detectors=("Email",)), "not supported yet"), (MaskRule("Blur", detectors=("Email",)), "no method"),
+    (MaskRule("Tokenize", detectors=("Email",)), "not supported yet"),
+    (MaskRule("Blur", detectors=("Email",)), "no method"),
     (MaskRule("Redact"), "masks nothing"), (MaskRule("Redact", detectors=("Name",)), "no detector Name"),
-    (MaskRule("Hash", detectors=("Email",)), "tenant's key"), (MaskRule("Redact", columns=("email",)), "names no column"),
+    (MaskRule("Hash", detectors=("Email",)), "tenant's key"),
+    (MaskRule("Redact", columns=("email",)), "names no column"),
     (MaskRule("Redact", detectors=(Pattern("Email", "x"),)), "no detector's name"),
     (MaskRule("Redact", detectors=(Pattern("Mine", "(?=x)"),)), "RE2 refuses"),
     (MaskRule("Redact", detectors=(Pattern("Mine", "x"), Pattern("Mine", "y"))), "rename one"),

@@ -23,8 +23,8 @@ ALNUM: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq
 _WORD: Final = ALNUM | {ord("_")}
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 
-_COLON_HEX: Final = _HEX | {ord(":")}
-_COLON_DIGITS: Final = DIGITS | {ord(":")}
+_COLON: Final = re.compile(rb":")
+_MAX_COLONS: Final = 16
 
 _NOT_DIGIT: Final = bytes(b for b in range(256) if b not in DIGITS)
 _NOT_ALNUM: Final = bytes(b for b in range(256) if b not in ALNUM)
@@ -36,10 +36,9 @@ _ZERO_FRACTION: Final = re.compile(rb"\.0*(?!\d)")
 _HASH_CHARS: Final = 24
 _TOKEN_REACH: Final = 64
 
-# Prefix ranges (ISO/IEC 7812 as the schemes publish them), with the lengths in use. Longest prefix first does not
-# matter: one that fits is enough.
+# Prefix ranges (ISO/IEC 7812 as the schemes publish them) with the lengths in use; one that fits is enough.
 _CARDS: Final[tuple[tuple[int, int, frozenset[int]], ...]] = (
-    (4, 4, frozenset({13, 16, 19})),  # Visa
+    (4, 4, frozenset({16})),  # Visa
     (51, 55, frozenset({16})),  # Mastercard
     (2221, 2720, frozenset({16})),
     (34, 34, frozenset({15})),  # American Express
@@ -48,15 +47,24 @@ _CARDS: Final[tuple[tuple[int, int, frozenset[int]], ...]] = (
     (309, 309, frozenset({14, 16})),
     (36, 36, frozenset({14, 16})),
     (38, 39, frozenset({14, 16})),
-    (6011, 6011, frozenset({16, 19})),  # Discover
-    (644, 659, frozenset({16, 19})),
-    (3528, 3589, frozenset({16, 17, 18, 19})),  # JCB
+    (6011, 6011, frozenset({16})),  # Discover
+    (644, 659, frozenset({16})),
+    (3528, 3589, frozenset({16})),  # JCB
     (62, 62, frozenset({16, 17, 18, 19})),  # UnionPay
     (60, 60, frozenset({16})),  # RuPay
     (81, 82, frozenset({16})),
     (2200, 2204, frozenset({16})),  # Mir
-    (50, 50, frozenset({16, 18, 19})),  # Maestro
-    (56, 58, frozenset({16, 18, 19})),
+    (50, 50, frozenset({16})),  # Maestro
+    (56, 58, frozenset({16})),
+)
+# Numbers that the schemes allow and hardly issue: without gaps these are EANs and 64-bit keys, a tenth of which pass.
+_RARE_CARDS: Final[tuple[tuple[int, int, frozenset[int]], ...]] = (
+    (4, 4, frozenset({13, 19})),
+    (50, 50, frozenset({18, 19})),
+    (56, 58, frozenset({18, 19})),
+    (6011, 6011, frozenset({19})),
+    (644, 659, frozenset({19})),
+    (3528, 3589, frozenset({17, 18, 19})),
 )
 
 # Country → length. IBAN registry of SWIFT.
@@ -92,12 +100,12 @@ def luhn(digits: bytes) -> bool:
     return total % 10 == 0
 
 
-def is_card_number(digits: bytes) -> bool:
+def is_card_number(digits: bytes, *, is_grouped: bool = False) -> bool:
     """Prefix, length and check digit of a payment card."""
     length = len(digits)
     if not 13 <= length <= 19 or digits.count(digits[-1:]) == length:
         return False
-    for low, high, lengths in _CARDS:
+    for low, high, lengths in _CARDS + _RARE_CARDS if is_grouped else _CARDS:
         if length in lengths and low <= int(digits[: len(str(low))]) <= high:
             return luhn(digits)
     return False
@@ -115,7 +123,8 @@ def payment_card(data: bytes, start: int, end: int) -> Found | int:
         return start, end
     if left not in ALNUM:
         for stop in _group_ends(data, start, end):
-            if _at(data, stop) not in ALNUM and is_card_number(data[start:stop].translate(None, _NOT_DIGIT)):
+            digits = data[start:stop].translate(None, _NOT_DIGIT)
+            if _at(data, stop) not in ALNUM and is_card_number(digits, is_grouped=True):
                 return start, stop
     return start + 1
 
@@ -126,8 +135,11 @@ def iban(data: bytes, start: int, end: int) -> Found | int:
         return start + 1
     length = IBAN_LENGTHS.get(data[start : start + 2].upper(), 0)
     count, stop = 0, start
-    while stop < end and count < length:
-        count += data[stop] in ALNUM
+    while count < length and stop < len(data):
+        if data[stop] in ALNUM:
+            count += 1
+        elif data[stop] not in b" -" or data[stop - 1] in b" -":
+            break
         stop += 1
     if not length or count < length or _at(data, stop) in ALNUM:
         return start + 1
@@ -192,24 +204,32 @@ def ipv4(data: bytes, start: int, end: int) -> Found | int:
 
 
 def ipv6(data: bytes, start: int, end: int) -> Found | int:
-    """What `ipaddress` reads, with a digit and two groups at least: `a::text` is a cast."""
+    """What `ipaddress` reads, with a digit and two groups at least: `a::text` is a cast.
+
+    The match is the whole word of digits and colons; groups before the address ("ad:") may be something else.
+    """
     text = data[start:end].rstrip(b".")
     if text.endswith(b":") and not text.endswith(b"::"):
         text = text[:-1]
-    end = start + len(text)
-    if _at(data, start - 1) in _WORD or _at(data, end) in _WORD or not DIGITS.intersection(text):
-        return max(end, start + 1)
-    if sum(1 for group in text.split(b":") if group) < 2:
-        return max(end, start + 1)
-    if (_at(data, end) == ord(":") and _at(data, end + 1) in _COLON_HEX) or (
-        _at(data, start - 1) == ord(":") and _at(data, start - 2) in _COLON_DIGITS
-    ):
-        return max(end, start + 1)
+    stop = start + len(text)
+    if _at(data, stop) in _WORD or text.count(b":") > _MAX_COLONS:
+        return end
+    if b":::" in text or text.count(b"::") > 1:
+        return end
+    for first in [0, *(colon.end() for colon in _COLON.finditer(text, 0, max(text.find(b"::"), 0)))]:
+        if (first or _at(data, start - 1) not in _WORD) and _is_ipv6(text[first:]):
+            return start + first, stop
+    return end
+
+
+def _is_ipv6(text: bytes) -> bool:
+    if not DIGITS.intersection(text) or sum(1 for group in text.split(b":") if group) < 2:
+        return False
     try:
         address = ipaddress.IPv6Address(text.decode())
     except ValueError:
-        return max(end, start + 1)
-    return end if address.is_loopback or address.is_unspecified else (start, end)
+        return False
+    return not (address.is_loopback or address.is_unspecified)
 
 
 def jwt(data: bytes, start: int, end: int) -> Found | int:

@@ -1,12 +1,11 @@
 """Finding, in linear time: RE2 over whole batches first, then what hit, value by value.
 
-One alternation without groups says whether anything in a batch may hit; on clean data, the usual case, that is all.
-Only where it hits, each detector is asked alone, so that one kind never hides another that overlaps it, and its check
-has the last word.
+A few filters, each an alternation without groups, say whether anything in a batch may hit; on clean data, the usual
+case, that is all. Only where one hits is each of its detectors asked alone, so that one kind never hides another that
+overlaps it, and its check has the last word.
 
-The alternation and not `re2.Set` is the first filter: both are one DFA and equally fast, but a Set whose DFA runs
-out of memory answers "nothing", and a search falls back to the NFA. The Set tells which detectors to ask, and where it
-says nothing after the alternation hit, all are asked.
+Filters are searches and not an `re2.Set`: a Set whose DFA runs out of memory answers "nothing", a search falls back to
+the NFA. There are several of them because the states of one automaton for all are the product of its parts.
 
 This module imports RE2 (5 MiB), so it is imported only where masks exist.
 """
@@ -23,11 +22,11 @@ import re2
 
 from chaperone_sidecar.errors import ConfigError
 from chaperone_sidecar.masking import checks
-from chaperone_sidecar.masking.detectors import BUILTIN, Detector, Span
+from chaperone_sidecar.masking.detectors import BUILTIN, Detector, Span, Trigger
 
 # Program and DFA states of one expression. Ours stay under a quarter of it on every corpus tried; the gateway's
 # whole budget is 64 MiB.
-MAX_PATTERN_BYTES: Final = 4 << 20
+MAX_PATTERN_BYTES: Final = 2 << 20
 MAX_CUSTOM_CHARS: Final = 1000
 # Instructions of a custom pattern: `(a{1,30}){1,30}` compiles in RE2, and makes each DFA state a kilobyte.
 MAX_CUSTOM_PROGRAM: Final = 2000
@@ -97,7 +96,7 @@ def custom(kind: str, pattern: str) -> Detector:
         raise ConfigError(f"Detector {kind}: the pattern compiles to a program that is too large; bound its repeats.")
     if program.search(b"") is not None:
         raise ConfigError(f"Detector {kind}: the pattern matches the empty text, so everywhere; make it say something.")
-    return Detector(kind, encoded, checks.anything, is_custom=True)
+    return Detector(kind, encoded, checks.anything, "custom")
 
 
 def builtin(kind: str) -> Detector:
@@ -114,28 +113,28 @@ def builtin(kind: str) -> Detector:
 class Scanner:
     """A set of detectors, compiled together."""
 
-    def __init__(self, detectors: Sequence[Detector], triggers: Sequence[bytes] = ()) -> None:
-        """Compile `detectors`; `triggers` are further expressions that make a batch hit, but are never spans."""
+    def __init__(self, detectors: Sequence[Detector], triggers: Sequence[Trigger] = ()) -> None:
+        """Compile; candidates are numbered as given, detectors first."""
         self._detectors = tuple(detectors)
-        self._has_custom = any(detector.is_custom for detector in detectors)
-        patterns = [*(detector.pattern for detector in detectors), *triggers]
-        self._alone = [compiled(detector.pattern) for detector in detectors]
-        self._any = compiled(b"|".join(b"(?:%s)" % pattern for pattern in patterns)) if patterns else None
-        self._set = re2.Set.SearchSet(options())
-        for pattern in patterns:
-            self._set.Add(pattern)
-        self._set.Compile()
-        self._all = list(range(len(patterns)))
+        parts: list[Detector | Trigger] = [*detectors, *triggers]
+        self._alone = [compiled(part.pattern) for part in parts]
+        families: dict[str, list[int]] = {}
+        for index, part in enumerate(parts):
+            # The automata of custom patterns are unknown, so each keeps to itself.
+            families.setdefault(part.family if part.family != "custom" else f"custom {index}", []).append(index)
+        self._filters = [
+            (compiled(b"|".join(b"(?:%s)" % parts[index].pattern for index in members)), tuple(members))
+            for members in families.values()
+        ]
+        self._has_custom = any(detector.family == "custom" for detector in detectors)
 
     def may_hit(self, data: bytes | memoryview) -> bool:
         """Whether anything in `data` may be sensitive; never False for raw frames that hold such a value."""
-        return self._any is not None and self._any.search(data) is not None
+        return any(program.search(data) is not None for program, _ in self._filters)
 
     def candidates(self, data: bytes) -> list[int]:
-        """Which expressions may hit: indices of detectors, then of triggers."""
-        if not self.may_hit(data):
-            return []
-        return self._set.Match(data) or self._all
+        """Which detectors and triggers may hit."""
+        return [index for program, members in self._filters if program.search(data) is not None for index in members]
 
     def scan(self, data: bytes) -> list[Span]:
         """All values that the detectors find, in order, none overlapping another."""
@@ -147,25 +146,26 @@ class Scanner:
         found = sorted(span for index in candidates if index < count for span in self._each(index, data))
         return _merge(found) if len(found) > 1 else found
 
+    def triggered(self, data: bytes, candidates: Sequence[int]) -> list[int]:
+        """Which triggers hit, numbered from 0."""
+        count = len(self._detectors)
+        return [index - count for index in candidates if index >= count and self._alone[index].search(data) is not None]
+
     def hit_cells(self, cells: Sequence[bytes]) -> list[int]:
-        """Which of many values may be sensitive: one search over all, and one more for each that hits."""
-        if self._any is None or not cells:
-            return []
-        joined = JOINT.join(cells)
-        found = self._any.search(joined)
-        if found is None:
-            return []
+        """Which of many values may be sensitive: one search over all for each filter, and one more for each hit."""
         if self._has_custom:  # a custom expression may look across the joints, each time to the end
             return [index for index, cell in enumerate(cells) if self.may_hit(cell)]
-        starts = list(accumulate((len(cell) + 1 for cell in cells), initial=0))
-        hits = []
-        while found is not None:
-            index = bisect_right(starts, found.start()) - 1
-            hits.append(index)
-            if index + 1 >= len(cells):
-                break
-            found = self._any.search(joined, starts[index + 1])
-        return hits
+        joined = JOINT.join(cells)
+        starts: list[int] = []
+        hits: set[int] = set()
+        for program, _ in self._filters:
+            found = program.search(joined)
+            while found is not None:
+                starts = starts or list(accumulate((len(cell) + 1 for cell in cells), initial=0))
+                index = bisect_right(starts, found.start()) - 1
+                hits.add(index)
+                found = program.search(joined, starts[index + 1]) if index + 1 < len(cells) else None
+        return sorted(hits)
 
     def _each(self, index: int, data: bytes) -> Iterator[Span]:
         detector, program = self._detectors[index], self._alone[index]
@@ -176,7 +176,7 @@ class Scanner:
                 place = found
                 continue
             count += 1
-            if detector.is_custom and count > MAX_CUSTOM_SPANS:
+            if detector.family == "custom" and count > MAX_CUSTOM_SPANS:
                 yield Span(found[0], len(data), detector.kind)
                 return
             yield Span(*found, detector.kind)

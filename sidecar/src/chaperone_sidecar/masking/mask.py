@@ -84,14 +84,14 @@ class Masker:
                 if detectors.setdefault(detector.kind, detector).pattern != detector.pattern:
                     raise ConfigError(f"Two detectors are named {detector.kind}; rename one.")
                 methods.setdefault(detector.kind, []).append(how)
-        if sum(detector.is_custom for detector in detectors.values()) > MAX_CUSTOM_DETECTORS:
+        if sum(detector.family == "custom" for detector in detectors.values()) > MAX_CUSTOM_DETECTORS:
             raise ConfigError(f"There are more than {MAX_CUSTOM_DETECTORS} patterns; join some of them by |.")
         self._classified = [(_glob(column), _kind(entry.kind)) for entry in classified for column in entry.columns]
         self._methods = {kind: strictest(said) for kind, said in methods.items()}
         self._key = key
         self._scanner = Scanner(list(detectors.values()), TRIGGERS) if detectors else None
-        self._values = Values(self._scanner, len(detectors), self._replace) if self._scanner else None
-        self._inline = Values(self._scanner, len(detectors), self._replace_text) if self._scanner else None
+        self._values = Values(self._scanner, self._replace) if self._scanner else None
+        self._inline = Values(self._scanner, self._replace_text) if self._scanner else None
         self._classes: dict[str, ColumnClass | None] = {}
 
     @property

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
-from chaperone_sidecar.masking.detectors import Span
+from chaperone_sidecar.masking.detectors import Span, Trigger
 from chaperone_sidecar.masking.engine import Program, Scanner, compiled
 
 type Replace = Callable[[str, bytes], bytes | None]
@@ -46,7 +46,12 @@ _ESCAPE: Final = (
 _HEX: Final = rb"(?:[2-7][0-9A-Fa-f]){9}|(?:[2-7][0-9A-Fa-f]00){5}|(?:00[2-7][0-9A-Fa-f]){5}"
 # Groups of four letters that decode to three bytes below 128, with either alphabet.
 _BASE64: Final = rb"(?:[A-Za-f][A-HQ-Xg-nw-z0-3][ABEFIJMNQRUVYZcdghklopstwx014589][A-Za-z0-9+/_-]){3}"
-TRIGGERS: Final = (_DISGUISE, _ESCAPE, _HEX, _BASE64)
+TRIGGERS: Final = (
+    Trigger(_DISGUISE, "word"),
+    Trigger(_ESCAPE, "word"),
+    Trigger(_HEX, "hex"),
+    Trigger(_BASE64, "base64"),
+)
 
 _QUOTED: Final = re.compile(rb'[^"]+')
 _UNICODE_ESCAPE: Final = re.compile(rb"\\+u([0-9A-Fa-f]{4})")
@@ -65,10 +70,9 @@ _KEPT: Final = frozenset(map(chr, range(32))) | {'"', "\\", "%", "&"}
 class Values:
     """Masks values by a scanner's findings."""
 
-    def __init__(self, scanner: Scanner, detectors: int, replace: Replace) -> None:
-        """`scanner` was built with `TRIGGERS`, after `detectors` detectors; `replace` says what stands for a span."""
+    def __init__(self, scanner: Scanner, replace: Replace) -> None:
+        """`scanner` was built with `TRIGGERS`; `replace` says what stands for a span."""
         self._scanner = scanner
-        self._first_trigger = detectors
         self._replace = replace
         self._hex = compiled(_HEX)
         self._base64 = compiled(_BASE64)
@@ -85,9 +89,11 @@ class Values:
 
     def _mask_once(self, data: bytes, depth: int) -> bytes | None:
         candidates = self._scanner.candidates(data)
+        if not candidates:
+            return data
         masked = data
         if depth < MAX_DEPTH:
-            for trigger in (index - self._first_trigger for index in candidates if index >= self._first_trigger):
+            for trigger in self._scanner.triggered(data, candidates):
                 unwrapped = self._unwrap(trigger, masked, depth)
                 if unwrapped is None:
                     return None
