@@ -28,11 +28,8 @@ from chaperone_sidecar.masking.values import TRIGGERS
 
 BATCH_BYTES = 64 * 1024
 TOTAL_BYTES = 4 * 1024 * 1024
-WORDS = (
-    "the order was shipped to our customer and returned because of a broken handle invoice paid late please call".split(
-        " "
-    )
-)
+NOTE = "the order was shipped to our customer and returned because of a broken handle invoice paid late please call"
+WORDS = NOTE.split(" ")
 SECRETS = [
     "alice@example.com",
     "4111 1111 1111 1111",

@@ -21,8 +21,10 @@ type Check = Callable[[bytes, int, int], Found | int]
 DIGITS: Final = frozenset(b"0123456789")
 ALNUM: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _WORD: Final = ALNUM | {ord("_")}
+_LETTERS: Final = ALNUM - DIGITS
 _HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 
+_BACKSLASH: Final = 0x5C
 _COLON: Final = re.compile(rb":")
 _MAX_COLONS: Final = 16
 
@@ -43,6 +45,8 @@ _CARDS: Final[tuple[tuple[int, int, frozenset[int]], ...]] = (
     (2221, 2720, frozenset({16})),
     (34, 34, frozenset({15})),  # American Express
     (37, 37, frozenset({15})),
+    (2131, 2131, frozenset({15})),  # JCB, old
+    (1800, 1800, frozenset({15})),
     (300, 305, frozenset({14, 16})),  # Diners Club
     (309, 309, frozenset({14, 16})),
     (36, 36, frozenset({14, 16})),
@@ -114,7 +118,7 @@ def is_card_number(digits: bytes, *, is_grouped: bool = False) -> bool:
 def payment_card(data: bytes, start: int, end: int) -> Found | int:
     """Digits in one piece, or in the groups cards are printed in."""
     text = data[start:end]
-    left = _at(data, start - 1)
+    left = _left(data, start)
     if text.isdigit():
         if left in DIGITS or _at(data, end) in DIGITS:
             return _past_digits(data, start)
@@ -131,7 +135,7 @@ def payment_card(data: bytes, start: int, end: int) -> Found | int:
 
 def iban(data: bytes, start: int, end: int) -> Found | int:
     """Length of the country, then the remainder by 97; whatever follows in the same word makes it something else."""
-    if _at(data, start - 1) in ALNUM:
+    if _left(data, start) in ALNUM:
         return start + 1
     length = IBAN_LENGTHS.get(data[start : start + 2].upper(), 0)
     count, stop = 0, start
@@ -152,7 +156,7 @@ def us_social_security(data: bytes, start: int, end: int) -> Found | int:
     """Ranges never given out are no numbers of anybody; a bare number counts only after the word."""
     digits = data[start:end].translate(None, _NOT_DIGIT)
     first = end - 9 if len(digits) == 9 and data[end - 9 : end].isdigit() else start
-    if _at(data, end) in _WORD or _at(data, first - 1) in _WORD - {ord("_")}:
+    if _at(data, end) in _WORD or _left(data, first) in _WORD - {ord("_")}:
         return start + 1
     if first == start and (_joins(data, start - 1, -1) or _joins(data, end, 1)):
         return start + 1
@@ -176,13 +180,16 @@ def email(data: bytes, start: int, end: int) -> Found | int:
 
 def phone(data: bytes, start: int, end: int) -> Found | int:
     """At least as many digits as a number can have, and nothing that makes it a part of something longer."""
-    left = _at(data, start - 1)
+    if data[start] in _LETTERS:  # "tel": the number stands at the end
+        return (end - 10, end) if _at(data, end) not in _WORD and data[end - 11] not in b"+" else start + 1
+    left = _left(data, start)
     if left in _WORD or left == ord("+") or _joins(data, start - 1, -1, b"./:"):
         return start + 1
     if left == ord("-") and _at(data, start - 2) in _WORD:  # SKU-212-555-0187
         return start + 1
     for stop in _group_ends(data, start, end):
-        if _at(data, stop) in _WORD or _joins(data, stop, 1, b".-/:"):
+        is_extended = _at(data, stop) == ord("x") and _at(data, stop + 1) in DIGITS
+        if (_at(data, stop) in _WORD and not is_extended) or _joins(data, stop, 1, b".-/:"):
             continue
         text = data[start:stop]
         digits = text.translate(None, _NOT_DIGIT)
@@ -194,7 +201,7 @@ def phone(data: bytes, start: int, end: int) -> Found | int:
 
 def ipv4(data: bytes, start: int, end: int) -> Found | int:
     """Four numbers up to 255 and no fifth; loopback and "any" are nobody's address."""
-    if _at(data, start - 1) in _WORD or _at(data, end) in DIGITS or _joins(data, end, 1) or _joins(data, start - 1, -1):
+    if _left(data, start) in _WORD or _at(data, end) in DIGITS or _joins(data, end, 1) or _joins(data, start - 1, -1):
         return start + 1
     try:
         address = ipaddress.IPv4Address(data[start:end].decode())
@@ -217,7 +224,7 @@ def ipv6(data: bytes, start: int, end: int) -> Found | int:
     if b":::" in text or text.count(b"::") > 1:
         return end
     for first in [0, *(colon.end() for colon in _COLON.finditer(text, 0, max(text.find(b"::"), 0)))]:
-        if (first or _at(data, start - 1) not in _WORD) and _is_ipv6(text[first:]):
+        if (first or _left(data, start) not in _WORD) and _is_ipv6(text[first:]):
             return start + first, stop
     return end
 
@@ -244,7 +251,7 @@ def jwt(data: bytes, start: int, end: int) -> Found | int:
 
 def word(data: bytes, start: int, end: int) -> Found | int:
     """A token with a prefix of its own: nothing else to know but that it is not inside a longer word."""
-    if _at(data, start - 1) in ALNUM or _at(data, end) in ALNUM:
+    if _left(data, start) in ALNUM or _at(data, end) in ALNUM:
         return end
     return start, end
 
@@ -267,6 +274,13 @@ def anything(data: bytes, start: int, end: int) -> Found | int:
 
 def _at(data: bytes, place: int) -> int:
     return data[place] if 0 <= place < len(data) else -1
+
+
+def _left(data: bytes, start: int) -> int:
+    r"""The byte before a match, or -1; the letter of an escape (`\n`, as in JSON and COPY) is not part of a word."""
+    if start >= 2 and data[start - 2] == _BACKSLASH and data[start - 1] in b"nrtbfv":
+        return -1
+    return _at(data, start - 1)
 
 
 def _group_ends(data: bytes, start: int, end: int) -> list[int]:

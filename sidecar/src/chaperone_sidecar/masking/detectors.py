@@ -68,6 +68,7 @@ _PHONE: Final = b"|".join(
         rb"0[1-9](?:[ .]\d{2}){4}",  # France
         rb"\(?0\d{2,4}\)? \d{3,4} \d{3,4}",  # United Kingdom
         rb"0\d{2,4} ?/ ?\d{5,8}",  # Germany
+        rb"(?i:phone|tel|mobile|fax)[^0-9A-Za-z\n\x00]{1,6}\d{10}",  # ten bare digits are an id unless they say not
     )
 )
 
