@@ -30,6 +30,7 @@ _MAX_COLONS: Final = 16
 
 _NOT_DIGIT: Final = bytes(b for b in range(256) if b not in DIGITS)
 _NOT_ALNUM: Final = bytes(b for b in range(256) if b not in ALNUM)
+_EXTENSION: Final = re.compile(rb" ?x\d{1,6}(?!\w)")
 _GROUP: Final = re.compile(rb"\d+")
 _DIGITS_ONLY: Final = re.compile(rb"\d*")
 _ZERO_FRACTION: Final = re.compile(rb"\.0*(?!\d)")
@@ -188,14 +189,14 @@ def phone(data: bytes, start: int, end: int) -> Found | int:
     if left == ord("-") and _at(data, start - 2) in _WORD:  # SKU-212-555-0187
         return start + 1
     for stop in _group_ends(data, start, end):
-        is_extended = _at(data, stop) == ord("x") and _at(data, stop + 1) in DIGITS
-        if (_at(data, stop) in _WORD and not is_extended) or _joins(data, stop, 1, b".-/:"):
+        extension = _EXTENSION.match(data, stop)
+        if extension is None and (_at(data, stop) in _WORD or _joins(data, stop, 1, b".-/:")):
             continue
         text = data[start:stop]
         digits = text.translate(None, _NOT_DIGIT)
         bare = len(digits) + text.startswith(b"+") == len(text)
         if (9 if bare else 8) <= len(digits) <= 15:
-            return start, stop
+            return start, extension.end() if extension else stop
     return start + 1
 
 
