@@ -4,8 +4,9 @@ A few filters, each an alternation without groups, say whether anything in a bat
 case, that is all. Only where one hits is each of its detectors asked alone, so that one kind never hides another that
 overlaps it, and its check has the last word.
 
-Filters are searches and not an `re2.Set`: a Set whose DFA runs out of memory answers "nothing", a search falls back to
-the NFA. There are several of them because the states of one automaton for all are the product of its parts.
+Filters are searches and not `re2.Set`s: a Set whose DFA runs out of memory answers "nothing", a search falls back to
+the NFA. A Set only says which detectors of a family to ask, after its filter has hit. There are several filters
+because the states of one automaton for all are the product of its parts (decisions/008).
 
 This module imports RE2 (5 MiB), so it is imported only where masks exist.
 """
@@ -70,6 +71,14 @@ def compiled(pattern: bytes) -> Program:
     return program
 
 
+def _set(patterns: Sequence[bytes]) -> re2.Set:
+    made = re2.Set.SearchSet(options())
+    for pattern in patterns:
+        made.Add(pattern)
+    made.Compile()
+    return made
+
+
 def custom(kind: str, pattern: str) -> Detector:
     """A detector from an expression that a policy's author wrote.
 
@@ -126,6 +135,7 @@ class Scanner:
             (compiled(b"|".join(b"(?:%s)" % parts[index].pattern for index in members)), tuple(members))
             for members in families.values()
         ]
+        self._sets = [_set([parts[index].pattern for index in members]) for members in families.values()]
         self._has_custom = any(detector.family == "custom" for detector in detectors)
 
     def may_hit(self, data: bytes | memoryview) -> bool:
@@ -134,7 +144,14 @@ class Scanner:
 
     def candidates(self, data: bytes) -> list[int]:
         """Which detectors and triggers may hit."""
-        return [index for program, members in self._filters if program.search(data) is not None for index in members]
+        hit: list[int] = []
+        for (program, members), chooser in zip(self._filters, self._sets, strict=True):
+            if program.search(data) is None:
+                continue
+            # None here means that the Set ran out of memory, for the filter has hit: then all are asked.
+            chosen = chooser.Match(data) if len(members) > 1 else None
+            hit += members if chosen is None else [members[index] for index in chosen]
+        return hit
 
     def scan(self, data: bytes) -> list[Span]:
         """All values that the detectors find, in order, none overlapping another."""
@@ -146,10 +163,10 @@ class Scanner:
         found = sorted(span for index in candidates if index < count for span in self._each(index, data))
         return _merge(found) if len(found) > 1 else found
 
-    def triggered(self, data: bytes, candidates: Sequence[int]) -> list[int]:
-        """Which triggers hit, numbered from 0."""
+    def triggered(self, candidates: Sequence[int]) -> list[int]:
+        """Which of the candidates are triggers, numbered from 0."""
         count = len(self._detectors)
-        return [index - count for index in candidates if index >= count and self._alone[index].search(data) is not None]
+        return sorted(index - count for index in candidates if index >= count)
 
     def hit_cells(self, cells: Sequence[bytes]) -> list[int]:
         """Which of many values may be sensitive: one search over all for each filter, and one more for each hit."""

@@ -93,7 +93,7 @@ class Values:
             return data
         masked = data
         if depth < MAX_DEPTH:
-            for trigger in self._scanner.triggered(data, candidates):
+            for trigger in self._scanner.triggered(candidates):
                 unwrapped = self._unwrap(trigger, masked, depth)
                 if unwrapped is None:
                     return None
