@@ -9,6 +9,7 @@ import base64
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -223,6 +224,20 @@ def test_replacements_are_short_and_clean_whatever_stood_there(value, kind, meth
         assert 0 < len(said) <= MAX_REPLACEMENT_BYTES
         if method != "Partial":
             assert REDACT.scan(said) == []
+
+
+@pytest.mark.parametrize(
+    "unit", [b"4 5 ", b"1.", b"1::", b"eyJ", b"a@b.", b"%41", b"00", b"MTIzLTQ1LTY3ODkK\n", b"DE89 ", b'"']
+)
+def test_time_grows_with_the_length_of_a_hostile_value_and_not_with_its_square(unit):
+    def seconds(size: int) -> float:
+        value = (unit * size)[:size]
+        began = time.process_time()
+        REDACT.mask_value(value)
+        return time.process_time() - began
+
+    seconds(1 << 14)
+    assert seconds(1 << 18) < 16 * 3 * max(seconds(1 << 14), 0.002)
 
 
 def test_partial_keeps_what_its_class_may_keep():

@@ -72,6 +72,10 @@ _RARE_CARDS: Final[tuple[tuple[int, int, frozenset[int]], ...]] = (
     (3528, 3589, frozenset({17, 18, 19})),
 )
 
+_CARD_FIRST: Final = frozenset(b"1234568")
+_NO_LENGTHS: Final[frozenset[int]] = frozenset()
+_SCALES: Final = {low: 10 ** (4 - len(str(low))) for low, _, _ in _CARDS + _RARE_CARDS}  # four digits → the prefix's
+
 # Country → length. IBAN registry of SWIFT.
 _IBAN_REGISTRY: Final = (
     "AD=24 AE=23 AL=28 AT=20 AZ=28 BA=20 BE=16 BG=22 BH=22 BI=27 BR=29 BY=28 CH=21 CR=22 CY=28 CZ=24 DE=22 DJ=27 DK=18 "
@@ -105,15 +109,24 @@ def luhn(digits: bytes) -> bool:
     return total % 10 == 0
 
 
+def card_lengths(digits: bytes, *, is_grouped: bool = False) -> frozenset[int]:
+    """How long a card can be that begins like this."""
+    if digits[0] not in _CARD_FIRST:
+        return _NO_LENGTHS
+    prefix = int(digits[:4])
+    found: frozenset[int] = _NO_LENGTHS
+    for low, high, lengths in _CARDS + _RARE_CARDS if is_grouped else _CARDS:
+        if low <= prefix // _SCALES[low] <= high:
+            found |= lengths
+    return found
+
+
 def is_card_number(digits: bytes, *, is_grouped: bool = False) -> bool:
     """Prefix, length and check digit of a payment card."""
     length = len(digits)
-    if not 13 <= length <= 19 or digits.count(digits[-1:]) == length:
+    if digits.count(digits[-1:]) == length or length not in card_lengths(digits, is_grouped=is_grouped):
         return False
-    for low, high, lengths in _CARDS + _RARE_CARDS if is_grouped else _CARDS:
-        if length in lengths and low <= int(digits[: len(str(low))]) <= high:
-            return luhn(digits)
-    return False
+    return luhn(digits)
 
 
 def payment_card(data: bytes, start: int, end: int) -> Found | int:
@@ -126,11 +139,20 @@ def payment_card(data: bytes, start: int, end: int) -> Found | int:
         if not is_card_number(text) or _is_fraction(data, start, end) or _is_in_hash(data, start, end):
             return end
         return start, end
-    if left not in ALNUM:
-        for stop in _group_ends(data, start, end):
-            digits = data[start:stop].translate(None, _NOT_DIGIT)
-            if _at(data, stop) not in ALNUM and is_card_number(digits, is_grouped=True):
-                return start, stop
+    if left in ALNUM or text[0] not in _CARD_FIRST:
+        return start + 1
+    digits = text.translate(None, _NOT_DIGIT)
+    lengths = card_lengths(digits, is_grouped=True)
+    count = len(digits)
+    if not lengths or digits.count(digits[:1]) == count:
+        return start + 1
+    for stop in _group_ends(data, start, end):
+        if count in lengths and _at(data, stop) not in ALNUM and is_card_number(digits[:count], is_grouped=True):
+            return start, stop
+        group = stop
+        while data[group - 1] in DIGITS and group > start:  # the length of the last group
+            group -= 1
+        count -= stop - group
     return start + 1
 
 
