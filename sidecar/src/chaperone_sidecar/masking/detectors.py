@@ -14,7 +14,7 @@ import msgspec
 from chaperone_sidecar.masking import checks
 
 # Which patterns share a filter. One automaton of all of them needs a state for every mixture of half matches; on
-# identifiers that made it forty times slower than these few filters (bench/masking.py, decisions/008).
+# identifiers that made it forty times slower than these few filters (bench/masking.py, decisions/009).
 type Family = Literal["number", "word", "hex", "base64", "custom"]
 
 

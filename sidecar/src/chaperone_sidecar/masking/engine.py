@@ -6,7 +6,7 @@ overlaps it, and its check has the last word.
 
 Filters are searches and not `re2.Set`s: a Set whose DFA runs out of memory answers "nothing", a search falls back to
 the NFA. A Set only says which detectors of a family to ask, after its filter has hit. There are several filters
-because the states of one automaton for all are the product of its parts (decisions/008).
+because the states of one automaton for all are the product of its parts (decisions/009).
 
 This module imports RE2 (5 MiB), so it is imported only where masks exist.
 """
