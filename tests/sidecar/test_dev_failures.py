@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import subprocess
 import sys
 from collections.abc import Callable
@@ -110,6 +112,17 @@ def test_records_before_a_kill_verify_once_the_next_gateway_signed_them(
     assert together.returncode == 0, together.stdout
     assert together.stdout.endswith("verify: OK\n")
     assert "end continued" in together.stdout
+
+
+def test_a_killed_gateway_leaves_no_opa_behind(gateway_with: Make) -> None:
+    gateway = gateway_with()
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text().split()
+    assert len(children) == 1
+    opa = os.pidfd_open(int(children[0]))
+    gateway.kill()
+    readable, _, _ = select.select([opa], [], [], 10)  # when the process has ended
+    os.close(opa)
+    assert readable, "OPA still runs"
 
 
 def test_a_tail_cut_from_a_killed_gateways_records_is_found(gateway_with: Make) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -46,6 +47,7 @@ from chaperone_sidecar.tls import PodCa
 
 SPOOL_BYTES: Final = 4 << 30  # nothing is shipped and freed here, so the bound is that of a long benchmark
 OPA_TIMEOUT_S: Final = 15.0
+PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 CLUSTER: Final = "dev"
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 KINDS: Final = ("AgentIdentity", "AccessTarget", "AccessPolicy", "ClusterAccessPolicy", "Secret")
@@ -313,7 +315,7 @@ async def _opa(bundle: bytes) -> Any:  # noqa: ANN401 - an async iterator of the
         path.write_bytes(bundle)
         process = await asyncio.create_subprocess_exec(
             program, "run", "--server", f"--addr=unix://{listening}", "--log-level=error", "--skip-version-check",
-            "--bundle", str(path), stdin=asyncio.subprocess.DEVNULL,
+            "--bundle", str(path), stdin=asyncio.subprocess.DEVNULL, preexec_fn=_end_with_parent,
         )  # fmt: skip
         try:
             yield listening
@@ -321,6 +323,11 @@ async def _opa(bundle: bytes) -> Any:  # noqa: ANN401 - an async iterator of the
             if process.returncode is None:
                 process.terminate()
             await process.wait()
+
+
+def _end_with_parent() -> None:
+    """In the child: the kernel ends it when this process goes, killed or not."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _opa_program() -> str:
