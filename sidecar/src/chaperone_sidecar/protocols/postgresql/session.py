@@ -43,7 +43,7 @@ from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import answers, messages, startup
 from chaperone_sidecar.protocols.postgresql.classify import Classified, ClassifyCache, classify, classify_apart
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, FrontendCodec
-from chaperone_sidecar.protocols.postgresql.flight import POISON_STATEMENT, Flight, Step
+from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
 from chaperone_sidecar.protocols.postgresql.grammar import INLINE_BYTES
 from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
@@ -81,6 +81,8 @@ class Session:
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
         self._is_skipping = False
         self._has_open_segment = False  # extended messages came and no Sync yet
+        self._copying: Step | None = None  # sent and perhaps COPY FROM STDIN; what follows waits for its answer
+        self._held_syncs = 0  # came inside a COPY, where the server ignores them
         self._reading_changed = False
 
     # --- the client's side ------------------------------------------------------------------------------------------
@@ -106,6 +108,9 @@ class Session:
             ProtocolError: side=upstream.
         """
         yield from self._upstream.receive(data)
+        while self._held_syncs and (self._copying is None or self._copying.is_over):
+            self._held_syncs -= 1  # the COPY failed before its end, so these are not inside it
+            yield from self._sync(messages.SYNC_FRAME)
 
     def abandoned(self) -> list[Intent]:
         """The connection is gone: intents that still owe an outcome ("aborted")."""
@@ -156,20 +161,19 @@ class Session:
         kind = frame.type
         if self._flight.is_full:
             yield from self._drain()
+        if self._copying is not None and (yield from self._is_of_copy(frame)):
+            return
         if kind == messages.TERMINATE:
-            yield ToUpstream(frame.raw, self._opened())
-            yield Close("client ended the session")
+            yield from self._terminate(frame)
         elif kind == messages.SYNC:
-            yield from self._sync(frame)
+            yield from self._sync(frame.raw)
         elif kind == messages.QUERY:
             # A server that waits for Sync skips simple queries too.
             if not self._is_skipping:
                 self._need_sync()
                 yield from self._query(messages.decode_query(frame.body))
         elif kind in _COPY:
-            # Without a COPY under way the server ignores these too: they are late after its error.
-            if self._upstream.copy_receipt is not None:
-                yield ToUpstream(frame.raw, self._upstream.copy_receipt)
+            pass  # without a COPY under way the server ignores these too: they are late after its error
         elif kind == messages.FUNCTION_CALL:
             if not self._is_skipping:
                 self._need_sync()
@@ -177,6 +181,45 @@ class Session:
                 yield from self._query_refused(Command("function_call", bytes(frame.body), facts), _NO_FUNCTION_CALL)
         elif not self._is_skipping:
             yield from self._extended(frame)
+
+    def _is_of_copy(self, frame: Frame) -> Effects[bool]:
+        """Treat a message as part of a COPY FROM STDIN, if there is one: what it means depends on the backend's answer.
+
+        A client may send the data, and even Sync, before it knows whether the COPY began (libpq sends Execute and Sync
+        at once). Inside a COPY the server ignores Sync and Flush, so neither is sent there.
+
+        Spec: 54.2.6 "COPY Operations".
+        """
+        step, upstream = self._copying, self._upstream
+        if step is None:
+            return False
+        if not step.is_over and upstream.copy_receipt is None:
+            yield Wait(lambda: step.is_over or upstream.copy_receipt is not None)
+        receipt = upstream.copy_receipt
+        if step.is_over or receipt is None:
+            self._copying = None
+            return False
+        if frame.type == messages.COPY_DATA:
+            yield ToUpstream(frame.raw, receipt)
+        elif frame.type in _COPY:
+            upstream.copy_receipt = None
+            self._held_syncs = 0
+            # The answer to an Execute is held back until Flush or Sync, and the next message waits for it.
+            yield ToUpstream(frame.raw + messages.FLUSH_FRAME, receipt)
+        elif frame.type == messages.SYNC:
+            self._held_syncs += 1
+        elif frame.type == messages.TERMINATE:
+            return False
+        elif frame.type != messages.FLUSH:
+            raise ProtocolError(f"A message of type {chr(frame.type)!r} came inside COPY FROM STDIN; end it first.")
+        return True
+
+    def _terminate(self, frame: Frame) -> Effects[None]:
+        """End the session; what was asked before is answered first, as the server does it."""
+        if self._flight and not self._has_open_segment and self._upstream.copy_receipt is None:
+            yield Wait(lambda: not self._flight)
+        yield ToUpstream(frame.raw, self._opened())
+        yield Close("client ended the session")
 
     def _drain(self) -> Effects[None]:
         """Let the client send more only when answers have come; Flush makes the backend give those it holds back."""
@@ -207,7 +250,10 @@ class Session:
             yield from self._query_poisoned(answers.spool_full())
             return
         self._forget_names(classified)
-        self._flight.add(Step("query", self._flight.segment, intent=intent))
+        step = Step("query", self._flight.segment, intent=intent)
+        self._flight.add(step)
+        if classified.may_copy_in:
+            self._copying = step
         yield ToUpstream(messages.encode_query(text), intent.receipt)
 
     def _query_refused(self, command: Command, decision: Decision) -> Effects[None]:
@@ -268,7 +314,7 @@ class Session:
         yield from self._settle(self._statements, message.statement)
         statement = self._statements.find(message.statement)
         if statement is None:
-            yield from self._poison(answers.unknown_name("prepared statement", message.statement))
+            yield from self._poison(answers.unknown_statement(message.statement))
             return
         if self._portals.is_full:
             yield from self._poison(answers.too_many_names("portals"))
@@ -281,7 +327,7 @@ class Session:
         yield from self._settle(self._portals, message.portal)
         portal = self._portals.find(message.portal)
         if portal is None:
-            yield from self._poison(answers.unknown_name("portal", message.portal))
+            yield from self._poison(answers.unknown_portal(message.portal))
             return
         statement = portal.statement
         command = self._command("execute", statement.text, statement.classified, portal.params)
@@ -294,7 +340,12 @@ class Session:
         self._uncovered_parses = [
             waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
         ]  # this intent records their text
-        yield from self._later(Step("execute", self._flight.segment, intent=intent), raw)
+        step = Step("execute", self._flight.segment, intent=intent)
+        yield from self._later(step, raw)
+        if statement.classified.may_copy_in:
+            yield from self._cover()
+            self._copying = step
+            yield ToUpstream(messages.FLUSH_FRAME, intent.receipt)
 
     def _describe(self, message: messages.Describe, raw: bytes) -> Effects[None]:
         names: Names[Any] = self._statements if message.kind == messages.STATEMENT else self._portals
@@ -310,19 +361,19 @@ class Session:
             step.portal = self._portals.send(message.name, None, self._flight.segment)
         yield from self._later(step, raw)
 
-    def _sync(self, frame: Frame) -> Effects[None]:
+    def _sync(self, raw: bytes) -> Effects[None]:
         yield from self._cover()
         self._is_skipping = False
         self._flight.add(Step("sync", self._flight.segment))
         self._has_open_segment = False
-        yield ToUpstream(frame.raw, self._opened())
+        yield ToUpstream(raw, self._opened())
 
     def _poison(self, refusal: bytes) -> Effects[None]:
         """Put a failing Parse in the place of a refused message, and swallow what follows until Sync."""
         yield from self._cover()
         self._flight.add(Step("poison", self._flight.segment, refusal=refusal))
         self._is_skipping = True
-        yield ToUpstream(messages.encode_parse(b"", POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
+        yield ToUpstream(messages.encode_parse(POISON_NAME, POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
 
     def _later(self, step: Step, raw: bytes) -> Effects[None]:
         self._flight.add(step)
@@ -379,12 +430,20 @@ class Session:
 
     def _forget_names(self, classified: Classified) -> None:
         """A statement goes upstream that changes what names or strings mean."""
-        if classified.changes_names:
-            self._statements.clear()
-        if classified.changes_names or classified.changes_portals:
-            self._portals.clear()
         if classified.changes_reading:
             self._reading_changed = True
+        if not classified.changes_names and not classified.changes_portals:
+            return
+        for statement in classified.statements:
+            if statement.kind in ("prepare", "deallocate"):
+                self._statements.forget(statement.name)
+            elif statement.kind in ("declare", "close"):
+                self._portals.forget(statement.name)
+            elif statement.kind in ("commit", "rollback"):  # drops all portals
+                self._portals.clear()
+            elif statement.kind == "discard" and statement.name == "all":
+                self._statements.clear()
+                self._portals.clear()
 
     def _opened(self) -> Receipt:
         if self._receipt is None:

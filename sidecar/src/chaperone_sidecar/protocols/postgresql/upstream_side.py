@@ -8,15 +8,18 @@ before ReadyForQuery, so one small frame at most waits.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from chaperone_sidecar.effects import Conclude, Receipt, SessionEffect, ToClient
+from chaperone_sidecar.effects import Close, Conclude, Receipt, SessionEffect, ToClient
 from chaperone_sidecar.errors import ProtocolError
 from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import messages
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
 from chaperone_sidecar.protocols.postgresql.flight import Flight, Step
 from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
+
+MAX_ENDING_BYTES: Final = 64 << 10  # asynchronous messages kept back with an ending; more of them go ahead of it
+_FATAL: Final = frozenset({"FATAL", "PANIC"})
 
 type Effects[T] = Generator[SessionEffect, Any, T]
 
@@ -40,6 +43,7 @@ class UpstreamSide:
         self._out = bytearray()
         self._ending = b""
         self._failed_segment = -1
+        self._is_last = False  # the backend has said that it ends the session
         self.status = messages.IDLE
         self.copy_receipt: Receipt | None = None
 
@@ -61,6 +65,8 @@ class UpstreamSide:
         if self._out:
             out, self._out = self._out, bytearray()
             yield ToClient(out)
+        if self._is_last:
+            yield Close("the target ended the session")
 
     def _rows(self, data: bytes | memoryview, count: int) -> None:
         step = self._flight.first()
@@ -81,12 +87,14 @@ class UpstreamSide:
     def _frame(self, frame: Frame) -> Effects[None]:
         kind = frame.type
         if kind in messages.ASYNCHRONOUS:
-            self._out += self._mask.text(frame.raw)
+            self._asynchronous(kind, bytes(self._mask.text(frame.raw)))
             return
-        if kind == messages.ERROR_RESPONSE and not self._flight:
+        if kind == messages.ERROR_RESPONSE:
             # The backend ends the session on its own (shutdown, idle timeout): its last words are for the client.
-            self._out += self._mask.text(frame.raw)
-            return
+            self._is_last = messages.error_fields(frame.body).get("V") in _FATAL
+            if not self._flight:
+                self._out += self._mask.text(frame.raw)
+                return
         step = self._step(kind)
         if kind == messages.ERROR_RESPONSE:
             yield from self._error(step, frame)
@@ -99,6 +107,19 @@ class UpstreamSide:
             if step.intent is not None:
                 yield Conclude(step.intent, "ok")
             self._out += frame.raw
+
+    def _asynchronous(self, kind: int, raw: bytes) -> None:
+        """NoticeResponse, ParameterStatus and NotificationResponse stay behind the ending that they came after.
+
+        A notice after CommandComplete is one of the next statement of the same text, so that was not the last ending.
+        """
+        step = self._flight.first()
+        if kind == messages.NOTICE_RESPONSE and step is not None and not step.code:
+            self._release_ending()
+        if self._ending and len(self._ending) < MAX_ENDING_BYTES:
+            self._ending += raw
+        else:
+            self._out += raw
 
     def _detail(self, step: Step, frame: Frame) -> None:
         """A message inside a command's answer that does not end it."""
@@ -145,6 +166,10 @@ class UpstreamSide:
         if step.kind == "query":
             self._release_ending()
             self._ending = text
+            if self._is_last:  # no ReadyForQuery will come
+                self._flight.finish()
+                yield from self._conclude(step, "error")
+                self._release_ending()
             return
         self._failed_segment = step.segment
         yield from self._skip(step)
