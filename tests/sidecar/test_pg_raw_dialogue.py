@@ -86,6 +86,8 @@ def command_tags(found: list[tuple[str, bytes]]) -> list[bytes]:
 
 ALLOWED = b"SELECT id FROM orders WHERE id = 1"
 DENIED = b"SELECT value FROM secrets"
+COPY_IN = b"COPY invoices (id) FROM STDIN"
+DELETE_COPIED = b"DELETE FROM invoices WHERE id >= 70000"
 
 
 def test_messages_after_an_error_that_was_already_answered_are_skipped_up_to_sync(dev_gateway: Gateway) -> None:
@@ -96,6 +98,23 @@ def test_messages_after_an_error_that_was_already_answered_are_skipped_up_to_syn
         assert one.kinds() == "Z"
         one.send(m.encode_parse(b"", ALLOWED), bind(), execute(), m.SYNC_FRAME)
         assert one.kinds() == "12DCZ"
+
+
+def test_a_copy_after_an_answered_error_is_skipped_up_to_sync(dev_gateway: Gateway) -> None:
+    with client(dev_gateway) as one:
+        one.send(m.encode_parse(b"", b"SELECT nothing FROM orders"), m.FLUSH_FRAME)
+        assert one.message()[0] == "E"
+        one.send(m.encode_parse(b"", COPY_IN), bind(), execute(), copy(b"70000\n"), m.SYNC_FRAME)
+        assert one.kinds() == "Z"
+
+
+def test_twenty_thousand_messages_after_an_answered_error_do_not_stop_the_session(dev_gateway: Gateway) -> None:
+    with client(dev_gateway) as one:
+        one.send(m.encode_parse(b"", b"SELECT nothing FROM orders"), m.FLUSH_FRAME)
+        assert one.message()[0] == "E"
+        one.send(*([bind(), execute()] * 10_000), m.SYNC_FRAME, m.encode_query(ALLOWED))
+        assert one.kinds() == "Z"
+        assert one.kinds() == "TDCZ"
 
 
 def test_a_statement_that_the_server_skipped_does_not_stand_under_its_name(dev_gateway: Gateway) -> None:
@@ -187,10 +206,6 @@ def test_flush_after_sync_opens_nothing_so_a_simple_query_may_follow(dev_gateway
         one.send(m.encode_parse(b"", ALLOWED), bind(), execute(), m.SYNC_FRAME, m.FLUSH_FRAME, m.encode_query(ALLOWED))
         assert one.kinds() == "12DCZ"
         assert one.kinds() == "TDCZ"
-
-
-COPY_IN = b"COPY invoices (id) FROM STDIN"
-DELETE_COPIED = b"DELETE FROM invoices WHERE id >= 70000"
 
 
 def test_copy_data_may_be_sent_before_the_server_asks_for_it(dev_gateway: Gateway) -> None:

@@ -112,9 +112,9 @@ def welcome(parameters: tuple[tuple[str, str], ...], process_id: int, secret: by
     return AUTHENTICATION_OK + statuses + key + ready_for_query(messages.IDLE)
 
 
-def negotiate_version(unknown_options: tuple[str, ...]) -> bytes:
-    """A NegotiateProtocolVersion down to 3.0."""
-    body = (0).to_bytes(4, "big") + len(unknown_options).to_bytes(4, "big")
+def negotiate_version(minor: int, unknown_options: tuple[str, ...]) -> bytes:
+    """A NegotiateProtocolVersion down to 3.`minor`; clients and servers put the major version there, too."""
+    body = (3 << 16 | minor).to_bytes(4, "big") + len(unknown_options).to_bytes(4, "big")
     return messages.frame(
         messages.NEGOTIATE_PROTOCOL_VERSION, body + b"".join(f"{name}\0".encode() for name in unknown_options)
     )

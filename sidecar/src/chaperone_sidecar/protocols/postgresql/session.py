@@ -26,6 +26,7 @@ from chaperone_sidecar.effects import (
     Ask,
     CancelUpstream,
     Close,
+    Conclude,
     Hold,
     Intend,
     Intent,
@@ -77,6 +78,9 @@ class Session:
         self._portals: Names[Portal] = Names()
         self._upstream = UpstreamSide(BackendCodec(), self._flight, self._statements, self._portals, mask)
         self._receipt: Receipt | None = None
+        self._is_first = True
+        self._may_ask_tls = True
+        self._may_ask_gssenc = True
         self._uncovered = bytearray()
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
         self._is_skipping = False
@@ -94,6 +98,11 @@ class Session:
             ProtocolError: side=client; the driver answers with `fatal` and closes.
         """
         self._client.feed(data)
+        if self._is_first:
+            self._is_first = False
+            if data[0] == messages.TLS_HANDSHAKE:
+                yield from self._start_tls(messages.ALPN)
+                return
         while (frame := self._client.next()) is not None:
             if self._receipt is None:
                 if not (yield from self._start(frame)):
@@ -123,12 +132,16 @@ class Session:
     def _start(self, frame: Frame) -> Effects[bool]:
         message = messages.decode_startup(frame.body)
         match message:
-            case messages.SSLRequest():
+            case messages.SSLRequest() if self._may_ask_tls:
                 self._client.expect_nothing()
                 yield ToClient(b"S")
-                yield StartTls()
-            case messages.GSSENCRequest():
+                yield from self._start_tls()
+            case messages.GSSENCRequest() if self._may_ask_gssenc:
+                self._client.expect_nothing()
+                self._may_ask_gssenc = False
                 yield ToClient(b"N")
+            case messages.SSLRequest() | messages.GSSENCRequest():
+                raise ProtocolError("The connection is encrypted already, or asks for the same encryption twice.")
             case messages.CancelRequest():
                 yield CancelUpstream(message.process_id, message.secret)
                 yield Close("cancel")
@@ -136,6 +149,14 @@ class Session:
             case messages.StartupMessage():
                 return (yield from self._open(message))
         return True
+
+    def _start_tls(self, alpn: str = "") -> Effects[None]:
+        """Begin TLS after SSLRequest, or at the first byte (sslnegotiation=direct), where the server wants ALPN, too.
+
+        Spec: 54.2.10 "SSL Session Encryption".
+        """
+        self._may_ask_tls = self._may_ask_gssenc = False
+        yield StartTls(self._client.take_rest(), alpn)
 
     def _open(self, message: messages.StartupMessage) -> Effects[bool]:
         try:
@@ -147,7 +168,9 @@ class Session:
         if wanted.negotiation:
             yield ToClient(wanted.negotiation)
         try:
-            opened = yield OpenUpstream(wanted.user, wanted.database, wanted.application, wanted.parameters)
+            opened = yield OpenUpstream(
+                wanted.user, wanted.database, wanted.application, wanted.parameters, wanted.secret_bytes
+            )
         except (UpstreamUnavailable, SpoolFull) as error:
             yield ToClient(answers.fatal(error))
             yield Close("upstream unavailable")
@@ -161,6 +184,8 @@ class Session:
         kind = frame.type
         if self._flight.is_full:
             yield from self._drain()
+        if self._has_failed():
+            self._is_skipping = True
         if self._copying is not None and (yield from self._is_of_copy(frame)):
             return
         if kind == messages.TERMINATE:
@@ -371,11 +396,27 @@ class Session:
     def _poison(self, refusal: bytes) -> Effects[None]:
         """Put a failing Parse in the place of a refused message, and swallow what follows until Sync."""
         yield from self._cover()
-        self._flight.add(Step("poison", self._flight.segment, refusal=refusal))
         self._is_skipping = True
+        if self._has_failed():
+            return
+        self._flight.add(Step("poison", self._flight.segment, refusal=refusal))
         yield ToUpstream(messages.encode_parse(POISON_NAME, POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
 
+    def _has_failed(self) -> bool:
+        """Whether the backend has told of an error in this segment: it skips what it is sent before the next Sync.
+
+        So nothing more is sent, and nothing waits for an answer that cannot come. A message that was being decided
+        when the error came is caught as late as where it would be sent.
+        """
+        return self._upstream.failed_segment == self._flight.segment
+
     def _later(self, step: Step, raw: bytes) -> Effects[None]:
+        if self._has_failed():
+            step.is_over = True
+            self._upstream.take_back(step)
+            if step.intent is not None:
+                yield Conclude(step.intent, "aborted")
+            return
         self._flight.add(step)
         self._uncovered += raw
         if len(self._uncovered) > MAX_UNCOVERED_BYTES:
@@ -383,6 +424,9 @@ class Session:
 
     def _cover(self) -> Effects[None]:
         """Record an intent for each Parse that no Execute has covered, then let the waiting bytes go upstream."""
+        if self._has_failed():
+            self._uncovered_parses.clear()
+            self._uncovered.clear()
         for step, command, decision in self._uncovered_parses:
             step.intent = yield Intend(command, decision)
         self._uncovered_parses.clear()

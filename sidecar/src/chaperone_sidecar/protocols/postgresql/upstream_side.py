@@ -42,7 +42,7 @@ class UpstreamSide:
         self._mask = mask
         self._out = bytearray()
         self._ending = b""
-        self._failed_segment = -1
+        self.failed_segment = -1  # the backend skips what it is sent of this one
         self._is_last = False  # the backend has said that it ends the session
         self.status = messages.IDLE
         self.copy_receipt: Receipt | None = None
@@ -171,20 +171,17 @@ class UpstreamSide:
                 yield from self._conclude(step, "error")
                 self._release_ending()
             return
-        self._failed_segment = step.segment
+        self.failed_segment = step.segment
         yield from self._skip(step)
         self._out += text
 
-    def _skip(self, failed: Step | None) -> Effects[None]:
+    def _skip(self, failed: Step) -> Effects[None]:
         """What the backend does not look at until Sync never ran, and its names are what they were."""
         for skipped in self._flight.skip_to_sync():
-            self._take_back(skipped)
+            self.take_back(skipped)
             yield from self._conclude(skipped, "error" if skipped is failed else "aborted")
 
     def _ready(self, step: Step, frame: Frame) -> Effects[None]:
-        if step.segment == self._failed_segment and step.kind not in ("query", "sync"):
-            yield from self._skip(None)  # sent after the error was answered, before the client's Sync
-            step = self._flight.first() or step
         if step.kind not in ("query", "sync"):
             raise _unexpected(f"ReadyForQuery in answer to {step.kind}")
         if step.refusal and not step.code:
@@ -201,7 +198,8 @@ class UpstreamSide:
         if step.intent is not None:
             yield Conclude(step.intent, status, step.code, step.rows, step.size_bytes)
 
-    def _take_back(self, step: Step) -> None:
+    def take_back(self, step: Step) -> None:
+        """The names of a step that never ran are what they were."""
         if step.statement is not None:
             self._statements.take_back(step.statement)
         if step.portal is not None:
