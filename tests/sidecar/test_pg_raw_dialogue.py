@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -312,6 +312,20 @@ def test_deallocate_of_one_statement_keeps_the_others(dev_gateway: Gateway) -> N
         assert one.kinds() == "CZ"
         one.send(bind(statement=b"b"), execute(), m.SYNC_FRAME, bind(statement=b"a"), m.SYNC_FRAME)
         assert one.kinds() == "2DCZ"
+        assert b"26000" in one.until("Z")[0][1]
+
+
+def test_a_text_that_was_not_parsed_may_have_changed_every_name(gateway_with: Callable[..., Gateway]) -> None:
+    everything = {"name": "everything", "action": "Allow", "match": {"effects": ["*", "unknown"]}}
+    unread = b"DEALLOCATE a; PREPARE a AS SELECT 2 WHERE 1 NOT /* */ IN (2)"
+    with client(gateway_with(rules=[everything])) as one:
+        one.send(m.encode_parse(b"a", ALLOWED), m.encode_parse(b"b", ALLOWED), m.SYNC_FRAME)
+        assert one.kinds() == "11Z"
+        one.send(m.encode_query(b"SELEC 1"), bind(statement=b"a"), execute(), m.SYNC_FRAME)
+        assert one.kinds() == "EZ"
+        assert one.kinds() == "2DCZ"  # the server did not run it, so nothing has changed
+        one.send(m.encode_query(unread), bind(statement=b"a"), execute(), m.SYNC_FRAME)
+        assert one.kinds() == "CCZ"
         assert b"26000" in one.until("Z")[0][1]
 
 

@@ -54,6 +54,11 @@ class Classified(msgspec.Struct, frozen=True, gc=False):
     changes_reading: bool = False
     may_copy_in: bool = False
 
+    @property
+    def is_unread(self) -> bool:
+        """Whether the text has no parse tree: a policy that allows `unknown` lets it pass all the same."""
+        return self.may_copy_in and not self.statements
+
 
 _EFFECT_ORDER: Final = {effect: place for place, effect in enumerate(Effect)}
 _TOUCHES_NOTHING: Final = Facts((Access(Effect.READ),), Resolution.NONE)

@@ -38,6 +38,8 @@ class Step(msgspec.Struct, gc=False, eq=False):
     refusal: bytes = b""  # the error that the client gets in place of the poison's
     rows: int = 0
     size_bytes: int = 0
+    endings: int = 0  # statements of it that the backend has run to their end
+    is_unread: bool = False  # its text was not parsed, so which names it changes is not known
     code: str = ""
     is_over: bool = False  # answered to its end, or skipped by the backend
 

@@ -223,6 +223,9 @@ class Session:
         receipt = upstream.copy_receipt
         if step.is_over or receipt is None:
             self._copying = None
+            if step.is_unread and step.endings:
+                self._statements.clear()
+                self._portals.clear()
             return False
         if frame.type == messages.COPY_DATA:
             yield ToUpstream(frame.raw, receipt)
@@ -275,7 +278,7 @@ class Session:
             yield from self._query_poisoned(answers.spool_full())
             return
         self._forget_names(classified)
-        step = Step("query", self._flight.segment, intent=intent)
+        step = Step("query", self._flight.segment, intent=intent, is_unread=classified.is_unread)
         self._flight.add(step)
         if classified.may_copy_in:
             self._copying = step
@@ -365,7 +368,7 @@ class Session:
         self._uncovered_parses = [
             waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
         ]  # this intent records their text
-        step = Step("execute", self._flight.segment, intent=intent)
+        step = Step("execute", self._flight.segment, intent=intent, is_unread=statement.classified.is_unread)
         yield from self._later(step, raw)
         if statement.classified.may_copy_in:
             yield from self._cover()

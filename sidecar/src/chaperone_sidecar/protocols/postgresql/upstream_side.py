@@ -151,6 +151,7 @@ class UpstreamSide:
         if step.refusal or step.kind not in ("query", "execute"):
             raise _unexpected(f"the end of a command in answer to {step.kind}")
         self.copy_receipt = None
+        step.endings += 1
         if step.kind == "query":
             self._release_ending()
             self._ending = bytes(frame.raw)
