@@ -60,7 +60,9 @@ TEXTS: Final = (
     b"TABLE notes", b"SELECT '\xc3\xa9t\xc3\xa9', E'\\\\', 'it''s'", b"SELECT '\xff'",
     b"SELECT NULL, '', true, 1.5::float8, ARRAY[1,2]",
     b"VALUES (1, 'a'), (2, 'b')", b"DISCARD ALL", b"DISCARD PLANS", b"LOCK TABLE items",
-    b"SELECT current_setting('timezone')",
+    b"SELECT current_setting('timezone')", b"DEALLOCATE s1", b"PREPARE s2 AS SELECT 'by SQL'", b"EXECUTE s1",
+    b"DECLARE p1 CURSOR FOR SELECT id FROM items ORDER BY id", b"FETCH 1 FROM p1", b"CLOSE p1",
+    b"DECLARE p2 CURSOR WITH HOLD FOR SELECT 1",
 )  # fmt: skip
 
 COPIES: Final = (
@@ -92,9 +94,11 @@ PREPARED: Final = (
     (b"SELECT $1::bytea", (17,), (b"\\x00ff", b"\0\xff", b"\\xzz")),
 )  # fmt: skip
 
-NAMES: Final = st.sampled_from((b"", b"s1", b"s2"))
-PORTALS: Final = st.sampled_from((b"", b"", b"p1", b"p2"))
+LONG_NAMES: Final = (b"n" * 63, b"n" * 63 + b"1", b"n" * 63 + b"2")  # one name to the server
+NAMES: Final = st.sampled_from((b"", b"s1", b"s2") * 3 + LONG_NAMES)
+PORTALS: Final = st.sampled_from((b"", b"", b"p1", b"p2") * 3 + LONG_NAMES)
 END: Final = b"the end of the session"
+_OVER: Final = m.frame(m.COPY_FAIL, b"over\0")  # out of a COPY that a session may have left open
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,11 @@ def describe(kind: bytes, name: bytes) -> bytes:
 def close(kind: bytes, name: bytes) -> bytes:
     """A Close."""
     return m.frame(m.CLOSE, kind + name + b"\0")
+
+
+def sent(moves: tuple[Move, ...]) -> bytes:
+    """What a session sends before the messages that all sessions end with."""
+    return b"".join(piece for move in moves if isinstance(move, Send) for piece in move.pieces).partition(_OVER)[0]
 
 
 class _Script:
@@ -309,7 +318,7 @@ def sessions(draw: Callable[..., object]) -> tuple[Move, ...]:
         script.draw(st.sampled_from(_UNITS))(script)
         if script.draw(st.booleans()):
             script.await_ready()
-    script.add(m.frame(m.COPY_FAIL, b"over\0"), m.SYNC_FRAME)
+    script.add(_OVER, m.SYNC_FRAME)
     script.add(m.encode_query(b"ROLLBACK"), m.encode_query(b"SELECT '" + END + b"'"))
     script.flush()
     return tuple(script.moves)
