@@ -242,6 +242,15 @@ def test_sync_sent_ahead_answers_a_copy_that_fails(dev_gateway: Gateway) -> None
         assert one.kinds() == "TDCZ"
 
 
+def test_sync_before_data_that_fails_is_ignored_however_soon_the_error_comes(dev_gateway: Gateway) -> None:
+    with client(dev_gateway) as one:
+        one.send(m.encode_parse(b"", COPY_IN), bind(), execute(), m.SYNC_FRAME, m.frame(m.COPY_DATA, b"wrong\n"))
+        assert [one.message()[0] for _ in range(4)] == ["1", "2", "G", "E"]
+        one.send(copy(), m.SYNC_FRAME, m.encode_query(ALLOWED))
+        assert one.kinds() == "Z"
+        assert one.kinds() == "TDCZ"
+
+
 def test_a_query_inside_copy_never_reaches_the_server(dev_gateway: Gateway) -> None:
     with client(dev_gateway) as one:
         one.send(m.encode_query(COPY_IN), m.encode_query(ALLOWED))

@@ -118,7 +118,7 @@ class Session:
         """
         yield from self._upstream.receive(data)
         while self._held_syncs and (self._copying is None or self._copying.is_over):
-            self._held_syncs -= 1  # the COPY failed before its end, so these are not inside it
+            self._held_syncs -= 1  # the COPY failed before it read on, so these are not inside it
             yield from self._sync(messages.SYNC_FRAME)
 
     def abandoned(self) -> list[Intent]:
@@ -227,11 +227,12 @@ class Session:
                 self._statements.clear()
                 self._portals.clear()
             return False
+        if frame.type in _COPY:
+            self._held_syncs = 0  # the server would have read them before this
         if frame.type == messages.COPY_DATA:
             yield ToUpstream(frame.raw, receipt)
         elif frame.type in _COPY:
             upstream.copy_receipt = None
-            self._held_syncs = 0
             # The answer to an Execute is held back until Flush or Sync, and the next message waits for it.
             yield ToUpstream(frame.raw + messages.FLUSH_FRAME, receipt)
         elif frame.type == messages.SYNC:
