@@ -13,8 +13,8 @@ What the client gets must be the same, message by message and byte by byte, less
    that shows, the comparison ends.
 6. ParameterStatus at start-up: the gateway pins search_path, client_encoding and standard_conforming_strings; the
    session beside it asks for the same, and then they are equal.
-7. Sync that is sent inside COPY FROM STDIN, with data after it, when the COPY has already failed: the server answers it,
-   the gateway takes it for one inside the COPY. Not generated.
+7. Sync that is sent inside COPY FROM STDIN, with data after it, when the COPY has already failed: the server answers
+   it, the gateway takes it for one inside the COPY. Not generated.
 
 CHAPERONE_SESSIONS sets how many sessions are compared.
 """
