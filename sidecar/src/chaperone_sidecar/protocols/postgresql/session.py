@@ -9,7 +9,8 @@ upstream:
   client wants an answer first (Flush, Sync), an intent of its own. Execute is decided again, since the policy may have
   changed since Parse;
 * a refused command is replaced by poison (flight.py), and what follows it is swallowed until Sync, as a server would
-  do.
+  do; so is what follows an error of the server's own;
+* what follows a COPY FROM STDIN waits until the backend asks for data or is done, since that decides what it means.
 
 The upstream's side (upstream_side.py) matches each answer to its step and records the outcome before the frame that
 ends the command is given to the client.
