@@ -22,6 +22,7 @@ pytestmark = pytest.mark.peer
 
 type Make = Callable[..., Gateway]
 
+COPY_IN = b"COPY invoices (id) FROM STDIN"
 MANY = "SELECT a.id FROM orders a, orders b"  # a million rows
 
 
@@ -370,6 +371,25 @@ def test_bytes_that_are_copied_in_count(limited: Make, postgres: Postgres) -> No
         admin.execute("DELETE FROM invoices WHERE id >= 20000")
 
 
+def test_data_that_is_sent_before_it_is_asked_for_counts_too(limited: Make, postgres: Postgres) -> None:
+    gateway = limited(bytesPerSession="100Ki")
+    fits = m.frame(m.COPY_DATA, b"40000\n") + m.frame(m.COPY_DONE, b"")
+    many = m.frame(m.COPY_DATA, b"40001\n" * 10_000) * 3 + m.frame(m.COPY_DONE, b"")
+    with client(gateway) as one:
+        one.send(m.encode_query(COPY_IN), fits, m.encode_query(COPY_IN), many, m.encode_query(b"SELECT 1"))
+        assert [one.kinds() for _ in range(3)] == ["GCZ", "GEZ", "TDCZ"]
+    with client(gateway) as one:
+        one.send(m.encode_parse(b"", COPY_IN), bind(), execute(), m.SYNC_FRAME, many, m.SYNC_FRAME)
+        found = one.until("Z")
+        assert "".join(kind for kind, _ in found) == "12GEZ"
+        assert b"53400" in found[-2][1]
+        one.send(m.encode_query(b"SELECT 1"))
+        assert one.kinds() == "TDCZ"
+    with postgres.admin() as admin:
+        assert admin.execute("SELECT count(*) FROM invoices WHERE id >= 40000").fetchone() == (1,)
+        admin.execute("DELETE FROM invoices WHERE id >= 40000")
+
+
 def test_statements_and_parameters_count_and_are_refused_before_they_run(limited: Make) -> None:
     gateway = limited(bytesPerSession="10k")
     with gateway.connect() as connection:
@@ -435,3 +455,27 @@ def test_a_copy_that_the_client_does_not_end_is_ended(limited: Make) -> None:
             c.write(b"9002\tt\n")
         assert goes_on(connection)
         assert connection.execute("SELECT count(*) FROM invoices WHERE id > 9000").fetchone() == (0,)
+
+
+def test_sync_inside_a_copy_that_is_ended_is_ignored_as_libpq_expects(limited: Make) -> None:
+    gateway = limited(commandDuration="1s")
+    with client(gateway) as one:
+        one.send(m.encode_parse(b"", COPY_IN), bind(), execute(), m.SYNC_FRAME)
+        found = one.until("E")
+        assert "".join(kind for kind, _ in found) == "12GE"
+        assert b"57014" in found[-1][1]
+        one.send(m.frame(m.COPY_DONE, b""), m.SYNC_FRAME, m.encode_query(b"SELECT 1"))
+        assert one.kinds() == "Z"
+        assert one.kinds() == "TDCZ"
+
+
+def test_a_cut_leaves_the_unnamed_statement_alone(limited: Make) -> None:
+    gateway = limited(rowsPerCommand=100)
+    with client(gateway) as one:
+        one.send(m.encode_parse(b"", b"SELECT id FROM orders WHERE id <= 101"), m.SYNC_FRAME)
+        assert one.kinds() == "1Z"
+        for _ in range(2):
+            one.send(bind(), execute(), m.FLUSH_FRAME)
+            assert one.until("E")[-1][0] == "E"
+            one.send(m.SYNC_FRAME)
+            assert one.kinds() == "Z"

@@ -251,6 +251,30 @@ def test_time_that_runs_out_behind_a_refused_query_leaves_its_refusal() -> None:
     assert b"C57014\0" in play.to_client
 
 
+def test_a_cut_behind_an_ending_keeps_the_settings_that_came_with_it() -> None:
+    play = Play()
+    play.client(m.encode_query(b"SELECT 1"))
+    play.upstream(HEAD + ROW + DONE + m.frame(m.PARAMETER_STATUS, b"DateStyle\0SQL, DMY\0"))
+    play.expire()
+    play.upstream(READY)
+    assert play.messages() == "TDSEZ"
+    assert b"The database had completed the command by then." in play.to_client
+
+
+def test_a_copy_that_begins_after_its_cut_is_failed_and_its_data_dropped() -> None:
+    play = Play()
+    play.client(m.encode_query(b"COPY t FROM STDIN"))
+    play.expire()
+    play.client(m.frame(m.COPY_DATA, b"1\n") + m.frame(m.COPY_DONE, b""))
+    play.to_upstream = b""
+    play.upstream(m.frame(m.COPY_IN_RESPONSE, bytes(3)))
+    assert play.to_upstream == m.encode_copy_fail("limit:commandDuration")
+    play.upstream(m.frame(m.ERROR_RESPONSE, b"SERROR\0C57014\0MCOPY from stdin failed\0\0") + READY)
+    assert play.messages() == "EZ"
+    play.client(m.encode_query(b"SELECT 1"))
+    assert play.to_upstream.endswith(m.encode_query(b"SELECT 1"))
+
+
 def test_time_that_runs_out_after_an_error_changes_nothing() -> None:
     play = Play()
     play.client(m.encode_query(b"SELECT 1"))

@@ -25,7 +25,6 @@ from chaperone_sidecar.protocols.postgresql import messages, scram, upstream
 from chaperone_sidecar.tls import TlsLayer, upstream_context
 
 NONCE_BYTES: Final = 18
-SECRET_BYTES: Final = 4  # what protocol 3.0 has room for
 CANCEL_TIMEOUT_S: Final = 10.0
 _WRONG_CREDENTIAL: Final = frozenset({"28P01", "28000"})
 MAX_CANCELS: Final = 16  # cancel requests under way at once
@@ -111,7 +110,7 @@ class PostgresBackends:
         )
         logged_in = await self._perform(target, link, lease.ca_pem, steps)
         _check_reading(target.name, dict(logged_in.parameters))
-        key = self._register(_Key(target, logged_in.process_id, logged_in.secret, lease.ca_pem))
+        key = self._register(_Key(target, logged_in.process_id, logged_in.secret, lease.ca_pem), wanted.secret_bytes)
         opened = Opened(Receipt(-1), logged_in.parameters, *key)
         return opened, logged_in.rest, link.peer
 
@@ -139,9 +138,9 @@ class PostgresBackends:
         finally:
             link.close()
 
-    def _register(self, key: _Key) -> tuple[int, bytes]:
+    def _register(self, key: _Key, secret_bytes: int) -> tuple[int, bytes]:
         process_id, self._next_process_id = self._next_process_id, self._next_process_id % 0x7FFFFFFF + 1
-        secret = secrets.token_bytes(SECRET_BYTES)
+        secret = secrets.token_bytes(secret_bytes)
         self._keys[(process_id, secret)] = key
         return process_id, secret
 

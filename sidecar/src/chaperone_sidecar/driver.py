@@ -338,9 +338,9 @@ class Driver:
     def _send_client(self, effect: ToClient) -> None:
         self._to_client.append(effect.data)
 
-    def _start_tls(self, _: StartTls) -> None:
+    def _start_tls(self, effect: StartTls) -> None:
         self.commit()
-        self.client.accept_tls(self._accept_context())
+        self.client.accept_tls(self._accept_context(), effect.received, effect.alpn)
 
     def _open(self, effect: OpenUpstream) -> object:
         reached = self._meter.enter()

@@ -83,7 +83,13 @@ class ToClient(msgspec.Struct, frozen=True, gc=False):
 
 
 class StartTls(msgspec.Struct, frozen=True, gc=False):
-    """Begin TLS on the client's side as its server; later bytes of `from_client` are plaintext."""
+    """Begin TLS on the client's side as its server; later bytes of `from_client` are plaintext.
+
+    `received` is what came of the handshake already; `alpn` the protocol that the client must name in it, if any.
+    """
+
+    received: bytes = b""
+    alpn: str = ""
 
 
 class OpenUpstream(msgspec.Struct, frozen=True, gc=False):
@@ -97,6 +103,7 @@ class OpenUpstream(msgspec.Struct, frozen=True, gc=False):
     database: str
     application: str
     parameters: tuple[tuple[str, str], ...]
+    secret_bytes: int = 4  # of the cancel key that the client can take
 
 
 class Opened(msgspec.Struct, frozen=True, gc=False):

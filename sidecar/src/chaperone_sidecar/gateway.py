@@ -19,6 +19,7 @@ from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.protocols.postgresql.answers import fatal
 from chaperone_sidecar.protocols.postgresql.classify import ClassifyCache
+from chaperone_sidecar.protocols.postgresql.messages import ALPN
 from chaperone_sidecar.protocols.postgresql.session import Session
 from chaperone_sidecar.recording.recorder import Recorder
 from chaperone_sidecar.tls import PodCa
@@ -75,7 +76,7 @@ class Gateway:
             self._backends,
             self._recorder,
             self._decider,
-            lambda: self._ca.server_context((*names, *addresses)),
+            lambda: self._ca.server_context((*names, *addresses), ALPN),
             self._over,
         )
         self._drivers.add(driver)

@@ -114,9 +114,20 @@ class Link(asyncio.Protocol):
             await self._wait()
         return layer
 
-    def accept_tls(self, context: ssl.SSLContext) -> None:
-        """Be the server of a handshake that begins with the next byte."""
-        self._layer = TlsLayer(context, server_side=True)
+    def accept_tls(self, context: ssl.SSLContext, received: bytes = b"", alpn: str = "") -> None:
+        """Be the server of a handshake that begins with the next byte, or with what was `received` already.
+
+        A client that does not name the protocol `alpn`, where there is one, is cut off.
+        """
+        self._layer = TlsLayer(context, server_side=True, alpn=alpn)
+        if not received:
+            return
+        try:
+            self._layer.feed(received)  # no plaintext: a client has none to send before the server's first flight
+        except ssl.SSLError as error:
+            self._fail(error)
+        finally:
+            self._send_ciphertext()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send plain bytes."""
@@ -140,6 +151,9 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """Close after what was written is sent."""
+        if self._layer is not None:
+            self._layer.end()  # clients take an end without this word for a cut (libpq's cancel says so)
+            self._send_ciphertext()
         if self._transport is not None:
             self._transport.close()
 

@@ -6,6 +6,7 @@ upgraded in the middle without losing a buffered byte, and the deciding code see
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ipaddress
 import os
@@ -50,12 +51,15 @@ class PodCa:
         """The CA's certificate."""
         return self._certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
-    def server_context(self, names: tuple[str, ...]) -> ssl.SSLContext:
-        """A context whose certificate is good for these host names and addresses."""
-        context = self._contexts.get(names)
+    def server_context(self, names: tuple[str, ...], alpn: str = "") -> ssl.SSLContext:
+        """A context whose certificate is good for these host names and addresses, and that speaks one protocol."""
+        key = (alpn, *names)
+        context = self._contexts.get(key)
         if context is None:
             context = self._make_context(names)
-            self._contexts[names] = context
+            if alpn:
+                context.set_alpn_protocols([alpn])
+            self._contexts[key] = context
             if len(self._contexts) > MAX_CONTEXTS:
                 self._contexts.popitem(last=False)
         return context
@@ -118,10 +122,14 @@ def upstream_context(tls: Tls, ca_pem: str) -> ssl.SSLContext:
 class TlsLayer:
     """One TLS connection on bytes: ciphertext in, plaintext out, and the other way round.
 
-    `outgoing` collects ciphertext to be sent; take it with `take_outgoing` after each call.
+    `outgoing` collects ciphertext to be sent; take it with `take_outgoing` after each call. `alpn` is the protocol that
+    the peer has to agree to, if any.
     """
 
-    def __init__(self, context: ssl.SSLContext, *, server_side: bool, server_name: str | None = None) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, *, server_side: bool, server_name: str | None = None, alpn: str = ""
+    ) -> None:
+        self._alpn = alpn
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._object = context.wrap_bio(
@@ -160,6 +168,12 @@ class TlsLayer:
         while view:
             view = view[self._object.write(view) :]
 
+    def end(self) -> None:
+        """Say that no more comes (close_notify); the peer's own word is not waited for."""
+        if self.is_established:
+            with contextlib.suppress(ssl.SSLError):
+                self._object.unwrap()
+
     def take_outgoing(self) -> bytes:
         """The ciphertext to send now."""
         return self._outgoing.read()
@@ -180,6 +194,8 @@ class TlsLayer:
             self._object.do_handshake()
         except ssl.SSLWantReadError:
             return
+        if self._alpn and self._object.selected_alpn_protocol() != self._alpn:
+            raise ssl.SSLError(f'The peer did not name the protocol "{self._alpn}".')
         self.is_established = True
 
 

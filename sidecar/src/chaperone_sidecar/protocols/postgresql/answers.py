@@ -26,6 +26,7 @@ INSUFFICIENT_PRIVILEGE: Final = "42501"
 DISK_FULL: Final = "53100"
 PROTOCOL_VIOLATION: Final = "08P01"
 INVALID_STATEMENT_NAME: Final = "26000"
+INVALID_CURSOR_NAME: Final = "34000"
 TOO_COMPLEX: Final = "54000"
 LIMIT_EXCEEDED: Final = "53400"  # configuration_limit_exceeded
 LIMIT_CODES: Final[dict[Name, str]] = {
@@ -37,6 +38,7 @@ INTERNAL: Final = "XX000"
 MAX_FIELD_CHARACTERS: Final = 2000  # an error is read by people and models; longer helps neither
 MAX_NAMED_ACCESSES: Final = 5
 
+_ONLY_PROTOCOL: Final = "Chaperone knows only what was prepared through the protocol and not changed by SQL since."
 AUTHENTICATION_OK: Final = messages.frame(messages.AUTHENTICATION, b"\x00\x00\x00\x00")
 
 
@@ -81,15 +83,17 @@ def spool_full() -> bytes:
     )
 
 
-def unknown_name(what: str, name: bytes) -> bytes:
-    """The error of a message that names something this session has not prepared through the protocol."""
+def unknown_statement(name: bytes) -> bytes:
+    """The error of a Bind that names a statement which this session has not prepared through the protocol."""
+    shown = f'prepared statement "{name.decode("utf-8", "replace")}"' if name else "unnamed prepared statement"
+    return error(INVALID_STATEMENT_NAME, f"{shown} does not exist", detail=_ONLY_PROTOCOL, hint="Prepare it again.")
+
+
+def unknown_portal(name: bytes) -> bytes:
+    """The error of an Execute that names a portal which this session has not bound through the protocol."""
     shown = name.decode("utf-8", "replace")
-    return error(
-        INVALID_STATEMENT_NAME,
-        f'{what} "{shown}" does not exist',
-        detail="Chaperone knows only what was prepared through the protocol and not changed by SQL since.",
-        hint="Prepare it again.",
-    )
+    hint = "Bind it again; a cursor made by DECLARE is read with FETCH."
+    return error(INVALID_CURSOR_NAME, f'portal "{shown}" does not exist', detail=_ONLY_PROTOCOL, hint=hint)
 
 
 def too_many_names(what: str) -> bytes:
@@ -132,9 +136,9 @@ def welcome(parameters: tuple[tuple[str, str], ...], process_id: int, secret: by
     return AUTHENTICATION_OK + statuses + key + ready_for_query(messages.IDLE)
 
 
-def negotiate_version(unknown_options: tuple[str, ...]) -> bytes:
-    """A NegotiateProtocolVersion down to 3.0."""
-    body = (0).to_bytes(4, "big") + len(unknown_options).to_bytes(4, "big")
+def negotiate_version(minor: int, unknown_options: tuple[str, ...]) -> bytes:
+    """A NegotiateProtocolVersion down to 3.`minor`; clients and servers put the major version there, too."""
+    body = (3 << 16 | minor).to_bytes(4, "big") + len(unknown_options).to_bytes(4, "big")
     return messages.frame(
         messages.NEGOTIATE_PROTOCOL_VERSION, body + b"".join(f"{name}\0".encode() for name in unknown_options)
     )

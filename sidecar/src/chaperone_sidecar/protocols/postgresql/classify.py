@@ -43,7 +43,8 @@ class Classified(msgspec.Struct, frozen=True, gc=False):
     """The facts of a text, and what its statements do to the session.
 
     `changes_names`: prepared statements are dropped or made by SQL. `changes_portals`: cursors are, or a transaction
-    ends, which drops them. `changes_reading`: later texts may mean something else than is said here.
+    ends, which drops them. `changes_reading`: later texts may mean something else than is said here. `may_copy_in`:
+    the backend may ask for data (COPY FROM STDIN), or it is not known.
     """
 
     facts: Facts
@@ -51,6 +52,12 @@ class Classified(msgspec.Struct, frozen=True, gc=False):
     changes_names: bool = False
     changes_portals: bool = False
     changes_reading: bool = False
+    may_copy_in: bool = False
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the text has no parse tree: a policy that allows `unknown` lets it pass all the same."""
+        return self.may_copy_in and not self.statements
 
 
 _EFFECT_ORDER: Final = {effect: place for place, effect in enumerate(Effect)}
@@ -91,7 +98,7 @@ def classify(text: bytes) -> Classified:
     try:
         return _classified(grammar.parse(text))
     except ParseError as error:
-        return Classified(unknown(str(error)))
+        return Classified(unknown(str(error)), may_copy_in=True)
 
 
 _parser: Final = Parser()
@@ -108,7 +115,7 @@ def classify_apart(text: bytes) -> Future[Classified]:
             answer.set_result(done.result())
         else:
             why = str(error) if isinstance(error, ParseError) else _NOT_WALKED
-            answer.set_result(Classified(unknown(why)))
+            answer.set_result(Classified(unknown(why), may_copy_in=True))
 
     _parser.parse_large(text, _classified).add_done_callback(hand_over)
     return answer
@@ -134,12 +141,14 @@ def _classified(trees: list[Node]) -> Classified:
         why = why or walk.why_unknown
     if not found:  # blanks and comments only: drivers ping with them
         return Classified(_TOUCHES_NOTHING)
+    facts = _facts(found, why)
     return Classified(
-        _facts(found, why),
+        facts,
         tuple(statements),
         changes_names=any(s.kind in _NAMES or (s.kind == "discard" and s.name == "all") for s in statements),
         changes_portals=any(s.kind in _PORTALS for s in statements),
         changes_reading=any(_changes_reading(access) for access in found),
+        may_copy_in=facts.resolution is Resolution.UNRESOLVED or any(s.kind == "copy_in" for s in statements),
     )
 
 

@@ -138,13 +138,19 @@ class FrontendCodec:
         self._is_starting = False
 
     def expect_nothing(self) -> None:
-        """Refuse bytes that came in plain after a request for TLS: they would be taken for encrypted ones.
+        """Refuse bytes that came in plain after a request for encryption: they would be taken for encrypted ones.
 
         Raises:
             ProtocolError: side=client (the fault of CVE-2021-23214).
         """
         if self._buffer.rest():
-            raise ProtocolError("Bytes followed the request for TLS before it was answered.")
+            raise ProtocolError("Bytes followed the request for encryption before it was answered.")
+
+    def take_rest(self) -> bytes:
+        """What was fed and not read; for handing over to another layer."""
+        rest = self._buffer.rest()
+        self._buffer = _Buffer()
+        return rest
 
     def next(self) -> Frame | None:
         """The next whole message, or None: more bytes are needed.

@@ -24,6 +24,8 @@ type StepKind = Literal["query", "parse", "bind", "describe", "execute", "close"
 MAX_STEPS: Final = 10_000  # a client that pipelines more waits; each step costs about 200 bytes here
 
 POISON_STATEMENT: Final = b"chaperone_refused"  # a syntax error in every version; legible in the backend's log
+# A Parse without a name would drop the client's unnamed statement before it fails; one with a name keeps nothing.
+POISON_NAME: Final = b"chaperone_refused"
 
 
 class Step(msgspec.Struct, gc=False, eq=False):
@@ -38,7 +40,10 @@ class Step(msgspec.Struct, gc=False, eq=False):
     cut: Reached | None = None  # the limit that ended it: what still comes of its answer is dropped
     rows: int = 0
     size_bytes: int = 0
+    endings: int = 0  # statements of it that the backend has run to their end
+    is_unread: bool = False  # its text was not parsed, so which names it changes is not known
     code: str = ""
+    is_over: bool = False  # answered to its end, or skipped by the backend
 
 
 class Flight:
@@ -79,6 +84,7 @@ class Flight:
     def finish(self) -> Step:
         """The first step is answered."""
         step = self._steps.popleft()
+        step.is_over = True
         if step.kind in ("query", "sync"):
             self.answered_segment = step.segment
         return step
@@ -87,7 +93,9 @@ class Flight:
         """The backend failed: drop what it skips, up to the message that makes it ready again."""
         skipped = []
         while self._steps and self._steps[0].kind not in ("query", "sync"):
-            skipped.append(self._steps.popleft())
+            step = self._steps.popleft()
+            step.is_over = True
+            skipped.append(step)
         return skipped
 
     def abandon(self) -> list[Step]:

@@ -66,6 +66,9 @@ FLUSH_FRAME: Final = b"H\x00\x00\x00\x04"
 TERMINATE_FRAME: Final = b"X\x00\x00\x00\x04"
 SYNC_FRAME: Final = b"S\x00\x00\x00\x04"
 
+ALPN: Final = "postgresql"  # 54.2.10: the name of the protocol in a TLS handshake
+TLS_HANDSHAKE: Final = 0x16  # the first byte of a TLS connection (RFC 8446, 5.1); of no startup message
+
 SSL_REQUEST: Final = 80877103
 GSSENC_REQUEST: Final = 80877104
 CANCEL_REQUEST: Final = 80877102

@@ -15,6 +15,8 @@ import msgspec
 from chaperone_sidecar.protocols.postgresql.classify import Classified
 
 MAX_NAMES: Final = 4096  # prepared statements or portals of one session; drivers keep a few hundred at most
+NAME_BYTES: Final = 63  # the server tells names apart by so many bytes (NAMEDATALEN - 1) and ignores the rest
+_CLIPPED_BYTES: Final = 60  # a name in SQL from here on may have been cut in front of a letter of several bytes
 
 
 class Statement(msgspec.Struct, frozen=True, gc=False):
@@ -53,18 +55,18 @@ class Names[T]:
 
     def send(self, name: bytes, value: T | None, segment: int) -> Change[T]:
         """The client sent a change of this name in `segment`."""
-        change = Change(name, value, segment)
-        self._sent[name] = change
+        change = Change(name[:NAME_BYTES], value, segment)
+        self._sent[change.name] = change
         return change
 
     def find(self, name: bytes) -> T | None:
         """What the name stands for, if everything sent so far succeeds."""
-        change = self._sent.get(name)
+        change = self._sent.get(name[:NAME_BYTES])
         return change.value if change is not None else None
 
     def is_settled(self, name: bytes, segment: int, answered_segment: int) -> bool:
         """Whether `find` can be trusted in `segment`: changed in it, or in one that the backend has answered."""
-        change = self._sent.get(name)
+        change = self._sent.get(name[:NAME_BYTES])
         return change is None or change.segment == segment or change.segment <= answered_segment
 
     def confirm(self, change: Change[T]) -> None:
@@ -86,7 +88,16 @@ class Names[T]:
         else:
             self._sent[change.name] = Change(change.name, known, change.segment)
 
+    def forget(self, name: str) -> None:
+        """A statement goes upstream that may give this name another meaning, or all names where it is empty."""
+        key = name.encode()
+        if not key or len(key) >= _CLIPPED_BYTES:
+            self.clear()
+            return
+        self._sent.pop(key, None)
+        self._known.pop(key, None)
+
     def clear(self) -> None:
-        """A statement ran that changes names behind the protocol's back (DISCARD, DEALLOCATE, DECLARE, …)."""
+        """A statement goes upstream that drops all names behind the protocol's back (DISCARD ALL, COMMIT, …)."""
         self._sent.clear()
         self._known.clear()

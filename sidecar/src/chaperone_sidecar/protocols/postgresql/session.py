@@ -9,7 +9,8 @@ upstream:
   client wants an answer first (Flush, Sync), an intent of its own. Execute is decided again, since the policy may have
   changed since Parse;
 * a refused command is replaced by poison (flight.py), and what follows it is swallowed until Sync, as a server would
-  do.
+  do; so is what follows an error of the server's own;
+* what follows a COPY FROM STDIN waits until the backend asks for data or is done, since that decides what it means.
 
 The upstream's side (upstream_side.py) matches each answer to its step and records the outcome before the frame that
 ends the command is given to the client.
@@ -27,6 +28,7 @@ from chaperone_sidecar.effects import (
     Ask,
     CancelUpstream,
     Close,
+    Conclude,
     Hold,
     Intend,
     Intent,
@@ -46,7 +48,7 @@ from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import answers, messages, startup
 from chaperone_sidecar.protocols.postgresql.classify import Classified, ClassifyCache, classify, classify_apart
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, FrontendCodec
-from chaperone_sidecar.protocols.postgresql.flight import POISON_STATEMENT, Flight, Step
+from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
 from chaperone_sidecar.protocols.postgresql.grammar import INLINE_BYTES
 from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
@@ -82,9 +84,14 @@ class Session:
         self._meter = meter
         self._upstream = UpstreamSide(BackendCodec(), self._flight, self._statements, self._portals, mask, meter)
         self._receipt: Receipt | None = None
+        self._is_first = True
+        self._may_ask_tls = True
+        self._may_ask_gssenc = True
         self._uncovered = bytearray()
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
         self._has_open_segment = False  # extended messages came and no Sync yet
+        self._copying: Step | None = None  # sent and perhaps COPY FROM STDIN; what follows waits for its answer
+        self._held_syncs = 0  # came inside a COPY, where the server ignores them
         self._reading_changed = False
 
     # --- the client's side ------------------------------------------------------------------------------------------
@@ -96,6 +103,11 @@ class Session:
             ProtocolError: side=client; the driver answers with `fatal` and closes.
         """
         self._client.feed(data)
+        if self._is_first:
+            self._is_first = False
+            if data[0] == messages.TLS_HANDSHAKE:
+                yield from self._start_tls(messages.ALPN)
+                return
         while (frame := self._client.next()) is not None:
             if self._receipt is None:
                 if not (yield from self._start(frame)):
@@ -110,9 +122,14 @@ class Session:
             ProtocolError: side=upstream.
         """
         yield from self._upstream.receive(data)
+        while self._held_syncs and (self._copying is None or self._copying.is_over):
+            self._held_syncs -= 1  # the COPY failed before it read on, so these are not inside it
+            yield from self._sync(messages.SYNC_FRAME)
 
     def cut(self, reached: Reached) -> Effects[None]:
         """The running command has passed a limit: end it with an error."""
+        if self._upstream.copy_receipt is not None:
+            self._held_syncs = 0  # the COPY waits for data, so the server would have read and ignored them
         yield from self._upstream.cut(reached)
 
     def running(self) -> object | None:
@@ -131,12 +148,16 @@ class Session:
     def _start(self, frame: Frame) -> Effects[bool]:
         message = messages.decode_startup(frame.body)
         match message:
-            case messages.SSLRequest():
+            case messages.SSLRequest() if self._may_ask_tls:
                 self._client.expect_nothing()
                 yield ToClient(b"S")
-                yield StartTls()
-            case messages.GSSENCRequest():
+                yield from self._start_tls()
+            case messages.GSSENCRequest() if self._may_ask_gssenc:
+                self._client.expect_nothing()
+                self._may_ask_gssenc = False
                 yield ToClient(b"N")
+            case messages.SSLRequest() | messages.GSSENCRequest():
+                raise ProtocolError("The connection is encrypted already, or asks for the same encryption twice.")
             case messages.CancelRequest():
                 yield CancelUpstream(message.process_id, message.secret)
                 yield Close("cancel")
@@ -144,6 +165,14 @@ class Session:
             case messages.StartupMessage():
                 return (yield from self._open(message))
         return True
+
+    def _start_tls(self, alpn: str = "") -> Effects[None]:
+        """Begin TLS after SSLRequest, or at the first byte (sslnegotiation=direct), where the server wants ALPN, too.
+
+        Spec: 54.2.10 "SSL Session Encryption".
+        """
+        self._may_ask_tls = self._may_ask_gssenc = False
+        yield StartTls(self._client.take_rest(), alpn)
 
     def _open(self, message: messages.StartupMessage) -> Effects[bool]:
         try:
@@ -155,7 +184,9 @@ class Session:
         if wanted.negotiation:
             yield ToClient(wanted.negotiation)
         try:
-            opened = yield OpenUpstream(wanted.user, wanted.database, wanted.application, wanted.parameters)
+            opened = yield OpenUpstream(
+                wanted.user, wanted.database, wanted.application, wanted.parameters, wanted.secret_bytes
+            )
         except (UpstreamUnavailable, LimitReached, SpoolFull) as error:
             yield ToClient(answers.fatal(error))
             yield Close("upstream unavailable")
@@ -170,20 +201,21 @@ class Session:
         kind = frame.type
         if self._flight.is_full:
             yield from self._drain()
+        if self._has_failed():
+            self._flight.is_skipping = True
+        if self._copying is not None and (yield from self._is_of_copy(frame)):
+            return
         if kind == messages.TERMINATE:
-            yield ToUpstream(frame.raw, self._opened())
-            yield Close("client ended the session")
+            yield from self._terminate(frame)
         elif kind == messages.SYNC:
-            yield from self._sync(frame)
+            yield from self._sync(frame.raw)
         elif kind == messages.QUERY:
             # A server that waits for Sync skips simple queries too.
             if not self._flight.is_skipping:
                 self._need_sync()
                 yield from self._query(messages.decode_query(frame.body))
         elif kind in _COPY:
-            # Without a COPY under way the server ignores these too: they are late after its error.
-            if self._upstream.copy_receipt is not None:
-                yield from self._copy_in(frame)
+            pass  # without a COPY under way the server ignores these too: they are late after its error
         elif kind == messages.FUNCTION_CALL:
             if not self._flight.is_skipping:
                 self._need_sync()
@@ -192,12 +224,54 @@ class Session:
         elif not self._flight.is_skipping:
             yield from self._extended(frame)
 
-    def _copy_in(self, frame: Frame) -> Effects[None]:
-        reached = self._meter.take(0, len(frame.raw)) if frame.type == messages.COPY_DATA else None
-        if reached is not None:
-            yield from self._upstream.cut(reached)
-        elif self._upstream.copy_receipt is not None:
-            yield ToUpstream(frame.raw, self._upstream.copy_receipt)
+    def _is_of_copy(self, frame: Frame) -> Effects[bool]:
+        """Treat a message as part of a COPY FROM STDIN, if there is one: what it means depends on the backend's answer.
+
+        A client may send the data, and even Sync, before it knows whether the COPY began (libpq sends Execute and Sync
+        at once). Inside a COPY the server ignores Sync and Flush, so neither is sent there.
+
+        Spec: 54.2.6 "COPY Operations".
+        """
+        step, upstream = self._copying, self._upstream
+        if step is None:
+            return False
+        if step.cut is not None and frame.type in _COPY:
+            return True  # late: its COPY was ended here, or will be as soon as it begins
+        while not step.is_over and upstream.copy_receipt is None:  # a cut that comes first ends the COPY again
+            yield Wait(lambda: step.is_over or upstream.copy_receipt is not None)
+        receipt = upstream.copy_receipt
+        if step.is_over or receipt is None:
+            self._copying = None
+            if step.is_unread and step.endings:
+                self._statements.clear()
+                self._portals.clear()
+            return False
+        if frame.type in _COPY:
+            self._held_syncs = 0  # the server would have read them before this
+        if frame.type == messages.COPY_DATA:
+            reached = self._meter.take(0, len(frame.raw))
+            if reached is not None:
+                yield from upstream.cut(reached)
+            else:
+                yield ToUpstream(frame.raw, receipt)
+        elif frame.type in _COPY:
+            upstream.copy_receipt = None
+            # The answer to an Execute is held back until Flush or Sync, and the next message waits for it.
+            yield ToUpstream(frame.raw + messages.FLUSH_FRAME, receipt)
+        elif frame.type == messages.SYNC:
+            self._held_syncs += 1
+        elif frame.type == messages.TERMINATE:
+            return False
+        elif frame.type != messages.FLUSH:
+            raise ProtocolError(f"A message of type {chr(frame.type)!r} came inside COPY FROM STDIN; end it first.")
+        return True
+
+    def _terminate(self, frame: Frame) -> Effects[None]:
+        """End the session; what was asked before is answered first, as the server does it."""
+        if self._flight and not self._has_open_segment and self._upstream.copy_receipt is None:
+            yield Wait(lambda: not self._flight)
+        yield ToUpstream(frame.raw, self._opened())
+        yield Close("client ended the session")
 
     def _drain(self) -> Effects[None]:
         """Let the client send more only when answers have come; Flush makes the backend give those it holds back."""
@@ -228,7 +302,10 @@ class Session:
             yield from self._query_poisoned(answers.spool_full())
             return
         self._forget_names(classified)
-        self._flight.add(Step("query", self._flight.segment, intent=intent))
+        step = Step("query", self._flight.segment, intent=intent, is_unread=classified.is_unread)
+        self._flight.add(step)
+        if classified.may_copy_in:
+            self._copying = step
         yield ToUpstream(messages.encode_query(text), intent.receipt)
 
     def _query_refused(self, command: Command, decision: Decision) -> Effects[None]:
@@ -289,7 +366,7 @@ class Session:
         yield from self._settle(self._statements, message.statement)
         statement = self._statements.find(message.statement)
         if statement is None:
-            yield from self._poison(answers.unknown_name("prepared statement", message.statement))
+            yield from self._poison(answers.unknown_statement(message.statement))
             return
         if self._portals.is_full:
             yield from self._poison(answers.too_many_names("portals"))
@@ -302,7 +379,7 @@ class Session:
         yield from self._settle(self._portals, message.portal)
         portal = self._portals.find(message.portal)
         if portal is None:
-            yield from self._poison(answers.unknown_name("portal", message.portal))
+            yield from self._poison(answers.unknown_portal(message.portal))
             return
         statement = portal.statement
         command = self._command("execute", statement.text, statement.classified, portal.params)
@@ -315,9 +392,16 @@ class Session:
         self._uncovered_parses = [
             waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
         ]  # this intent records their text
-        if self._meter.is_timed:  # else the backend would keep the end of a command to itself while it runs the next
+        may_copy_in = statement.classified.may_copy_in
+        if self._meter.is_timed or may_copy_in:
+            # Else the backend would keep the end of a command to itself while it runs the next, and what it says to a
+            # COPY while it waits for the data.
             raw += messages.FLUSH_FRAME
-        yield from self._later(Step("execute", self._flight.segment, intent=intent), raw)
+        step = Step("execute", self._flight.segment, intent=intent, is_unread=statement.classified.is_unread)
+        yield from self._later(step, raw)
+        if may_copy_in:
+            yield from self._cover()
+            self._copying = step
 
     def _describe(self, message: messages.Describe, raw: bytes) -> Effects[None]:
         names: Names[Any] = self._statements if message.kind == messages.STATEMENT else self._portals
@@ -333,21 +417,37 @@ class Session:
             step.portal = self._portals.send(message.name, None, self._flight.segment)
         yield from self._later(step, raw)
 
-    def _sync(self, frame: Frame) -> Effects[None]:
+    def _sync(self, raw: bytes) -> Effects[None]:
         yield from self._cover()
         self._flight.is_skipping = False
         self._flight.add(Step("sync", self._flight.segment))
         self._has_open_segment = False
-        yield ToUpstream(frame.raw, self._opened())
+        yield ToUpstream(raw, self._opened())
 
     def _poison(self, refusal: bytes) -> Effects[None]:
         """Put a failing Parse in the place of a refused message, and swallow what follows until Sync."""
         yield from self._cover()
-        self._flight.add(Step("poison", self._flight.segment, refusal=refusal))
         self._flight.is_skipping = True
-        yield ToUpstream(messages.encode_parse(b"", POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
+        if self._has_failed():
+            return
+        self._flight.add(Step("poison", self._flight.segment, refusal=refusal))
+        yield ToUpstream(messages.encode_parse(POISON_NAME, POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
+
+    def _has_failed(self) -> bool:
+        """Whether the backend has told of an error in this segment: it skips what it is sent before the next Sync.
+
+        So nothing more is sent, and nothing waits for an answer that cannot come. A message that was being decided
+        when the error came is caught as late as where it would be sent.
+        """
+        return self._upstream.failed_segment == self._flight.segment
 
     def _later(self, step: Step, raw: bytes) -> Effects[None]:
+        if self._has_failed():
+            step.is_over = True
+            self._upstream.take_back(step)
+            if step.intent is not None:
+                yield Conclude(step.intent, "aborted")
+            return
         self._flight.add(step)
         self._uncovered += raw
         if len(self._uncovered) > MAX_UNCOVERED_BYTES:
@@ -355,6 +455,9 @@ class Session:
 
     def _cover(self) -> Effects[None]:
         """Record an intent for each Parse that no Execute has covered, then let the waiting bytes go upstream."""
+        if self._has_failed():
+            self._uncovered_parses.clear()
+            self._uncovered.clear()
         for step, command, decision in self._uncovered_parses:
             step.intent = yield Intend(command, decision)
         self._uncovered_parses.clear()
@@ -404,12 +507,20 @@ class Session:
 
     def _forget_names(self, classified: Classified) -> None:
         """A statement goes upstream that changes what names or strings mean."""
-        if classified.changes_names:
-            self._statements.clear()
-        if classified.changes_names or classified.changes_portals:
-            self._portals.clear()
         if classified.changes_reading:
             self._reading_changed = True
+        if not classified.changes_names and not classified.changes_portals:
+            return
+        for statement in classified.statements:
+            if statement.kind in ("prepare", "deallocate"):
+                self._statements.forget(statement.name)
+            elif statement.kind in ("declare", "close"):
+                self._portals.forget(statement.name)
+            elif statement.kind in ("commit", "rollback"):  # drops all portals
+                self._portals.clear()
+            elif statement.kind == "discard" and statement.name == "all":
+                self._statements.clear()
+                self._portals.clear()
 
     def _opened(self) -> Receipt:
         if self._receipt is None:

@@ -14,6 +14,10 @@ from chaperone_sidecar.errors import ProtocolError
 from chaperone_sidecar.protocols.postgresql import answers
 from chaperone_sidecar.protocols.postgresql.messages import StartupMessage
 
+NEWEST_MINOR: Final = 2  # 3.1 was never used; 3.2 differs from 3.0 in the length of the cancel key alone
+SHORT_SECRET_BYTES: Final = 4  # what protocol 3.0 has room for
+LONG_SECRET_BYTES: Final = 32  # as the server does it since PostgreSQL 18
+
 PINNED: Final = (("client_encoding", "UTF8"), ("search_path", "public"), ("standard_conforming_strings", "on"))
 
 _PASSED: Final = frozenset(
@@ -45,6 +49,7 @@ class Wanted(msgspec.Struct, frozen=True):
     application: str
     parameters: tuple[tuple[str, str], ...]  # for the backend, the pinned ones included
     negotiation: bytes  # to be sent to the client first, often empty
+    secret_bytes: int  # of the cancel key that the client can take
 
 
 def check(message: StartupMessage) -> Wanted:
@@ -58,7 +63,7 @@ def check(message: StartupMessage) -> Wanted:
     if not user:
         raise ProtocolError("The startup message names no user; any name will do.")
     database = given.pop("database", user)
-    options = tuple(sorted(name for name in given if name.startswith("_pq_.")))
+    options = tuple(name for name in given if name.startswith("_pq_."))
     for name in options:
         del given[name]
     encoding = given.pop("client_encoding", "UTF8")
@@ -71,6 +76,8 @@ def check(message: StartupMessage) -> Wanted:
                 f'The startup parameter "{name}" is not allowed; leave it out of the connection string.'
             )
         passed.append((name, value))
-    negotiation = answers.negotiate_version(options) if message.minor > 0 or options else b""
+    minor = min(message.minor, NEWEST_MINOR)
+    negotiation = answers.negotiate_version(minor, options) if message.minor > NEWEST_MINOR or options else b""
+    secret_bytes = LONG_SECRET_BYTES if minor >= NEWEST_MINOR else SHORT_SECRET_BYTES
     application = given.get("application_name", "")
-    return Wanted(user, database, application, tuple(passed) + PINNED, negotiation)
+    return Wanted(user, database, application, tuple(passed) + PINNED, negotiation, secret_bytes)

@@ -13,17 +13,20 @@ are brought together again (`_end_cut`), or the session ends.
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from chaperone_sidecar.effects import CancelUpstream, Conclude, Receipt, SessionEffect, ToClient, ToUpstream
+from chaperone_sidecar.effects import CancelUpstream, Close, Conclude, Receipt, SessionEffect, ToClient, ToUpstream
 from chaperone_sidecar.errors import LimitReached, ProtocolError
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import answers, messages
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
-from chaperone_sidecar.protocols.postgresql.flight import POISON_STATEMENT, Flight, Step
+from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
 from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
+
+MAX_ENDING_BYTES: Final = 64 << 10  # asynchronous messages kept back with an ending; more of them go ahead of it
+_FATAL: Final = frozenset({"FATAL", "PANIC"})
 
 type Effects[T] = Generator[SessionEffect, Any, T]
 
@@ -48,7 +51,9 @@ class UpstreamSide:
         self._meter = meter
         self._out = bytearray()
         self._ending = b""
-        self._failed_segment = -1
+        self._behind = b""  # asynchronous messages that came after the ending
+        self.failed_segment = -1  # the backend skips what it is sent of this one
+        self._is_last = False  # the backend has said that it ends the session
         self._must_stop = False  # a command was cut and may still run
         self._owes_tail = False  # the client has the beginning of a row whose command was cut
         self.key = (0, b"")  # by which the gateway cancels what this session runs
@@ -75,6 +80,8 @@ class UpstreamSide:
             yield ToClient(out)
         if self._must_stop:
             yield from self._stop()
+        if self._is_last:
+            yield Close("the target ended the session")
 
     def running(self) -> Step | None:
         """The command that the backend works on now, if any."""
@@ -98,6 +105,7 @@ class UpstreamSide:
         step.code = reached.rule
         if step is self._flight.first():
             self._ending = b""
+            self._release_ending()
         self._owes_tail = True
         self._must_stop = True
 
@@ -145,12 +153,14 @@ class UpstreamSide:
     def _frame(self, frame: Frame) -> Effects[None]:
         kind = frame.type
         if kind in messages.ASYNCHRONOUS:
-            self._out += self._mask.text(frame.raw)
+            self._asynchronous(kind, bytes(self._mask.text(frame.raw)))
             return
-        if kind == messages.ERROR_RESPONSE and not self._flight:
+        if kind == messages.ERROR_RESPONSE:
             # The backend ends the session on its own (shutdown, idle timeout): its last words are for the client.
-            self._out += self._mask.text(frame.raw)
-            return
+            self._is_last = messages.error_fields(frame.body).get("V") in _FATAL
+            if not self._flight:
+                self._out += self._mask.text(frame.raw)
+                return
         step = self._step(kind)
         if kind == messages.ERROR_RESPONSE:
             yield from self._error(step, frame)
@@ -163,6 +173,19 @@ class UpstreamSide:
             if step.intent is not None:
                 yield Conclude(step.intent, "ok")
             self._out += frame.raw
+
+    def _asynchronous(self, kind: int, raw: bytes) -> None:
+        """NoticeResponse, ParameterStatus and NotificationResponse stay behind the ending that they came after.
+
+        A notice after CommandComplete is one of the next statement of the same text, so that was not the last ending.
+        """
+        step = self._flight.first()
+        if kind == messages.NOTICE_RESPONSE and step is not None and not step.code:
+            self._release_ending()
+        if self._ending and len(self._behind) < MAX_ENDING_BYTES:
+            self._behind += raw
+        else:
+            self._out += raw
 
     def _detail(self, step: Step, frame: Frame) -> None:
         """A message inside a command's answer that does not end it."""
@@ -197,6 +220,7 @@ class UpstreamSide:
         if step.refusal or step.kind not in ("query", "execute"):
             raise _unexpected(f"the end of a command in answer to {step.kind}")
         self.copy_receipt = None
+        step.endings += 1
         if step.kind == "query":
             if step.cut is None:
                 self._release_ending()
@@ -221,7 +245,7 @@ class UpstreamSide:
         if follower is None and step.intent is not None:
             self._flight.add(Step("poison", self._flight.segment, refusal=error))
             self._flight.is_skipping = True
-            poison = messages.encode_parse(b"", POISON_STATEMENT) + messages.FLUSH_FRAME
+            poison = messages.encode_parse(POISON_NAME, POISON_STATEMENT) + messages.FLUSH_FRAME
             yield ToUpstream(poison, step.intent.receipt)
         elif follower is not None and follower.kind == "sync":
             self._out += error
@@ -243,21 +267,22 @@ class UpstreamSide:
         if step.kind == "query":
             self._release_ending()
             self._ending = text
+            if self._is_last:  # no ReadyForQuery will come
+                self._flight.finish()
+                yield from self._conclude(step, "error")
+                self._release_ending()
             return
-        self._failed_segment = step.segment
+        self.failed_segment = step.segment
         yield from self._skip(step)
         self._out += text
 
-    def _skip(self, failed: Step | None) -> Effects[None]:
+    def _skip(self, failed: Step) -> Effects[None]:
         """What the backend does not look at until Sync never ran, and its names are what they were."""
         for skipped in self._flight.skip_to_sync():
-            self._take_back(skipped)
+            self.take_back(skipped)
             yield from self._conclude(skipped, "error" if skipped is failed else "aborted")
 
     def _ready(self, step: Step, frame: Frame) -> Effects[None]:
-        if step.segment == self._failed_segment and step.kind not in ("query", "sync"):
-            yield from self._skip(None)  # sent after the error was answered, before the client's Sync
-            step = self._flight.first() or step
         if step.kind not in ("query", "sync"):
             raise _unexpected(f"ReadyForQuery in answer to {step.kind}")
         if step.refusal and not step.code:
@@ -276,7 +301,8 @@ class UpstreamSide:
         if step.intent is not None:
             yield Conclude(step.intent, status, step.code, step.rows, step.size_bytes)
 
-    def _take_back(self, step: Step) -> None:
+    def take_back(self, step: Step) -> None:
+        """The names of a step that never ran are what they were."""
         if step.statement is not None:
             self._statements.take_back(step.statement)
         if step.portal is not None:
@@ -284,9 +310,9 @@ class UpstreamSide:
 
     def _release_ending(self) -> None:
         """What was kept back was not the last word of the simple query after all, or its outcome is recorded now."""
-        if self._ending:
-            self._out += self._ending
-            self._ending = b""
+        if self._ending or self._behind:
+            self._out += self._ending + self._behind
+            self._ending = self._behind = b""
 
 
 def _unexpected(what: str) -> ProtocolError:
