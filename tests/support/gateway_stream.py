@@ -59,11 +59,15 @@ class Pod:
 class Stream:
     """A stream under construction; `frames` holds what was not taken yet, `bodies` what records name."""
 
+    _last_ms = 0
+
     def __init__(
         self, pod: Pod, *, previous: Stream | None = None, opened: record.StreamOpen | None = None, start_us: int = 0
     ) -> None:
         self.pod = pod
-        self.id = ulid.encode(time.time_ns() // 1_000_000, os.urandom(10))
+        # A later stream has a later id, as the next process of a pod has: two may be made within one millisecond here.
+        Stream._last_ms = max(time.time_ns() // 1_000_000, Stream._last_ms + 1)
+        self.id = ulid.encode(Stream._last_ms, os.urandom(10))
         self.chain = Chain(pod.cluster, self.id)
         self.frames: list[bytes] = []
         self.bodies: dict[bytes, bytes] = {}
