@@ -29,7 +29,7 @@ from chaperone_evidence.ulid import is_ulid
 EXPORT_TIMEOUT_S: Final = 3600.0  # a stream of a busy week is gigabytes
 QUESTION_TIMEOUT_S: Final = 60.0  # one small object; people type passwords for some log-ins
 SIGNED_WITHIN_S: Final = 40.0  # a gateway signs every 10 s, and then its records have to reach the collector
-ASK_AGAIN_S: Final = 2.0
+ASK_AGAIN_S: Final = 2.0  # kubectl gives no answer but that it is too early, so there is nothing to wait on
 MAX_BUNDLE_BYTES: Final = 64 << 30
 MAX_ANSWER_BYTES: Final = 4 << 20  # a ConfigMap is at most 1 MiB
 MAX_COMPLAINT_CHARS: Final = 2000

@@ -230,7 +230,6 @@ class Driver:
         self._to_client: list[bytes | bytearray | memoryview] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._reason = ""
         self._choked: set[Link] = set()
         self._is_watching = False
         self.is_over = False
@@ -441,7 +440,7 @@ class Driver:
             link.pause(choked)
 
     def _end(self, reason: str) -> None:
-        """Record what is owed, flush, close both sides. Runs once."""
+        """Record what is owed, say the last words, close both sides. Runs once."""
         if self.is_over:
             return
         self.is_over = True

@@ -34,7 +34,7 @@ from chaperone_operator.admission.names import (
     TRUST_PATH,
     TRUST_VOLUME,
 )
-from chaperone_operator.admission.protect import Object, Violation, containers_of, drops_raw_sockets
+from chaperone_operator.admission.protect import Object, Violation, containers_of, drops_raw_sockets, our_volumes
 from chaperone_operator.admission.seal import Seal
 
 type Json = dict[str, Any]
@@ -142,7 +142,7 @@ def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, .
             )
         elif name not in CONTAINERS and not drops_raw_sockets(container):
             found.append(_absent(f"{where} keeps the capability NET_RAW"))
-    if not is_sealed and _our_volumes(spec) != {one["name"]: one for one in _volumes(settings)}:
+    if not is_sealed and our_volumes(spec) != {one["name"]: one for one in _volumes(settings)}:
         found.append(_absent(f"the volumes {PREFIX}* are not those that are injected"))
     return tuple(found)
 
@@ -159,7 +159,7 @@ def without_ours(pod: Object, settings: Settings, agent: Agent) -> Object:
     for where in ("labels", "annotations"):
         metadata[where] = {name: value for name, value in (metadata.get(where) or {}).items() if name not in own_keys}
     spec["initContainers"] = [one for one in initial if one.get("name") not in CONTAINERS]
-    own = list(_our_volumes(spec).values()) if is_sealed else _volumes(settings)
+    own = list(our_volumes(spec).values()) if is_sealed else _volumes(settings)
     spec["volumes"] = [one for one in spec.get("volumes") or () if one not in own]
     return {**pod, "metadata": metadata, "spec": spec}
 
@@ -179,12 +179,8 @@ def _parts(pod: Object) -> Json:
         "version": (metadata.get("annotations") or {}).get(INJECTED_ANNOTATION),
         "containers": [{**one, "resources": None} for one in first],
         "names": [one.get("name") for one in first] == list(CONTAINERS),
-        "volumes": _our_volumes(spec),
+        "volumes": our_volumes(spec),
     }
-
-
-def _our_volumes(spec: Object) -> Json:
-    return {one["name"]: one for one in spec.get("volumes") or () if str(one.get("name", "")).startswith(PREFIX)}
 
 
 def _absent(what: str) -> Violation:

@@ -115,7 +115,7 @@ def update_violations(old: Object, new: Object) -> tuple[Violation, ...]:
             found.append(
                 Violation("injected-changed", f"The container {name} never changes after creation; make the pod anew.")
             )
-    if _our_volumes(old_spec) != _our_volumes(new_spec):
+    if our_volumes(old_spec) != our_volumes(new_spec):
         found.append(Violation("injected-changed", f"Volumes {PREFIX}* never change; make the pod anew."))
     return tuple(found)
 
@@ -255,5 +255,6 @@ def _named(spec: Object, name: str) -> list[tuple[str, Object]]:
     return [(kind, one) for kind in CONTAINER_LISTS for one in spec.get(kind) or () if one.get("name") == name]
 
 
-def _our_volumes(spec: Object) -> dict[str, Object]:
+def our_volumes(spec: Object) -> dict[str, Object]:
+    """The volumes that bear our names, by name."""
     return {one["name"]: one for one in spec.get("volumes") or () if str(one.get("name", "")).startswith(PREFIX)}
