@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from chaperone_sidecar.errors import ConfigError
+from chaperone_sidecar.masking.rule import Masks
 
 type IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -87,6 +88,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: Tls
     addresses: tuple[str, ...] = ()
     limits: Limits = Limits()
+    masks: Masks = Masks()
 
     def is_same_place(self, other: Target) -> bool:
         """Whether the other differs in nothing but the limits, which open sessions follow."""

@@ -16,6 +16,7 @@ from chaperone_sidecar.errors import ConfigError
 from chaperone_sidecar.masking.detectors import BUILTIN, Detector, Span
 from chaperone_sidecar.masking.engine import Scanner, builtin, custom
 from chaperone_sidecar.masking.methods import Method, method, replacement, strictest
+from chaperone_sidecar.masking.rule import Classified, MaskRule, Pattern
 from chaperone_sidecar.masking.values import TRIGGERS, Values
 
 MIN_KEY_BYTES: Final = 16
@@ -24,28 +25,6 @@ MAX_CUSTOM_DETECTORS: Final = 32
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 _KINDS: Final = {kind.lower(): kind for kind in BUILTIN}
-
-
-class Pattern(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A detector of a policy's own."""
-
-    name: str
-    pattern: str
-
-
-class MaskRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One entry of an AccessPolicy's `masks`."""
-
-    method: str
-    columns: tuple[str, ...] = ()
-    detectors: tuple[str | Pattern, ...] = ()
-
-
-class Classified(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"kind": "class"}):
-    """One entry of an AccessTarget's `classified`."""
-
-    columns: tuple[str, ...]
-    kind: str
 
 
 class ColumnClass(msgspec.Struct, frozen=True):

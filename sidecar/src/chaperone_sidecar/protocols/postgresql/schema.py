@@ -1,7 +1,7 @@
 """What is known of one database's relations and types: data that was looked up there, and nothing that looks.
 
-Names are `schema.name`, as the classifier writes objects. A name that was looked up and not found is known to be absent;
-one that was not looked up raises `NotLookedUp`, so that nobody takes the one for the other.
+Names are `schema.name`, as the classifier writes objects. A name that was looked up and not found is known to be
+absent; one that was not looked up raises `NotLookedUp`: nobody takes the one for the other.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ class Relation(msgspec.Struct, frozen=True, gc=False):
 
 
 class Type(msgspec.Struct, frozen=True, gc=False):
-    """A type; `kind` is `pg_type.typtype`, `element` the type of an array's elements, a range's bounds, a domain's base.
+    """A type; `kind` is `pg_type.typtype`.
 
-    `relation` is the OID of the relation whose rows a composite type describes; `is_array` whether it is a true array.
+    `element` is the type of an array's elements, of a range's bounds, or a domain's base; `relation` the OID of the
+    relation whose rows a composite type describes; `is_array` whether it is a true array.
     """
 
     oid: int
