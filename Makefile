@@ -2,7 +2,7 @@ CACHE ?= $(or $(CHAPERONE_CACHE),$(HOME)/.cache/chaperone)
 UV := $(CACHE)/bin/uv
 RUN := $(UV) run --frozen --all-packages --all-extras
 
-.PHONY: help setup lint test demo bench clean
+.PHONY: help setup lint test fuzz demo bench clean
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
@@ -18,6 +18,9 @@ lint: setup ## Format, lint, types, import contracts
 test: setup ## Everything that is tested here: lint, then all tests
 	$(MAKE) lint
 	$(RUN) pytest
+
+fuzz: setup ## Fuzz codec, classifier, masks: MINUTES=60
+	CHAPERONE_FUZZ_S=$$(( $(or $(MINUTES),1) * 60 )) $(RUN) pytest -s tests/sidecar/test_fuzz.py
 
 demo: ## Show it all in a cluster, from nothing to `verify: OK`; CHAPERONE_PROVIDER says where
 	tools/setup.sh cluster

@@ -108,7 +108,7 @@ def test_what_is_no_manifest_or_names_what_is_not_there_is_told(kubectl: Kubectl
         spec = {"subjects": [{"identity": "billing"}], "targets": [{"name": TARGET}], "rules": [rule]}
         team.apply(named("AccessPolicy", "broken", spec, team.namespace))
     with pytest.raises(ToolsError, match="not supported yet"):
-        masks = [{"columns": ["public.orders.item"], "method": "Redact"}]
+        masks = [{"columns": ["public.orders.item"], "method": "Tokenize"}]
         spec = {"subjects": [{"identity": "billing"}], "targets": [{"name": TARGET}], "rules": [READ], "masks": masks}
         team.apply(named("AccessPolicy", "masks", spec, team.namespace))
 

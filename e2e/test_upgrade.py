@@ -27,7 +27,7 @@ CROWD: Final = 25  # pods at once: a request in fifteen would meet two replicas 
 THROUGH_AN_UPGRADE: Final = "SELECT item FROM orders WHERE id = 3"
 WITHOUT_CHAPERONE: Final = "SELECT item FROM orders WHERE id = 4"
 DEFINITIONS: Final = ("agentidentities", "accesstargets", "accesspolicies", "clusteraccesspolicies")
-KEPT_SECRETS: Final = ("chaperone-ca", "chaperone-gateway-ca")
+KEPT_SECRETS: Final = ("chaperone-ca", "chaperone-gateway-ca", "chaperone-mask-key")
 NOWHERE: Final = {"nodeSelector": {"chaperone-e2e": "nowhere"}}  # admitted, and never run
 HELM_LIMIT_S: Final = 100.0
 

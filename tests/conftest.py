@@ -12,6 +12,7 @@ from fix_netns import fenced, world
 from fix_opa import opa_with
 from fix_operator import installation, operator
 from fix_postgres import postgres
+from fix_versions import versioned
 
 __all__ = [
     "api_server",
@@ -28,5 +29,6 @@ __all__ = [
     "opa_with",
     "operator",
     "postgres",
+    "versioned",
     "world",
 ]

@@ -69,6 +69,9 @@ async def test_gateway_and_broker_understand_each_other(broker: Broker, tmp_path
     lease = await gateway.lease("orders-db")
     assert (lease.username, lease.password) == ("reader", "canary-password-7f1c")
     assert "BEGIN CERTIFICATE" in lease.ca_pem
+    key = await gateway.mask_key()
+    assert len(key) == 32
+    assert await gateway.mask_key() == key
     await gateway.stop()
 
 
@@ -100,6 +103,7 @@ async def test_no_token_and_no_certificate_is_refused(broker: Broker) -> None:
         ("GET", "/v1/config", None),
         ("GET", "/v1/bundle", None),
         ("POST", "/v1/leases", {"target": "orders-db"}),
+        ("GET", "/v1/mask-key", None),
     ):
         status, answer = await pod.call(method, path, json=body)
         assert (status, answer["title"]) == (401, "Unknown caller")

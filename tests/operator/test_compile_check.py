@@ -13,6 +13,14 @@ from chaperone_operator.compile.check import alone
 READ = rule("read", "Allow", ["read"])
 
 
+def mask(**fields: Any) -> Object:
+    return {"method": "Redact"} | fields
+
+
+def own(name: str, pattern: str) -> Object:
+    return {"name": name, "pattern": pattern}
+
+
 def compiled(
     identities: list[Object] | None = None,
     targets: list[Object] | None = None,
@@ -81,6 +89,34 @@ def test_sound_policy_has_no_problems() -> None:
         ({"limits": {"bytesPerSession": -1}}, "BadLimit", "-1 is not a quantity of bytes"),
         ({"limits": {"commandDuration": "1.5s"}}, "BadLimit", "'1.5s' is not a duration"),
         ({"limits": {"rows": 5}}, "InvalidSpec", "spec.limits: contains unknown field `rows`"),
+        ({"masks": []}, "NoMask", "spec.masks: empty; name a mask"),
+        ({"masks": [mask()]}, "EmptyMask", "spec.masks[0]: names neither columns, detectors nor patterns"),
+        ({"masks": [mask(columns=[])]}, "EmptyMask", "so it masks nothing"),
+        ({"masks": [mask(detectors=["Email"], method=None)]}, "NoMethod", 'spec.masks[0].method: missing; write'),
+        ({"masks": [{"detectors": ["Email"]}]}, "NoMethod", 'Hash or "Null", with the quotation marks'),
+        ({"masks": [mask(detectors=["Email"], method="redact")]}, "InvalidSpec", 'use Redact, Partial, Hash or "Null"'),
+        ({"masks": [mask(detectors=["Mail"])]}, "UnknownDetector", "spec.masks[0].detectors[0]: 'Mail' is no"),
+        ({"masks": [mask(columns=["a.b.c"]), mask(columns=["b.c"])]}, "BadPattern", "spec.masks[1].columns[0]: 'b.c'"),
+        ({"masks": [mask(columns=["a.b.c.d.e"])]}, "BadPattern", "a column is schema.table.column"),
+        ({"masks": [mask(columns=["a.b.**"])]}, "BadPattern", "write one * for each part"),
+        ({"masks": [mask(columns=["a.b."])]}, "BadPattern", "a part between dots is empty"),
+        ({"masks": [mask(patterns=[own("1", "a")])]}, "BadPatternName", "spec.masks[0].patterns[0].name: '1': a name"),
+        ({"masks": [mask(patterns=[own("Email", "a")])]}, "BadPatternName", "a detector has that name"),
+        ({"masks": [mask(patterns=[own("A", "(a")])]}, "BadExpression", "spec.masks[0].patterns[0].pattern: RE2"),
+        (
+            {"masks": [mask(patterns=[own("A", "a")]), mask(patterns=[own("A", "a")])]},
+            "DuplicatePattern",
+            "spec.masks: 2 patterns are named 'A'",
+        ),
+        (
+            {"masks": [mask(patterns=[own(f"P{n}", "a") for n in range(33)])]},
+            "TooManyPatterns",
+            "spec.masks: more than 32 patterns",
+        ),
+        ({"masks": [mask(detectors=["Email"])] * 51}, "TooManyMasks", "spec.masks: more than 50"),
+        ({"masks": [mask(columns=[f"a.b.c{n}" for n in range(101)])]}, "TooManyColumns", "spec.masks[0].columns: more"),
+        ({"masks": [mask(detectors=["Email"], name="x")]}, "InvalidSpec", "spec.masks[0]: contains unknown field"),
+        ({"unmaskable": "Show"}, "InvalidSpec", "use Deny, Redact or Allow"),
         ({"priority": 1}, "InvalidSpec", "spec: contains unknown field `priority`"),
     ],
     ids=str,
@@ -102,9 +138,7 @@ def test_problem_of_a_policy_names_the_field(changed: Object, reason: str, fragm
         ({"rules": [rule("r", "RequireApproval", ["read"])]}, "spec.rules[0].action: RequireApproval"),
         ({"rules": [rule("r", "Deny", ["read"], approval={"count": 1})]}, "spec.rules[0].approval is not supported"),
         ({"rules": [READ | {"match": {"effects": ["read"], "require": {}}}]}, "spec.rules[0].match.require is"),
-        ({"masks": [{"columns": ["a.b.c"], "method": "Redact"}]}, "spec.masks is not supported yet"),
-        ({"masks": []}, "spec.masks is not supported yet"),
-        ({"unmaskable": "Deny"}, "spec.unmaskable is not supported yet"),
+        ({"masks": [mask(detectors=["Email"], method="Tokenize")]}, "spec.masks[0].method: Tokenize is not supported"),
         ({"rego": {"module": "package x"}}, "spec.rego is not supported yet"),
         ({"tests": [{"statement": "SELECT 1"}]}, "spec.tests is not supported yet"),
     ],
@@ -124,7 +158,7 @@ def test_what_is_not_built_yet_is_refused_and_never_ignored(changed: Object, fra
         ("identity", {"delegation": {"issuer": "x"}}, "spec.delegation is not supported yet"),
         ("identity", {"evidence": {"durability": "Synced"}}, "spec.evidence.durability: Synced is not supported yet"),
         ("identity", {"evidence": {"retention": "400d"}}, "spec.evidence.retention is not supported yet"),
-        ("target", {"classified": [{"columns": ["a"]}]}, "spec.classified is not supported yet"),
+        ("target", {"inspection": {"mode": "x"}}, "spec.inspection is not supported yet"),
         ("target", {"protocol": "MySQL"}, "spec.protocol: MySQL is not supported yet; use PostgreSQL"),
     ],
 )
@@ -204,6 +238,11 @@ def test_ordinary_host_is_accepted(host: str) -> None:
         ({"tls": {"mode": "VerifyFull", "caSecretRef": {"name": "A/B"}}}, "BadSecretName"),
         ({"tls": {"mode": "Trust"}}, "InvalidSpec"),
         ({"port": 0}, "InvalidSpec"),
+        ({"classified": [{"columns": [], "class": "email"}]}, "NoColumns"),
+        ({"classified": [{"columns": ["customers.email"], "class": "email"}]}, "BadPattern"),
+        ({"classified": [{"columns": ["a.b.c"], "class": "personal data"}]}, "BadClass"),
+        ({"classified": [{"columns": ["a.b.c"]}]}, "InvalidSpec"),
+        ({"classified": [{"columns": ["a.b.c"], "class": "email"}] * 101}, "TooManyClassified"),
         ({"port": 70000}, "InvalidSpec"),
     ],
     ids=str,

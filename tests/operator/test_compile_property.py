@@ -38,7 +38,7 @@ FEW = ["read", "modify", "transaction", "destroy", "unknown"]  # few, so that ru
 NAMES = ["", "a", "ab", "a.b", "a.bb", "a.b.c", "b.a", ".", "a.", "a.*", "A.b", "setting:a.b"]
 PATTERNS = ["a", "*", "a.b", "a.*", "*.b", "*.*", "a.b*", "a*.b", "*.*.*", "b.a", "*b", "setting:*.b", "a.*b*"]
 
-type Access = tuple[str, str]
+type Access = tuple[str, str, str]
 
 effects = st.sampled_from(FEW) | st.sampled_from(ORDINARY + CRITICAL)
 bounds = st.builds(
@@ -58,8 +58,31 @@ bounds = st.builds(
         ),
     ),
 )
-accesses = st.lists(st.tuples(effects, st.sampled_from(NAMES)), min_size=1, max_size=3)
-cases = st.tuples(st.lists(bounds, max_size=6), accesses)
+throughs = st.sampled_from(["", "", "a.view"])
+accesses = st.lists(st.tuples(effects, st.sampled_from(NAMES), throughs), min_size=1, max_size=3)
+implied = st.lists(st.tuples(effects, st.sampled_from(NAMES), st.just("a.view")), min_size=1, max_size=3)
+# Two kinds of cases: anything, and few words and names, so that rules of all actions meet one command.
+close = st.builds(
+    Bound,
+    identity=st.just("i"),
+    target=st.just("t"),
+    policy=st.sampled_from(["n/p", "n/q"]),
+    is_cluster=st.booleans(),
+    rule=st.builds(
+        Rule,
+        name=st.sampled_from(["r1", "r2", "r3"]),
+        action=st.sampled_from([Action.ALLOW, Action.ALLOW, Action.REQUIRE_APPROVAL, Action.DENY]),
+        match=st.builds(
+            Match,
+            effects=st.sampled_from([("read",), ("modify",), ("*",)]),
+            objects=st.none() | st.sampled_from([("a.b",), ("a.bb",), ("a.*",)]),
+        ),
+    ),
+)
+few_accesses = st.lists(
+    st.tuples(st.sampled_from(["read", "modify"]), st.sampled_from(["a.b", "a.bb"]), throughs), min_size=1, max_size=3
+)
+cases = st.tuples(st.lists(bounds, max_size=6), accesses) | st.tuples(st.lists(close, max_size=4), few_accesses)
 
 
 def glob_matches(pattern: str, name: str) -> bool:
@@ -71,7 +94,7 @@ def glob_matches(pattern: str, name: str) -> bool:
 
 
 def rule_matches(rule: Rule, access: Access) -> bool:
-    effect, name = access
+    effect, name, _ = access
     names_effect = effect in rule.match.effects or ("*" in rule.match.effects and effect not in CRITICAL)
     if rule.action == "Allow" and effect == "transaction":
         return True
@@ -85,12 +108,22 @@ def rule_matches(rule: Rule, access: Access) -> bool:
 
 
 def reference(bound: list[Bound], accesses: list[Access]) -> str:
-    """The action of a command, as the page says it: the strictest over its accesses; uncovered is Deny."""
+    """The action of a command, as the page says it: the strictest over its accesses; uncovered is Deny.
+
+    What is implied needs no leave, and none is given by it; there has to be an access that is not.
+    """
+    if all(through for _, _, through in accesses):
+        return "Deny"
+    if any(through and (name == "" or effect == "unknown") for effect, name, through in accesses):
+        return "Deny"
     here = [one.rule for one in bound if (one.identity, one.target) == ("i", "t")]
     actions = set()
     for access in accesses:
         said = {rule.action.value for rule in here if rule_matches(rule, access)}
-        actions.add(strictest(said) if said else "Deny")
+        if access[2] == "":
+            actions.add(strictest(said) if said else "Deny")
+        elif said - {"Allow"}:
+            actions.add(strictest(said))
     return strictest(actions)
 
 
@@ -104,7 +137,10 @@ def case(bound: list[Bound], accesses: list[Access]) -> dict[str, Any]:
         "target": "t",
         "protocol": "PostgreSQL",
         "resolution": "syntactic",
-        "accesses": [{"effect": effect, "object": name} for effect, name in accesses],
+        "accesses": [
+            {"effect": effect, "object": name} | ({"through": through} if through else {})
+            for effect, name, through in accesses
+        ],
     }
     return {"question": question, "grants": grants(bound, {"t": "PostgreSQL", "u": "PostgreSQL"})}
 
@@ -190,3 +226,18 @@ def test_a_deny_of_an_access_denies_the_command(decisions: Decisions, batch: lis
         never = Rule("never", Action.DENY, Match((asked[0][0],)))
         denied.append(case([*bound, Bound("i", "t", "guardrail", True, never)], asked))
     assert {decision["action"] for decision in decisions(denied)} == {"Deny"}
+
+
+@many
+@given(batch=st.lists(st.tuples(cases, implied), min_size=10, max_size=30))
+def test_what_is_implied_never_loosens_and_changes_nothing_where_nobody_forbids(
+    decisions: Decisions, batch: list[tuple[Any, Any]]
+) -> None:
+    order = ["Deny", "RequireApproval", "Allow"]
+    known = [(bound, asked, [one for one in more if one[1] and one[0] != "unknown"]) for (bound, asked), more in batch]
+    before = decisions([case(bound, asked) for bound, asked, _ in known])
+    after = decisions([case(bound, [*asked, *more]) for bound, asked, more in known])
+    for one, other, (bound, asked, more) in zip(before, after, known, strict=True):
+        assert order.index(other["action"]) <= order.index(one["action"]), (bound, asked, more)
+        if {rule.rule.action for rule in bound} <= {Action.ALLOW}:
+            assert other == one, (bound, asked, more)

@@ -26,13 +26,17 @@ def compiled(*rules: Object, cluster: list[Object] | None = None, more: list[Obj
     return snapshot
 
 
-def question(*accesses: tuple[str, str], **changed: Any) -> Object:
+def access_of(effect: str, name: str, through: str = "") -> Object:
+    return {"effect": effect, "object": name} | ({"through": through} if through else {})
+
+
+def question(*accesses: tuple[str, ...], **changed: Any) -> Object:
     return {
         "identity": "billing-agent",
         "target": "orders-db",
         "protocol": "PostgreSQL",
         "resolution": "syntactic",
-        "accesses": [{"effect": effect, "object": name} for effect, name in accesses],
+        "accesses": [access_of(*access) for access in accesses],
     } | changed
 
 
@@ -45,7 +49,7 @@ def opa(opa_with: Callable[[bytes], Opa]) -> Opa:
 def decide(opa: Opa) -> Callable[..., tuple[str, str]]:
     """Action and rule of a question under some rules."""
 
-    def ask(snapshot: Snapshot, *accesses: tuple[str, str], **changed: Any) -> tuple[str, str]:
+    def ask(snapshot: Snapshot, *accesses: tuple[str, ...], **changed: Any) -> tuple[str, str]:
         opa.replace(snapshot.bundle, snapshot.revision)
         found = opa.decide(question(*accesses, **changed))
         assert set(found) == {"action", "policy", "rule", "message", "revision"}
@@ -68,6 +72,9 @@ def deny(effect: str, *objects: str) -> Object:
 
 ORDERS, TWO = allow("read", "public.orders"), allow("read", "public.orders", "public.customers")
 NO_CUSTOMERS = deny("read", "public.customers")
+A_ORDERS, B_VIEW = allow("read", "public.orders"), rule("b", "Allow", ["read"], ["a.v"])
+DROP = allow("destroy", "public.p")
+UNCOVERED, ALL, OF_ORDERS = "Deny uncovered", "Allow everything", ["read public.orders"]
 BOTH_READ = ["read public.orders", "read public.customers"]
 CASES: list[tuple[str, list[Object], list[str], str]] = [
     ("covered", [ORDERS], ["read public.orders"], "Allow a"),
@@ -102,18 +109,42 @@ CASES: list[tuple[str, list[Object], list[str], str]] = [
     ("unknown by name", [allow("unknown")], ["unknown "], "Allow a"),
     ("unknown needs the whole target", [allow("unknown", "public.*")], ["unknown "], "Deny uncovered"),
     ("delete of nothing needs the whole target", [allow("delete", "*")], ["delete "], "Deny uncovered"),
-]
+    ("implied needs no leave", [ORDERS], ["read public.orders", "read public.x < public.orders"], "Allow a"),
+    ("implied is no leave for what is named", [ORDERS], ["read public.v", "read public.orders < public.v"], UNCOVERED),
+    ("implied and denied", [EVERYTHING, NO_CUSTOMERS], ["read public.v", "read public.customers < public.v"], "Deny d"),
+    ("implied, denied whatever it is", [ORDERS, deny("modify")], [*OF_ORDERS, "modify a.x < public.orders"], "Deny d"),
+    ("implied and allowed is not reported", [A_ORDERS, B_VIEW], ["read a.v", "read public.orders < a.v"], "Allow b"),
+    ("implied, denied for another", [EVERYTHING, NO_CUSTOMERS], ["read public.v", "read public.x < public.v"], ALL),
+    ("implied, denied by wildcard", [ORDERS, deny("*", "a.x")], [*OF_ORDERS, "read a.x < public.orders"], "Deny d"),
+    ("implied loss needs no leave", [DROP], ["destroy public.p", "destroy public.child < public.p"], "Allow a"),
+    ("implied loss, denied", [DROP, deny("destroy", "*.c")], ["destroy public.p", "destroy a.c < public.p"], "Deny d"),
+    ("nothing but implied", [EVERYTHING], ["read public.x < public.v"], "Deny malformed"),
+    ("implied without object", [EVERYTHING], ["read public.v", "read  < public.v"], "Deny malformed"),
+    ("implied and unknown", [EVERYTHING, allow("unknown")], ["read a.v", "unknown x < a.v"], "Deny malformed"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("rules", "asked", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_policy_decides(decide: Decide, rules: list[Object], asked: list[str], expected: str) -> None:
-    accesses = [(effect, name) for effect, _, name in (access.partition(" ") for access in asked)]
+    accesses = []
+    for access in asked:
+        effect, _, rest = access.partition(" ")
+        name, _, through = rest.partition(" < ")
+        accesses.append((effect, name, through))
     assert " ".join(decide(compiled(*rules), *accesses)) == expected
 
 
 @pytest.mark.parametrize("effect", ["destroy", "privilege", "execute_code", "external_io", "tunnel", "unknown"])
 def test_wildcard_never_means_a_critical_effect(decide: Decide, effect: str) -> None:
     assert decide(compiled(EVERYTHING), (effect, "public.orders")) == ("Deny", "uncovered")
+
+
+def test_masks_alone_allow_nothing_and_beside_rules_change_no_decision(decide: Decide) -> None:
+    masks: list[Object] = [{"detectors": ["Email"], "method": "Redact"}]
+    alone = compiled(more=[policy([], "masks", masks=masks)])
+    assert decide(alone, ("read", "public.orders")) == ("Deny", "uncovered")
+    both = compiled(READ_ORDERS, more=[policy([], "masks", masks=masks)])
+    assert decide(both, ("read", "public.orders")) == ("Allow", "read-orders")
 
 
 def test_wildcard_deny_does_not_hide_a_named_critical_allow(decide: Decide) -> None:
@@ -154,6 +185,8 @@ def test_cluster_policy_allows_its_subjects_and_nobody_else(decide: Decide) -> N
         {"accesses": [{"effect": "READ", "object": "a.b"}]},
         {"accesses": [{"effect": "*", "object": "a.b"}]},
         {"accesses": [{"effect": "read", "object": "a.b"}, {"effect": "sing", "object": "a.b"}]},
+        {"accesses": [{"effect": "read", "object": "a.b"}, {"effect": "read", "object": "a.c", "through": 7}]},
+        {"accesses": [{"effect": "read", "object": "a.b"}, {"effect": "read", "object": "a.c", "through": None}]},
         {"identity": None},
         {"target": ["orders-db"]},
     ],
@@ -214,3 +247,10 @@ def test_uncovered_access_that_is_reported_does_not_depend_on_the_order(opa: Opa
     opa.replace(snapshot.bundle, snapshot.revision)
     accesses = [("delete", "public.b"), ("modify", "public.a")]
     assert opa.decide(question(*accesses)) == opa.decide(question(*reversed(accesses)))
+
+
+def test_message_of_what_is_implied_says_through_what(opa: Opa) -> None:
+    snapshot = compiled(EVERYTHING, NO_CUSTOMERS)
+    opa.replace(snapshot.bundle, snapshot.revision)
+    found = opa.decide(question(("read", "public.v"), ("read", "public.customers", "public.v")))
+    assert found["message"] == "read on public.customers (reached through public.v) is denied."

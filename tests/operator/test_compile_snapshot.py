@@ -19,6 +19,8 @@ from chaperone_operator.compile.snapshot import engine
 from chaperone_sidecar.config import decode
 
 READ = rule("read", "Allow", ["read"], ["public.*", "a.b"])
+CLASSIFIED = [{"columns": ["a.b.c", "a.b.d"], "class": "email"}]
+MASKS = [{"columns": ["a.b.c"], "method": "Hash"}, {"detectors": ["Email", "IBAN"], "method": "Redact"}]
 
 
 def compiled(**changed: Any) -> Snapshot:
@@ -89,9 +91,12 @@ def test_bytes_do_not_depend_on_the_order_of_the_objects(shuffle: Any) -> None:
     rules = [READ, rule("w", "Allow", ["modify"]), rule("d", "Deny", ["delete"], ["x.y"])]
     same: dict[str, Any] = {
         "identities": [identity(), identity("other-agent"), identity("third")],
-        "targets": [target(), target("files-db"), target("z-db")],
-        "policies": [policy(rules), policy([rule("w", "Allow", ["modify"])], name="writers")],
-        "cluster_policies": [cluster_policy([rule("n", "Deny", ["destroy"])]), cluster_policy([READ], name="b")],
+        "targets": [target(classified=CLASSIFIED), target("files-db"), target("z-db")],
+        "policies": [policy(rules, masks=MASKS), policy([rule("w", "Allow", ["modify"])], name="writers")],
+        "cluster_policies": [
+            cluster_policy([rule("n", "Deny", ["destroy"])], masks=MASKS[1:], unmaskable="Redact"),
+            cluster_policy([READ], name="b"),
+        ],
     }
     other = {name: turned(items) for name, items in same.items()}
     other["policies"] = [
@@ -110,6 +115,10 @@ def test_anything_that_decides_changes_the_revision() -> None:
         compiled(cluster_policies=[]),
         compiled(targets=[target()]),
         compiled(targets=[secret]),
+        compiled(targets=[target(classified=CLASSIFIED)]),
+        compiled(policies=[policy([READ], masks=MASKS)]),
+        compiled(policies=[policy([READ], masks=MASKS[1:])]),
+        compiled(policies=[policy([READ], masks=MASKS, unmaskable="Redact")]),
         compiled(identities=[identity(), identity("other-agent", suspended=True)]),
     ]
     assert len({variant.revision for variant in variants}) == len(variants)

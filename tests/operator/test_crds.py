@@ -38,6 +38,10 @@ def policy(**rule: Any) -> Object:
     return manifests.policy([manifests.rule("read-orders", "Allow", ["read"], ["public.orders"]) | rule])
 
 
+def masks(**mask: Any) -> Object:
+    return manifests.policy([RULE], masks=[mask])
+
+
 RULE = manifests.rule("read-orders", "Allow", ["read"], ["public.orders"])
 SELECTOR = {"matchLabels": {"app": "x"}}
 
@@ -78,6 +82,23 @@ GOOD: dict[str, Object] = {
     ),
     "bytes as a number": manifests.policy([RULE], limits={"bytesPerSession": 1048576}),
     "cluster policy of limits alone": manifests.cluster_policy([], limits={"connections": 20}),
+    "masks": manifests.policy(
+        [RULE],
+        masks=[
+            {"columns": ["public.customers.email", "*.public.c*.e*"], "method": "Partial"},
+            {"detectors": ["PaymentCard", "USSocialSecurity", "Email"], "method": "Redact"},
+            {"patterns": [{"name": "Customer", "pattern": r"CU-[0-9]{8}\b"}], "method": "Hash"},
+        ],
+        unmaskable="Redact",
+    ),
+    "masks alone": manifests.policy([], masks=[{"detectors": ["IBAN"], "method": "Null"}]),
+    "cluster policy of masks alone": manifests.cluster_policy([], masks=[{"detectors": ["IBAN"], "method": "Null"}]),
+    "guardrail of unmaskable alone": manifests.cluster_policy([], unmaskable="Deny"),
+    "as many masks as there may be": manifests.policy(
+        [RULE],
+        masks=[{"columns": [f"public.t{one}.c{two}" for two in range(100)], "method": "Hash"} for one in range(50)],
+    ),
+    "classified": manifests.target(classified=[{"columns": ["public.customers.email", "db.s.t.*"], "class": "email"}]),
     "every object": manifests.policy([manifests.rule("all", "Allow", ["*"])]),
     "cluster policy": manifests.cluster_policy([RULE]),
     "cluster policy of a namespace": manifests.cluster_policy([RULE], subjects=[{"identity": "a", "namespace": "b"}]),
@@ -111,13 +132,26 @@ BAD: dict[str, tuple[Object, str]] = {
     "ssh certificate": (manifests.target(credential={"sshCertificate": {}}), "sshCertificate is not supported yet"),
     "token request": (manifests.target(credential={"tokenRequest": {}}), "tokenRequest is not supported yet"),
     "impersonation": (manifests.target(credential={"impersonation": {}}), "impersonation is not supported yet"),
-    "classified": (manifests.target(classified=[{"columns": ["a"]}]), "spec.classified is not supported yet"),
+    "nothing classified": (manifests.target(classified=[{"columns": [], "class": "email"}]), "columns is empty"),
+    "classified without class": (manifests.target(classified=[{"columns": ["a.b.c"]}]), "class: Required value"),
+    "class of two words": (
+        manifests.target(classified=[{"columns": ["a.b.c"], "class": "personal data"}]),
+        "a class has 1 to 48 letters",
+    ),
+    "classified table": (
+        manifests.target(classified=[{"columns": ["public.customers"], "class": "email"}]),
+        "a column is schema.table.column",
+    ),
+    "classified double star": (
+        manifests.target(classified=[{"columns": ["public.**"], "class": "email"}]),
+        "write one * for each part",
+    ),
     "inspection": (manifests.target(inspection={"mode": "x"}), "spec.inspection is not supported yet"),
     "namespace": (manifests.target(allowedNamespaces={"names": ["*"]}), "no name of a Namespace"),
     "observe": (manifests.policy([RULE], mode="Observe"), "other than Enforce is not supported yet"),
     "subjects": (manifests.policy([RULE], subjects=[]), "name an identity"),
     "targets": (manifests.policy([RULE], targets=[]), "name a target"),
-    "rules": (manifests.policy([]), "a policy without rules and limits says nothing"),
+    "rules": (manifests.policy([]), "a policy without rules, limits and masks says nothing"),
     "same rule twice": (manifests.policy([RULE, RULE]), "Duplicate value"),
     "rule name": (policy(name="a b"), "a rule's name has 1 to 63"),
     "approval action": (policy(action="RequireApproval"), "RequireApproval is not supported yet"),
@@ -131,8 +165,29 @@ BAD: dict[str, tuple[Object, str]] = {
     "empty part": (policy(match={"effects": ["read"], "objects": ["a..b"]}), "a part between dots is empty"),
     "require": (policy(match={"effects": ["read"], "require": {"where": True}}), "match.require is not supported yet"),
     "rule message": (policy(message="x" * 501), "Too long"),
-    "masks": (manifests.policy([RULE], masks=[{"columns": ["a"]}]), "spec.masks is not supported yet"),
-    "unmaskable": (manifests.policy([RULE], unmaskable="Deny"), "spec.unmaskable is not supported yet"),
+    "no mask": (manifests.policy([RULE], masks=[]), "spec.masks is empty; name a mask"),
+    "mask of nothing": (masks(method="Redact"), "names neither columns, detectors nor patterns"),
+    "mask of empty lists": (masks(columns=[], detectors=[], method="Redact"), "names neither columns, detectors"),
+    "no method": (masks(detectors=["Email"]), "a mask names no method"),
+    "bare Null": (masks(detectors=["Email"], method=None), 'write Redact, Partial, Hash or "Null", with the quotation'),
+    "tokenize": (masks(detectors=["Email"], method="Tokenize"), "method Tokenize is not supported yet; Hash gives"),
+    "method": (masks(detectors=["Email"], method="redact"), "method is one of Redact, Partial, Hash"),
+    "detector": (masks(detectors=["Mail"], method="Redact"), "supported values"),
+    "detector of your own": (
+        masks(detectors=[{"name": "a", "pattern": "b"}], method="Redact"),
+        "unknown field",
+    ),
+    "column of two parts": (masks(columns=["customers.email"], method="Redact"), "a column is schema.table.column"),
+    "column of five parts": (masks(columns=["a.b.c.d.e"], method="Redact"), "a column is schema.table.column"),
+    "column of empty parts": (masks(columns=["a..c"], method="Redact"), "a column is schema.table.column"),
+    "double star of columns": (masks(columns=["a.b.**"], method="Redact"), "write one * for each part"),
+    "pattern name": (
+        masks(patterns=[{"name": "1a", "pattern": "b"}], method="Redact"),
+        "a pattern's name has 1 to 48 letters",
+    ),
+    "pattern twice": (masks(patterns=[{"name": "a", "pattern": "b"}] * 2, method="Redact"), "Duplicate value"),
+    "long pattern": (masks(patterns=[{"name": "a", "pattern": "b" * 1001}], method="Redact"), "Too long"),
+    "unmaskable": (manifests.policy([RULE], unmaskable="Show"), "supported values"),
     "no limit": (manifests.policy([RULE], limits={}), "spec.limits is empty"),
     "limit of another name": (manifests.policy([RULE], limits={"rowsPerSession": 8}), "unknown field"),
     "no connections": (manifests.policy([RULE], limits={"connections": 0}), "greater than or equal to 1"),
@@ -148,7 +203,7 @@ BAD: dict[str, tuple[Object, str]] = {
     "tests": (manifests.policy([RULE], tests=[{"statement": "SELECT 1"}]), "spec.tests is not supported yet"),
     "windows": (manifests.policy([RULE], windows=[{"from": "08:00"}]), "spec.windows is not supported yet"),
     "cluster mode": (manifests.cluster_policy([RULE], mode="Observe"), "other than Enforce is not supported yet"),
-    "cluster masks": (manifests.cluster_policy([RULE], masks=[{}]), "spec.masks is not supported yet"),
+    "cluster masks": (manifests.cluster_policy([RULE], masks=[{"method": "Hash"}]), "it masks nothing; name one"),
     "cluster subjects": (manifests.cluster_policy([RULE], subjects=[]), '"*" names all'),
 }
 

@@ -28,9 +28,11 @@ def orders(namespace: str, name: str) -> Object:
     return item
 
 
-def reads(namespace: str, target_name: str, *, name: str = "billing", rules: list[Object] | None = None) -> Object:
+def reads(
+    namespace: str, target_name: str, *, name: str = "billing", rules: list[Object] | None = None, **spec: Any
+) -> Object:
     usual = [rule("read", "Allow", ["read"], ["public.orders"])]
-    item = policy(rules or usual, name, namespace, targets=[{"name": target_name}])
+    item = policy(rules or usual, name, namespace, targets=[{"name": target_name}], **spec)
     item["metadata"] = {"name": name, "namespace": namespace}
     return item
 
@@ -250,6 +252,23 @@ def test_what_is_wrong_by_itself_is_refused_when_written(operator: Operator) -> 
         "apply", "-f", "-", stdin=json.dumps(reads(namespace, "db", rules=shadowed)), is_checked=False
     )
     assert "[RuleNeverFires] spec.rules[0]: Allow rule 'read' can never fire" in told
+    mask = {"patterns": [{"name": "Own", "pattern": "(?=a)b"}], "method": "Redact"}
+    told = operator.kubectl(
+        "apply", "-f", "-", stdin=json.dumps(reads(namespace, "db", masks=[mask])), is_checked=False
+    )
+    assert "[BadExpression] spec.masks[0].patterns[0].pattern: RE2 refuses it" in told
+
+
+def test_patterns_of_one_name_that_say_two_things_make_both_policies_not_ready(operator: Operator, agents: str) -> None:
+    wait_in_force(operator, agents)
+    for name, text in (("one", "CU-[0-9]+"), ("two", "KD-[0-9]+")):
+        mask = {"patterns": [{"name": "Customer", "pattern": text}], "method": "Redact"}
+        operator.apply(reads(agents, f"db-{agents}", name=name, masks=[mask]))
+    for name in ("one", "two"):
+        operator.eventually(
+            lambda name=name: operator.condition("accesspolicy", name, agents),
+            lambda one: one.get("status") == "False" and "pattern 'Customer' is another one in" in one["message"],
+        )
 
 
 def test_operator_may_not_read_credentials_of_targets(operator: Operator) -> None:
@@ -257,7 +276,8 @@ def test_operator_may_not_read_credentials_of_targets(operator: Operator) -> Non
     operator.kubectl(
         "create", "secret", "generic", "orders-db-reader", "-n", system, "--from-literal=password=canary-7"
     )
-    for verb, what in (("get", "secret/orders-db-reader"), ("list", "secrets"), ("get", "secret/chaperone-gateway-ca")):
+    kept = ("secret/orders-db-reader", "secret/chaperone-gateway-ca", "secret/chaperone-mask-key")
+    for verb, what in (("list", "secrets"), *(("get", one) for one in kept)):
         told = operator.kubectl("auth", "can-i", verb, what, "-n", system, "--as=operator", is_checked=False)
         assert told.strip() == "no", (verb, what)
     assert "canary-7" not in operator.replicas[0].log.read_text()

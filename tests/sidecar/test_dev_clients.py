@@ -189,6 +189,15 @@ def test_cancel_with_a_key_that_was_not_given_out_does_nothing(dev_gateway: Gate
         assert connection.execute("SELECT 1 FROM orders LIMIT 1").fetchone() == (1,)
 
 
+def test_a_client_knows_its_own_notifications_and_its_own_backend(dev_gateway: Gateway) -> None:
+    with dev_gateway.connect() as connection:
+        connection.execute("LISTEN news")
+        connection.execute("NOTIFY news, 'mine'")
+        (note,) = connection.notifies(timeout=10, stop_after=1)
+        assert note.pid == connection.info.backend_pid
+        assert connection.execute("SELECT pg_backend_pid()").fetchone() == (note.pid,)
+
+
 async def test_asyncpg(dev_gateway: Gateway) -> None:
     connection = await asyncpg.connect(host="127.0.0.1", port=dev_gateway.port, user="agent", database="orders")
     try:

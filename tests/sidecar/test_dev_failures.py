@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import select
 import subprocess
@@ -12,10 +13,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+import yaml
 from fix_dev import Gateway, start, write_manifests
 from fix_postgres import Postgres
 from pki import Authority
 from psycopg import errors
+
+from chaperone_cli.dev import _mask_key
 
 pytestmark = pytest.mark.peer
 
@@ -30,6 +34,27 @@ def _refused(folder: Path, tmp_path: Path) -> str:
     )  # fmt: skip
     assert run.returncode == 2
     return run.stderr
+
+
+@pytest.mark.parametrize("content", [{"stringData": {"key": "short"}}, {"data": {"key": "!"}}, {}], ids=str)
+def test_secret_without_a_key_for_masks_is_named(
+    postgres: Postgres, tmp_path: Path, content: dict[str, object]
+) -> None:
+    write_manifests(tmp_path, postgres)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "chaperone-mask-key"}} | content
+    (tmp_path / "key.yaml").write_text(yaml.safe_dump(secret))
+    assert 'Secret "chaperone-mask-key" needs a key named key of 16 bytes or more' in _refused(tmp_path, tmp_path)
+
+
+def test_key_for_masks_is_that_of_its_secret_else_another_one_each_run() -> None:
+    def secret(**content: object) -> dict[str, object]:
+        return {"metadata": {"name": "chaperone-mask-key"}, **content}
+
+    assert _mask_key([secret(stringData={"key": "k" * 16})]) == b"k" * 16
+    assert _mask_key([secret(data={"key": base64.b64encode(bytes(range(32))).decode()})]) == bytes(range(32))
+    others = [{"metadata": {"name": "orders-db-reader"}, "stringData": {"key": "k" * 16}}]
+    assert len(_mask_key(others)) == 32
+    assert _mask_key(others) != _mask_key(others)
 
 
 def test_broken_yaml_is_named_with_its_file(postgres: Postgres, tmp_path: Path) -> None:

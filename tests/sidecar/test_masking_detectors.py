@@ -550,3 +550,14 @@ def test_many_matches_of_a_custom_pattern_end_in_one_span():
     spans = scanner.scan(data)
     assert len(spans) == engine.MAX_CUSTOM_SPANS + 1
     assert spans[-1].end == len(data)
+
+
+@pytest.mark.parametrize("pattern", [r"\Qabc", "a)|(?:b"])
+def test_a_custom_pattern_that_only_compiles_alone_or_only_in_brackets_is_refused(pattern):
+    with pytest.raises(ConfigError, match="RE2 refuses the pattern"):
+        engine.custom("Own", pattern)
+
+
+@pytest.mark.parametrize("pattern", [r"\b", r"\b|\bx", r"a*\b"])
+def test_a_search_for_a_pattern_that_may_be_empty_ends(pattern):
+    assert Scanner([engine.custom("Own", pattern)]).scan(b"abc a") is not None

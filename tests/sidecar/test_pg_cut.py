@@ -2,39 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any
-
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from play import Play
 
-from chaperone_sidecar.config import Limit, Limits
-from chaperone_sidecar.decision import Action, Decision
-from chaperone_sidecar.effects import (
-    Admit,
-    Ask,
-    CancelUpstream,
-    Conclude,
-    Intend,
-    Intent,
-    Opened,
-    OpenUpstream,
-    Receipt,
-    SessionEffect,
-    ToClient,
-    ToUpstream,
-)
+from chaperone_sidecar.config import Limit
 from chaperone_sidecar.errors import LimitReached
-from chaperone_sidecar.limits.meter import Meter
-from chaperone_sidecar.limits.quota import Quota
 from chaperone_sidecar.limits.reached import Reached
-from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import messages as m
-from chaperone_sidecar.protocols.postgresql.classify import ClassifyCache
-from chaperone_sidecar.protocols.postgresql.session import Session
 
-ALLOW = Decision(Action.ALLOW, "agents/billing", "read", "", "r1")
 ROW = m.frame(m.DATA_ROW, b"\0\1\0\0\0\1x")
 LONG = m.frame(m.DATA_ROW, bytes(300_000))
 HEAD = m.frame(m.ROW_DESCRIPTION, bytes(2))
@@ -44,66 +21,6 @@ READY = m.frame(m.READY_FOR_QUERY, b"I")
 PARSE = m.encode_parse(b"", b"SELECT 1")
 BIND = m.frame(m.BIND, bytes(8))
 EXECUTE = m.frame(m.EXECUTE, bytes(5))
-
-
-class Play:
-    """A session and all that it asked for."""
-
-    def __init__(self, **limits: Limit) -> None:
-        self.session = Session(ClassifyCache(), Mask(), Meter(Quota(Limits(**limits))))
-        self.to_client = self.to_upstream = b""
-        self.concluded: list[Conclude] = []
-        self.cancels = 0
-        self.client(m.encode_startup((("user", "agent"),)))
-        self.to_client = self.to_upstream = b""
-
-    def client(self, data: bytes) -> None:
-        self._run(self.session.from_client(data))
-
-    def upstream(self, data: bytes) -> None:
-        self._run(self.session.from_upstream(data))
-
-    def expire(self) -> None:
-        self._run(self.session.cut(Reached("commandDuration", Limit(1000, "agents/billing"))))
-
-    def _run(self, generator: Generator[SessionEffect, Any, None]) -> None:
-        answer: object = None
-        try:
-            while True:
-                answer = self._do(generator.send(answer))
-        except StopIteration:
-            pass
-
-    def _do(self, effect: SessionEffect) -> object:
-        match effect:
-            case Ask():
-                return ALLOW
-            case Admit():
-                return effect.decision
-            case Intend():
-                return Intent("c", Receipt(1), 0)
-            case Conclude():
-                self.concluded.append(effect)
-            case ToClient():
-                self.to_client += bytes(effect.data)
-            case ToUpstream():
-                self.to_upstream += bytes(effect.data)
-            case CancelUpstream():
-                self.cancels += 1
-            case OpenUpstream():
-                return Opened(Receipt(0), (), 7, b"key!")
-            case _:
-                raise AssertionError(effect)
-        return None
-
-    def messages(self) -> str:
-        """The types of all messages that the client got, none of them in part."""
-        found, data = "", self.to_client
-        while data:
-            size = 1 + int.from_bytes(data[1:5], "big")
-            assert len(data) >= size, "a message is cut"
-            found, data = found + chr(data[0]), data[size:]
-        return found
 
 
 @st.composite

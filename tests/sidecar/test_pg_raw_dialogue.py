@@ -97,10 +97,50 @@ def test_names_made_by_sql_cannot_be_executed_through_the_protocol(dev_gateway: 
         assert b"26000" in one.until("Z")[0][1]
 
 
-def test_a_simple_query_inside_an_extended_one_ends_the_session(dev_gateway: Gateway) -> None:
+def test_a_simple_query_without_sync_ends_what_extended_messages_began(dev_gateway: Gateway) -> None:
+    insert = m.encode_parse(b"", b"INSERT INTO invoices VALUES (71000)"), bind(), execute()
     with client(dev_gateway) as one:
-        one.send(m.encode_parse(b"", ALLOWED), m.encode_query(DENIED))
-        assert b"08P01" in one.until("")[-2][1]
+        one.send(m.encode_parse(b"x", ALLOWED), m.FLUSH_FRAME)
+        assert one.message()[0] == "1"
+        one.send(m.encode_query(ALLOWED))
+        assert one.kinds() == "TDCZ"
+        one.send(bind(statement=b"x"), execute(), m.encode_query(ALLOWED), m.SYNC_FRAME)
+        assert one.kinds() == "2DCTDCZ"
+        assert one.kinds() == "Z"
+        one.send(m.encode_parse(b"", b"SELECT nothing FROM orders"), m.encode_query(ALLOWED), m.SYNC_FRAME)
+        assert one.kinds() == "EZ"  # the server skips the query too
+        one.send(*insert, m.encode_query(b"DELETE FROM invoices WHERE id = 71000"))
+        assert command_tags(one.until("Z")) == [b"INSERT 0 1\0", b"DELETE 1\0"]
+
+
+def test_a_refused_simple_query_without_sync_undoes_what_extended_messages_did(dev_gateway: Gateway) -> None:
+    insert = m.encode_parse(b"", b"INSERT INTO invoices VALUES (71001)"), bind(), execute()
+    with client(dev_gateway) as one:
+        for flush in (b"", m.FLUSH_FRAME):
+            one.send(*insert, flush)
+            if flush:
+                assert "".join(one.message()[0] for _ in range(3)) == "12C"
+            one.send(m.encode_query(DENIED), m.SYNC_FRAME)
+            assert one.kinds() == ("EZ" if flush else "12CEZ")
+            assert one.kinds() == "Z"
+            one.send(m.encode_query(b"SELECT id FROM invoices WHERE id = 71001"))
+            assert one.kinds() == "TCZ"
+
+
+def test_an_error_is_told_before_any_sync_as_the_server_does(dev_gateway: Gateway) -> None:
+    with client(dev_gateway) as one:
+        one.send(m.encode_parse(b"", b"SELECT 1 / (id - 1) FROM orders WHERE id = 1"), bind(), execute())
+        assert "".join(one.message()[0] for _ in range(3)) == "12E"
+        one.send(m.SYNC_FRAME)
+        assert one.kinds() == "Z"
+
+
+def test_a_long_result_begins_before_any_sync_as_the_servers_does(dev_gateway: Gateway) -> None:
+    with client(dev_gateway) as one:
+        one.send(m.encode_parse(b"", b"SELECT * FROM orders"), bind(), execute(), m.encode_parse(b"", ALLOWED))
+        assert "".join(one.message()[0] for _ in range(3)) == "12D"
+        one.send(m.SYNC_FRAME)
+        assert one.kinds().endswith("DC1Z")
 
 
 def test_a_function_call_is_refused_and_the_session_goes_on(dev_gateway: Gateway) -> None:

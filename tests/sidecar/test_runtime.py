@@ -6,6 +6,7 @@ Only the fence is not there, so its way out is an ordinary socket.
 from __future__ import annotations
 
 import asyncio
+import base64
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -15,15 +16,16 @@ from pathlib import Path
 import aiohttp
 import psycopg
 import pytest
-from fix_broker import Broker, secret
+from fix_broker import Broker, Pod, secret
 from fix_collector import Collector
 from fix_opa import Opa
 from fix_postgres import PASSWORD, Postgres
 from manifests import identity, policy, rule, target
 from psycopg import errors
 
+from chaperone_operator.broker import maskkey
 from chaperone_operator.compile import Snapshot, compile_namespace
-from chaperone_operator.kube import CONFIG_MAPS, SECRETS
+from chaperone_operator.kube import CONFIG_MAPS, PODS, SECRETS
 from chaperone_sidecar.config import GatewayConfig
 from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.runtime import Edges, Runtime, Settings
@@ -144,6 +146,45 @@ async def test_a_pods_gateway_serves_refuses_follows_policy_and_ships_its_record
     for path in (tmp_path / "spool").rglob("*.seg"):
         assert PASSWORD.encode() not in path.read_bytes()
     assert PASSWORD not in collector.log.read_text()
+
+
+async def test_configuration_that_hashes_counts_only_with_its_key(
+    broker: Broker, collector_with: Callable[..., Collector], opa_with: Callable[[bytes], Opa], postgres: Postgres,
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    collector = collector_with()
+    await install(broker, postgres, collector)
+    email = {"detectors": ["Email"]}
+    hashing = compiled(broker, postgres, "read", masks=[email | {"method": "Hash"}])
+    redacting = compiled(broker, postgres, "read", masks=[email | {"method": "Redact"}])
+    hashing_more = compiled(broker, postgres, "read", "delete", masks=[email | {"method": "Hash"}])
+    plain = compiled(broker, postgres, "read", "delete")
+    await broker.put_snapshot(hashing)
+    async with running(broker, collector, opa_with(hashing.bundle), tmp_path, "hashes") as (gateway, _, seen):
+        async with broker.admin() as client:
+            keys = await maskkey.load(client, broker.system)
+            uid = (await client.get(PODS, "hashes", broker.agents))["metadata"]["uid"]
+        key = base64.b64decode(keys.give(broker.agents).key)
+        assert (gateway.config.revision, gateway.mask_key) == (hashing.revision, key)
+        await broker.put_snapshot(redacting)
+        await until(lambda: gateway.config.revision == redacting.revision)
+        assert gateway.mask_key == b""
+
+        # Another exchange takes the certificate out of use for keys, while configurations are still given.
+        pod = Pod(broker, broker.agents, "hashes", uid, "agent")
+        await pod.set_status(restarts=1)
+        assert (await pod.exchange())[0] == 200
+        await broker.put_snapshot(hashing_more)
+        await until(lambda: "gives no key for masks with method Hash" in caplog.text)
+        assert (gateway.config.revision, gateway.mask_key) == (redacting.revision, b"")
+        await broker.put_snapshot(plain)  # a later revision does not wait for the key of the one before
+        await until(lambda: gateway.config.revision == plain.revision)
+    assert [config.revision for config in seen] == [hashing.revision, redacting.revision, plain.revision]
+    told = caplog.text + collector.log.read_text() + broker.log.read_text() + repr(gateway) + repr(seen)
+    for form in (key.hex(), base64.b64encode(key).decode(), repr(key)):
+        assert form not in told
+    for path in (tmp_path / "spool").rglob("*.seg"):
+        assert key not in path.read_bytes()
 
 
 async def test_open_sessions_follow_limits_that_change(

@@ -100,7 +100,8 @@ class Gateway:
 def write_manifests(
     folder: Path, postgres: Postgres, *, rules: list[dict[str, object]] | None = None, password: str = PASSWORD,
     tls_mode: str = "VerifyFull", ca_pem: str | None = None, with_secret: bool = True,
-    limits: dict[str, object] | None = None,
+    limits: dict[str, object] | None = None, masks: list[dict[str, object]] | None = None,
+    classified: list[dict[str, object]] | None = None, unmaskable: str | None = None,
 ) -> None:  # fmt: skip
     """The manifests of one agent with one database, in two files."""
     policy = {
@@ -112,7 +113,9 @@ def write_manifests(
             "targets": [{"name": "orders-db"}],
             "rules": RULES if rules is None else rules,
         }
-        | ({} if limits is None else {"limits": limits}),
+        | ({} if limits is None else {"limits": limits})
+        | ({} if masks is None else {"masks": masks})
+        | ({} if unmaskable is None else {"unmaskable": unmaskable}),
     }
     tls = {"mode": tls_mode} | ({"caSecretRef": {"name": "orders-db-ca"}} if tls_mode.startswith("Verify") else {})
     database = target(
@@ -121,6 +124,8 @@ def write_manifests(
         tls=tls | ({"serverName": "localhost"} if tls_mode == "VerifyFull" else {}),
         credential={"secretRef": {"name": "orders-db-writer"}},
     )
+    if classified is not None:
+        database["spec"]["classified"] = classified  # type: ignore[index]
     objects = [identity(), database, policy]
     (folder / "agents.yaml").write_text(yaml.safe_dump_all(objects))
     secrets = [_secret("orders-db-ca", {"ca.crt": ca_pem or postgres.ca_pem})]

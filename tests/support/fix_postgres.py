@@ -74,9 +74,11 @@ def free_port() -> int:
         return port
 
 
-def start(directory: Path) -> tuple[Postgres, subprocess.Popen[bytes]]:
-    """Make a cluster in `directory` and start it; the caller ends the process."""
-    bin_dir, port = binaries(), free_port()
+def start(
+    directory: Path, programs: Path | None = None, settings: str = ""
+) -> tuple[Postgres, subprocess.Popen[bytes]]:
+    """Make a cluster in `directory` and start it, with the machine's newest server unless told; the caller ends it."""
+    bin_dir, port = programs or binaries(), free_port()
     data = directory / "data"
     password_file = directory / "password"
     password_file.write_text(PASSWORD)
@@ -99,7 +101,7 @@ def start(directory: Path) -> tuple[Postgres, subprocess.Popen[bytes]]:
         config.write(
             f"port = {port}\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nfsync = off\n"
             f"ssl = on\nssl_cert_file = '{directory}/server.crt'\nssl_key_file = '{directory}/server.key'\n"
-            "max_connections = 200\nlog_statement = all\n"
+            "max_connections = 200\nlog_statement = all\nlog_line_prefix = '%m [%p] %a '\n" + settings
         )
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -125,13 +127,30 @@ def start(directory: Path) -> tuple[Postgres, subprocess.Popen[bytes]]:
             return postgres, process
 
 
+@contextlib.contextmanager
+def running(server: Path | None = None, settings: str = "") -> Iterator[Postgres]:
+    """A server in a directory of its own, gone in the end: the machine's newest, or a copy of the one in that folder.
+
+    A copy, because the server runs as another user than the tests, who may not see into their cache.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="chaperone-pg-"))
+    directory.chmod(0o755)
+    try:
+        programs = None
+        if server is not None:
+            programs = shutil.copytree(server, directory / "server", symlinks=True) / "bin"
+        postgres, process = start(directory, programs, settings)
+        try:
+            yield postgres
+        finally:
+            process.terminate()
+            process.wait(START_TIMEOUT_S)
+    finally:
+        shutil.rmtree(directory)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A server with database `orders`, roles `reader` and `agent_rw`, and a few tables."""
-    directory = Path(tempfile.mkdtemp(prefix="chaperone-pg-"))
-    directory.chmod(0o755)
-    server, process = start(directory)
-    yield server
-    process.terminate()
-    process.wait(START_TIMEOUT_S)
-    shutil.rmtree(directory)
+    with running() as server:
+        yield server

@@ -99,6 +99,7 @@ NAMES: Final = st.sampled_from((b"", b"s1", b"s2") * 3 + LONG_NAMES)
 PORTALS: Final = st.sampled_from((b"", b"", b"p1", b"p2") * 3 + LONG_NAMES)
 END: Final = b"the end of the session"
 _OVER: Final = m.frame(m.COPY_FAIL, b"over\0")  # out of a COPY that a session may have left open
+_LAST: Final = (_OVER, m.SYNC_FRAME, m.encode_query(b"ROLLBACK"), m.encode_query(b"SELECT '" + END + b"'"))
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,11 @@ def close(kind: bytes, name: bytes) -> bytes:
 def sent(moves: tuple[Move, ...]) -> bytes:
     """What a session sends before the messages that all sessions end with."""
     return b"".join(piece for move in moves if isinstance(move, Send) for piece in move.pieces).partition(_OVER)[0]
+
+
+def written(*frames: bytes) -> tuple[Move, ...]:
+    """A session of these messages, sent at once."""
+    return (Send((b"".join((*frames, *_LAST)),)),)
 
 
 class _Script:
@@ -299,6 +305,14 @@ def _extended(script: _Script) -> None:
     script.add(m.SYNC_FRAME, ready=1)
 
 
+def _unended(script: _Script) -> None:
+    """A simple query in the place of a Sync; it is skipped if one of the messages before it has failed."""
+    script.draw(st.sampled_from((_whole, _loose)))(script)
+    _maybe_flush(script)
+    script.add(m.encode_query(script.draw(st.sampled_from(TEXTS))), m.SYNC_FRAME)
+    script.lose_count()
+
+
 def _stray(script: _Script) -> None:
     """Messages that a server ignores here, or answers with nothing but ReadyForQuery."""
     script.add(
@@ -307,7 +321,9 @@ def _stray(script: _Script) -> None:
     script.add(m.SYNC_FRAME, ready=1)
 
 
-_UNITS: Final = (_simple,) * 6 + (_extended,) * 6 + (_copy_simple, _copy_simple, _copy_extended, _copy_twice, _stray)
+_UNITS: Final = (
+    (_simple,) * 6 + (_extended,) * 6 + (_copy_simple, _copy_simple, _copy_extended, _copy_twice, _stray, _unended)
+)
 
 
 @st.composite
@@ -318,7 +334,6 @@ def sessions(draw: Callable[..., object]) -> tuple[Move, ...]:
         script.draw(st.sampled_from(_UNITS))(script)
         if script.draw(st.booleans()):
             script.await_ready()
-    script.add(_OVER, m.SYNC_FRAME)
-    script.add(m.encode_query(b"ROLLBACK"), m.encode_query(b"SELECT '" + END + b"'"))
+    script.add(*_LAST)
     script.flush()
     return tuple(script.moves)

@@ -1,8 +1,8 @@
 """`chaperone dev`: the gateway on loopback, with manifests from a directory and no cluster.
 
 The same compiler, policy engine, session core and evidence as in a pod. What a cluster provides is played here:
-credentials come from Secret manifests, and a CA made for this run certifies the stream's key; its certificate is added
-to trust.pem beside the evidence.
+credentials (and the key of masks that hash) come from Secret manifests, and a CA made for this run certifies the
+stream's key; its certificate is added to trust.pem beside the evidence.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import base64
 import contextlib
 import ctypes
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -49,6 +50,8 @@ SPOOL_BYTES: Final = 4 << 30  # nothing is shipped and freed here, so the bound 
 OPA_TIMEOUT_S: Final = 15.0
 PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 CLUSTER: Final = "dev"
+MASK_KEY_SECRET: Final = "chaperone-mask-key"  # noqa: S105 - a name
+MIN_MASK_KEY_BYTES: Final = 16  # what masks ask for
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 KINDS: Final = ("AgentIdentity", "AccessTarget", "AccessPolicy", "ClusterAccessPolicy", "Secret")
 
@@ -194,6 +197,7 @@ def _config(snapshot: Snapshot, identity: str, local: dict[str, str]) -> Gateway
 def _gateway(
     objects: dict[str, list[Object]], snapshot: Snapshot, config: GatewayConfig, evidence: Path, decider: Decider
 ) -> Gateway:
+    mask_key = _mask_key(objects["Secret"])
     # One directory plays one pod: a stream may only be followed by one of the same pod.
     pod_uid = str(uuid.uuid5(uuid.NAMESPACE_URL, evidence.resolve().as_uri()))
     signer = make_signer(CLUSTER, pod_uid)
@@ -209,7 +213,25 @@ def _gateway(
     )  # fmt: skip
     recorder, _ = begin_stream(evidence, SPOOL_BYTES, signer, opened, Ids())
     leases = _Leases(objects["Secret"], snapshot, config.identity.name)
-    return Gateway(config, recorder, decider, PostgresBackends(_dial, leases), PodCa(pod))
+    backends = PostgresBackends(_dial, leases)
+    return Gateway(config, recorder, decider, backends, PodCa(pod), mask_key)
+
+
+def _mask_key(manifests: list[Object]) -> bytes:
+    """The key for masks with method Hash: of a Secret, so that hashes outlive the run, else one for this run."""
+    for secret in manifests:
+        if secret["metadata"]["name"] == MASK_KEY_SECRET:
+            text, encoded = (secret.get("stringData") or {}).get("key"), (secret.get("data") or {}).get("key", "")
+            try:
+                key = str(text).encode() if text is not None else base64.b64decode(encoded, validate=True)
+            except (TypeError, ValueError):
+                key = b""
+            if len(key) < MIN_MASK_KEY_BYTES:
+                raise Unusable(
+                    f'Secret "{MASK_KEY_SECRET}" needs a key named key of {MIN_MASK_KEY_BYTES} bytes or more.'
+                )
+            return key
+    return secrets.token_bytes(32)
 
 
 def _certify(trust: Path, uri: str, vkey: str) -> bytes:

@@ -76,10 +76,11 @@ class SessionClose(Record, frozen=True, kw_only=True, tag="session.close"):
 
 
 class AccessEntry(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """One effect on one object."""
+    """One effect on one object; `through` names the object of the command that leads to it, where it is implied."""
 
     effect: str
     object: str = ""
+    through: str = ""
 
 
 class Commitment(msgspec.Struct, frozen=True, gc=False):
@@ -98,7 +99,7 @@ class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     target: str
     kind: str
     decision: str
-    sha256: str  # of the exact text
+    sha256: str  # of the text as it is kept
     size_bytes: Integer
     accesses: tuple[AccessEntry, ...] = ()
     resolution: str = ""
@@ -106,6 +107,9 @@ class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     rule: str = ""
     revision: str = ""
     in_transaction: bool = False
+    is_masked: bool = (
+        False  # text and parameters as kept lack values that masks hide; hash and size are of what is kept
+    )
     body: Commitment | msgspec.UnsetType = msgspec.UNSET
     params: Commitment | msgspec.UnsetType = msgspec.UNSET  # of the bound parameters as sent
 

@@ -75,7 +75,6 @@ class PostgresBackends:
         self._dial = dial
         self._leases = leases
         self._keys: dict[tuple[int, bytes], _Key] = {}
-        self._next_process_id = 1
         self._cancels = asyncio.Semaphore(MAX_CANCELS)
 
     async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
@@ -139,10 +138,12 @@ class PostgresBackends:
             link.close()
 
     def _register(self, key: _Key, secret_bytes: int) -> tuple[int, bytes]:
-        process_id, self._next_process_id = self._next_process_id, self._next_process_id % 0x7FFFFFFF + 1
-        secret = secrets.token_bytes(secret_bytes)
-        self._keys[(process_id, secret)] = key
-        return process_id, secret
+        """Give out a key: the backend's process id, which clients compare with that of notifications; our secret."""
+        while True:
+            given = (key.process_id, secrets.token_bytes(secret_bytes))
+            if given not in self._keys:  # another server's backend may have the same number
+                self._keys[given] = key
+                return given
 
     async def _connect(self, target: Target, link: Link) -> None:
         where = target.upstream

@@ -48,10 +48,15 @@ class Access(msgspec.Struct, frozen=True, gc=False):
 
     `object` is the name as the backend would resolve it (`public.orders`, `setting:search_path`, `role:postgres`);
     it is empty only for a read that touches nothing and for `unknown`.
+
+    `through` is empty for what the command names itself. Else the access is *implied*: the command names the object
+    `through`, and the backend comes by that to this one (a view reads its tables). What is implied needs no leave of
+    its own, but what forbids it or asks a human counts.
     """
 
     effect: Effect
     object: str = ""
+    through: str = ""
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):
@@ -63,13 +68,18 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
 
 
 class Command(msgspec.Struct, frozen=True, gc=False):
-    """One command as the client sent it, with its facts."""
+    """One command as the client sent it, with its facts.
+
+    `shown_text` and `shown_params` are what people may see of it, in records and elsewhere; None means all.
+    """
 
     kind: str  # the protocol's own word: "query", "parse", "execute", ...
     text: bytes  # exact bytes
     facts: Facts
     params: bytes = b""  # exact bytes of bound parameters
     in_transaction: bool = False
+    shown_text: bytes | None = None
+    shown_params: bytes | None = None
 
 
 def unknown(why: str) -> Facts:

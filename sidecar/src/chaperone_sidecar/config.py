@@ -103,6 +103,11 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: Identity
     targets: tuple[Target, ...]
 
+    @property
+    def has_hashes(self) -> bool:
+        """Whether a mask hashes, so that the key of the namespace is needed."""
+        return any(rule.method == "Hash" for target in self.targets for rule in target.masks.rules)
+
 
 def decode(raw: bytes) -> GatewayConfig:
     """Read a GatewayConfig from JSON.

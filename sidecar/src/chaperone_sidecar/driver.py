@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import Future
 from types import CoroutineType
 from typing import Any, Final, Protocol
 
@@ -396,14 +397,7 @@ class Driver:
             await self._changed.wait()
 
     def _offload(self, effect: Offload) -> object:
-        return self._worked_off(effect)
-
-    async def _worked_off(self, effect: Offload) -> object:
-        try:
-            async with asyncio.timeout(OFFLOAD_TIMEOUT_S):
-                return await asyncio.wrap_future(effect.work())
-        except TimeoutError as error:
-            raise ChaperoneError("The statement took too long to be understood.") from error
+        return worked_off(effect)
 
     def _close(self, effect: Close) -> None:
         self._end(effect.reason)
@@ -469,6 +463,20 @@ class Driver:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("session %s failed: %s", self._log.id, type(error).__name__)
             self.fail(ChaperoneError("The gateway failed; the session is closed."))
+
+
+async def worked_off(effect: Offload, timeout_s: float = OFFLOAD_TIMEOUT_S) -> object:
+    """What the work of an `Offload` gives.
+
+    Raises:
+        ChaperoneError: not in time.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            work = effect.work()
+            return await (asyncio.wrap_future(work) if isinstance(work, Future) else work)
+    except TimeoutError as error:
+        raise ChaperoneError("The statement took too long to be understood.") from error
 
 
 def _hand_over(link: Link, parts: list[bytes | bytearray | memoryview]) -> int:

@@ -6,7 +6,7 @@ in which order; sockets, clocks, the spool and OPA are the driver's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -109,7 +109,7 @@ class OpenUpstream(msgspec.Struct, frozen=True, gc=False):
 class Opened(msgspec.Struct, frozen=True, gc=False):
     """A backend is logged in for this session.
 
-    `process_id` and `secret` are the gateway's own, for the client's later cancel request.
+    `process_id` is the backend's and `secret` the gateway's own, for the client's later cancel request.
     """
 
     receipt: Receipt
@@ -141,9 +141,9 @@ class Wait(msgspec.Struct, frozen=True, gc=False):
 
 
 class Offload(msgspec.Struct, frozen=True, gc=False):
-    """Work too long for the event loop. Answered with the result."""
+    """Work too long for the event loop, or that waits for the world. Answered with the result."""
 
-    work: Callable[[], Future[Any]]
+    work: Callable[[], Future[Any] | Awaitable[Any]]
 
 
 type SessionEffect = (

@@ -2,6 +2,7 @@
 
 ChaperoneError
 ├── ProtocolError(side)        a peer broke the protocol; `side` says which
+├── Unmaskable                 a mask cannot be kept, so the answer is not given; the text is fit for the client
 ├── SpoolFull                  the record cannot be kept, so the command must not run
 ├── UpstreamUnavailable(code)  the backend cannot be reached or refused us; the text is fit for the client
 ├── LimitReached(reached)      a limit of policy ends or prevents the session
@@ -30,6 +31,12 @@ class ProtocolError(ChaperoneError):
     def __init__(self, message: str, side: Literal["client", "upstream"] = "client") -> None:
         super().__init__(message)
         self.side = side
+
+
+class Unmaskable(ChaperoneError):
+    """What policy says to mask cannot be told from the rest of an answer; the text names it and the next step."""
+
+    rule = "unmaskable"  # how records and refusals name it
 
 
 class SpoolFull(ChaperoneError):

@@ -8,6 +8,7 @@ from typing import Final
 
 from chaperone_sidecar import metrics
 from chaperone_sidecar.backend import PostgresBackends
+from chaperone_sidecar.catalog import Catalogs
 from chaperone_sidecar.config import GatewayConfig, Target
 from chaperone_sidecar.driver import Driver
 from chaperone_sidecar.errors import ChaperoneError, SpoolFull
@@ -15,12 +16,11 @@ from chaperone_sidecar.limits import MAX_SESSIONS
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.quota import Quota
 from chaperone_sidecar.link import Link
-from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.protocols.postgresql.answers import fatal
-from chaperone_sidecar.protocols.postgresql.classify import ClassifyCache
 from chaperone_sidecar.protocols.postgresql.messages import ALPN
 from chaperone_sidecar.protocols.postgresql.session import Session
+from chaperone_sidecar.readers import Readers
 from chaperone_sidecar.recording.recorder import Recorder
 from chaperone_sidecar.tls import PodCa
 
@@ -36,17 +36,26 @@ class Gateway:
     Args:
         config: what the broker says of this pod; replaced by `reconfigure`.
         recorder, decider, backends, ca: the services.
+        mask_key: of the namespace, where a mask of `config` hashes; never logged, never shown.
     """
 
     def __init__(
-        self, config: GatewayConfig, recorder: Recorder, decider: Decider, backends: PostgresBackends, ca: PodCa
+        self,
+        config: GatewayConfig,
+        recorder: Recorder,
+        decider: Decider,
+        backends: PostgresBackends,
+        ca: PodCa,
+        mask_key: bytes = b"",
     ) -> None:
         self.config = config
+        self.mask_key = mask_key
         self._recorder = recorder
         self._decider = decider
         self._backends = backends
         self._ca = ca
-        self._classified = ClassifyCache()
+        self.catalogs = Catalogs(backends)
+        self._readers = Readers(self.catalogs)
         self._quotas = {target.name: Quota(target.limits) for target in config.targets}
         self._drivers: set[Driver] = set()
         self._denied_egress: dict[tuple[str, str, int, str], int] = {}
@@ -71,7 +80,7 @@ class Gateway:
         meter = Meter(self._quotas.setdefault(target.name, Quota(target.limits)))
         driver = Driver(
             target,
-            Session(self._classified, Mask(), meter),
+            Session(lambda database: self._readers.of(target, database, self.mask_key), meter),
             meter,
             self._backends,
             self._recorder,
@@ -83,10 +92,13 @@ class Gateway:
         metrics.SESSIONS.set(len(self._drivers))
         return driver.client
 
-    def reconfigure(self, config: GatewayConfig) -> None:
+    def reconfigure(self, config: GatewayConfig, mask_key: bytes = b"") -> None:
         """Another configuration is in force: sessions follow its limits, and end where the target is not as it was."""
         self.config = config
+        self.mask_key = mask_key
         current = {target.name: target for target in config.targets}
+        self.catalogs.follow(config.targets)
+        self._readers.clear()
         self._quotas = {name: self._quotas.get(name) or Quota() for name in current}
         for name, target in current.items():
             self._quotas[name].use(target.limits)
@@ -140,6 +152,7 @@ class Gateway:
         """Cut every session with a native last word and end the stream."""
         for driver in tuple(self._drivers):
             driver.cut(ChaperoneError(reason))
+        self.catalogs.close()
         if not self._recorder.is_closed:
             self.write_head()
             self._recorder.close(reason)

@@ -1,10 +1,10 @@
 """A gateway in its pod: enrolled at the broker, configured by it, recording to the collector.
 
 Theory of operation. Start: a stream key is made, the pod's token is exchanged for a certificate that binds it, the
-configuration and the policy bundle are fetched, the stream begins. From then on four loops run for the life of the
-process: the configuration is followed (a new revision counts once OPA has loaded it), the certificate is renewed, the
-spool is shipped, heads are signed. None of them ends a session when its peer is away: the last good state holds, and
-what needs the peer (a new session's lease) is refused with its reason.
+configuration (with the key that its masks need) and the policy bundle are fetched, the stream begins. From then on
+four loops run for the life of the process: the configuration is followed (a new revision counts once OPA has loaded
+it), the certificate is renewed, the spool is shipped, heads are signed. None of them ends a session when its peer is
+away: the last good state holds, and what needs the peer (a new session's lease) is refused with its reason.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Runtime:
             ConfigError: the configuration cannot be understood. SpoolFull: there is no room for a stream.
         """
         await patiently("the broker gives no certificate yet", self._enroll)
-        config = await patiently("the broker gives no configuration yet", self._first_config)
+        config, mask_key = await patiently("the broker gives no configuration yet", self._first_config)
         await patiently("the broker gives no policy yet", self._fetch_bundle)
         await self._decider.start()
         settings = self._settings
@@ -113,7 +113,7 @@ class Runtime:
         )  # fmt: skip
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
         backends = PostgresBackends(self._edges.dial, self._leases)
-        self._gateway = Gateway(config, recorder, self._decider, backends, PodCa(settings.pod))
+        self._gateway = Gateway(config, recorder, self._decider, backends, PodCa(settings.pod), mask_key)
         return self._gateway
 
     def follow(self, on_config: Callable[[GatewayConfig], None]) -> None:
@@ -158,11 +158,21 @@ class Runtime:
             await self._collector.close()
         self._collector = aiohttp.ClientSession(connector=self._edges.connector(self._broker.context))
 
-    async def _first_config(self) -> GatewayConfig:
-        config = await self._broker.config("", 0)
-        if config is None:
+    async def _first_config(self) -> tuple[GatewayConfig, bytes]:
+        found = await self._next_config("", 0)
+        if found is None:
             raise BrokerUnavailable("The broker has no configuration for this pod yet.")
-        return config
+        return found
+
+    async def _next_config(self, revision: str, wait_s: int) -> tuple[GatewayConfig, bytes] | None:
+        """The configuration after `revision`, with the key that its masks need.
+
+        They are asked for together: were a key waited for alone, a later revision that suspends the agent would wait.
+        """
+        config = await self._broker.config(revision, wait_s)
+        if config is None:
+            return None
+        return config, await self._broker.mask_key() if config.has_hashes else b""
 
     async def _fetch_bundle(self) -> None:
         bundle = await self._broker.bundle()
@@ -175,14 +185,15 @@ class Runtime:
         await self._decider.wait_for_revision(gateway.config.revision, OPA_TIMEOUT_S)
         while True:
             revision = gateway.config.revision
-            asked = partial(self._broker.config, revision, LONG_POLL_S)
-            config = await patiently("the broker is not reached; the last policy stays", asked)
-            if config is None:
+            asked = partial(self._next_config, revision, LONG_POLL_S)
+            found = await patiently("the broker does not give the next policy; the last one stays", asked)
+            if found is None:
                 continue
+            config, mask_key = found
             await patiently("the broker gives no policy bundle", self._fetch_bundle)
             if await self._decider.wait_for_revision(config.revision, OPA_TIMEOUT_S):
                 self._leases.clear()
-                gateway.reconfigure(config)
+                gateway.reconfigure(config, mask_key)
                 self._on_config(config)
                 logger.info("policy revision %s is in force", config.revision)
             else:

@@ -101,8 +101,9 @@ class Commands:
             "kind": intent.kind, "effects": effects,
             "objects": list(dict.fromkeys(access.object for access in intent.accesses if access.object)),
             "decision": intent.decision, "policy": intent.policy, "rule": intent.rule, "revision": intent.revision,
-            "resolution": intent.resolution, "sha256": intent.sha256, "sizeBytes": intent.size_bytes,
-            "command": text, "inTransaction": intent.in_transaction, "stream": stream, "seq": seq,
+            "resolution": intent.resolution, "sha256": intent.sha256, "masked": intent.is_masked,
+            "sizeBytes": intent.size_bytes, "command": text, "inTransaction": intent.in_transaction,
+            "stream": stream, "seq": seq,
         }  # fmt: skip
         status, rows = _outcome(intent, done)
         name = command_name(idx)

@@ -15,7 +15,7 @@ from typing import Final
 from aiohttp import web
 
 from chaperone_operator import kubeconfig
-from chaperone_operator.broker import ca
+from chaperone_operator.broker import ca, maskkey
 from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import CannotStart
 from chaperone_operator.broker.lease import Leases
@@ -55,9 +55,11 @@ async def serve(arguments: argparse.Namespace) -> None:
     access = kubeconfig.find(arguments.kubeconfig, arguments.context)
     async with Client(access, agent="chaperone-broker") as client:
         authority = await ca.load(client, arguments.namespace)
+        mask_keys = await maskkey.load(client, arguments.namespace)
         cluster = await _cluster(client)
         snapshots = Snapshots(client, arguments.namespace)
-        broker = Broker(client, Enrolments(client, authority, cluster), snapshots, Leases(client, arguments.namespace))
+        enrolments, leases = Enrolments(client, authority, cluster), Leases(client, arguments.namespace)
+        broker = Broker(client, enrolments, snapshots, leases, mask_keys)
         serving = Serving(arguments.tls_cert, arguments.tls_key, authority.pem)
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())

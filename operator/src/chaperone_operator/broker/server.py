@@ -1,4 +1,4 @@
-"""The four calls of docs/architecture.md §5 over HTTPS, and health and metrics over plain HTTP.
+"""The calls of docs/architecture.md §5 over HTTPS, and health and metrics over plain HTTP.
 
 Client certificates are optional in the handshake and demanded route by route: only the exchange of a token has none.
 Every refusal is problem+json with what to do next; an error that nobody foresaw is answered without its text, because
@@ -21,6 +21,7 @@ from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import Refused
 from chaperone_operator.broker.lease import Leases
 from chaperone_operator.broker.limit import Limit
+from chaperone_operator.broker.maskkey import MaskKeys
 from chaperone_operator.broker.metrics import CONTENT_TYPE, Metrics
 from chaperone_operator.broker.peer import Peers
 from chaperone_operator.broker.snapshots import MAX_WAIT_S, Snapshots
@@ -29,7 +30,7 @@ from chaperone_operator.kube import ApiError, Client
 MAX_BODY_BYTES: Final = 16_384  # a certificate request and a key have 1 kB
 CALL_TIMEOUT_S: Final = 20.0  # several calls to the API server; the gateway itself gives up after 10 s
 MAX_REVIEWS: Final = 16  # tokens under review at once: each costs the API server a signature check and a look-up
-_ROUTES: Final = frozenset({"/v1/certificates", "/v1/config", "/v1/bundle", "/v1/leases"})
+_ROUTES: Final = frozenset({"/v1/certificates", "/v1/config", "/v1/bundle", "/v1/leases", "/v1/mask-key"})
 
 _log = logging.getLogger(__name__)
 
@@ -48,11 +49,14 @@ class _Wanted(msgspec.Struct):
 class Broker:
     """Routes of the broker."""
 
-    def __init__(self, client: Client, enrolments: Enrolments, snapshots: Snapshots, leases: Leases) -> None:
+    def __init__(
+        self, client: Client, enrolments: Enrolments, snapshots: Snapshots, leases: Leases, mask_keys: MaskKeys
+    ) -> None:
         self._client = client
         self._enrolments = enrolments
         self._snapshots = snapshots
         self._leases = leases
+        self._mask_keys = mask_keys
         self._peers = Peers()
         self._is_stopping = False
         self._reviews = asyncio.Semaphore(MAX_REVIEWS)
@@ -61,6 +65,7 @@ class Broker:
         self._exchanges = Limit(per_minute=6, burst=6)  # a gateway that cannot enrol is restarted with growing pauses
         self._reads = Limit(per_minute=60, burst=30)  # one long poll after the other, and a bundle for each change
         self._given = Limit(per_minute=60, burst=60)  # one a target every 15 minutes, and again after failures
+        self._keys = Limit(per_minute=60, burst=30)  # one for each change of a policy that hashes
 
     def application(self) -> web.Application:
         """The HTTPS application for gateways."""
@@ -69,6 +74,7 @@ class Broker:
         app.router.add_get("/v1/config", self._config)
         app.router.add_get("/v1/bundle", self._bundle)
         app.router.add_post("/v1/leases", self._lease)
+        app.router.add_get("/v1/mask-key", self._mask_key)
         return app
 
     def observation(self) -> web.Application:
@@ -130,6 +136,14 @@ class Broker:
         _log.info("lease of %s for pod %s/%s (%s)", target, peer.namespace, peer.pod, peer.pod_uid)
         return _json(lease)
 
+    async def _mask_key(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._keys.take(peer.pod_uid)
+        self._snapshots.of(peer.namespace).config(peer.identity)  # who has no configuration has nothing to mask
+        await self._enrolments.check_current(peer)
+        _log.info("mask key for pod %s/%s (%s)", peer.namespace, peer.pod, peer.pod_uid)
+        return _json(self._mask_keys.give(peer.namespace))
+
     async def _healthy(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
 
@@ -169,7 +183,7 @@ class Broker:
             _log.info("%s %s: %d %s", request.method, request.path, refused.status, refused.title)
             return _problem(refused.status, refused.title, str(refused), refused.retry_after_s)
         except web.HTTPException as error:
-            return _problem(error.status, error.reason, "The broker has the four calls of its documentation.")
+            return _problem(error.status, error.reason, "The broker has the calls of its documentation.")
         except ApiError as error:
             _log.warning("%s %s: %s", request.method, request.path, error)
             if error.status in (401, 403):

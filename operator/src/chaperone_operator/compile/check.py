@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import glob, limits
+from chaperone_operator.compile import glob, limits, masks
 from chaperone_operator.compile.address import MAX_HOSTS, BadHost, Network, parse_host
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -112,6 +112,8 @@ def target_problems(target: Target) -> Iterator[Problem]:
     for field, name in secret_names(target).items():
         if name is not None and not _OBJECT_NAME.fullmatch(name):
             yield target.problem("BadSecretName", f"{field}: {name!r} is no name of a Secret.")
+    for reason, message in masks.classified_problems(spec):
+        yield target.problem(reason, message)
     if spec.tls.mode == "Disable":
         yield target.problem(
             "TlsDisabled",
@@ -213,13 +215,17 @@ def cluster_policy_problems(policy: ClusterPolicy, world: World) -> Iterator[Pro
 def rules_problems[S: (PolicySpec, ClusterPolicySpec)](
     policy: Document[S], targets: Sequence[str], world: World
 ) -> Iterator[Problem]:
-    """Problems of a policy's rules and limits."""
-    rules = policy.spec.rules
-    if policy.spec.limits is not None:
-        for reason, message in limits.problems(policy.spec.limits):
+    """Problems of a policy's rules, limits and masks."""
+    spec = policy.spec
+    rules = spec.rules
+    protocols: set[str] = {world.targets[name].spec.protocol for name in targets if name in world.targets}
+    if spec.limits is not None:
+        for reason, message in limits.problems(spec.limits):
             yield policy.problem(reason, message)
-    elif not rules:
-        yield policy.problem("NoRules", "spec.rules: empty; a policy without rules and limits says nothing.")
+    for reason, message in masks.problems(spec, protocols):
+        yield policy.problem(reason, message)
+    if not rules and spec.limits is None and spec.masks is None and spec.unmaskable is None:
+        yield policy.problem("NoRules", "spec.rules: empty; a policy without rules, limits and masks says nothing.")
     if len(rules) > MAX_RULES:
         yield policy.problem("TooManyRules", f"spec.rules: more than {MAX_RULES}; split the policy.")
     for name, count in Counter(rule.name for rule in rules).items():
@@ -227,7 +233,6 @@ def rules_problems[S: (PolicySpec, ClusterPolicySpec)](
             yield policy.problem(
                 "DuplicateRule", f"spec.rules: {count} rules are named {name!r}; names must be unique."
             )
-    protocols: set[str] = {world.targets[name].spec.protocol for name in targets if name in world.targets}
     for index, rule in enumerate(rules):
         at = f"spec.rules[{index}]"
         for reason, message in _rule_problems(rule):

@@ -39,11 +39,25 @@ well_formed if {
 	is_string(input.protocol)
 	input.resolution in resolutions
 	is_array(input.accesses)
-	count(input.accesses) > 0
+	some named in input.accesses
+	not implied(named)
 	every access in input.accesses {
 		access.effect in (critical | ordinary)
 		is_string(access.object)
+		is_string(object.get(access, "through", ""))
+		sound(access)
 	}
+}
+
+# The command names another object, and the backend comes by that to this one: a view reads its tables. Whoever gave
+# leave for the view gave it for what it shows, so no rule has to allow it; a rule that denies it, or asks a human, counts.
+implied(access) if access.through != ""
+
+sound(access) if not implied(access)
+
+else if {
+	access.object != ""
+	access.effect != "unknown"
 }
 
 grant := data.chaperone.grants[input.identity][input.target]
@@ -52,14 +66,23 @@ strictest := min({verdict | some access in input.accesses; verdict := judged(acc
 
 uncovered contains [access.object, access.effect] if {
 	some access in input.accesses
+	not implied(access)
 	not judged(access)
 }
 
-# The strictest rule that covers one access, as [rank, rule, object, effect]; undefined when none does.
-judged(access) := min({[rank[grant.rules[index].action], index, access.object, access.effect] |
+# The strictest rule that covers one access, as [rank, rule, object, effect, through]; undefined when none does.
+judged(access) := min({[rank[action], index, access.object, access.effect, object.get(access, "through", "")] |
 	some word in words(access.effect)
 	some index in covering(word, access)
+	action := grant.rules[index].action
+	counts(action, access)
 })
+
+counts("Allow", access) if not implied(access)
+
+counts("Deny", _)
+
+counts("RequireApproval", _)
 
 # A wildcard never means a critical effect.
 words(effect) := [effect] if effect in critical
@@ -108,9 +131,13 @@ told(rule, verdict) := "" if rule.action == "Allow"
 
 else := rule.message if rule.message != ""
 
-else := sprintf("%s%s needs the approval of a human.", [verdict[3], on(verdict[2])]) if rule.action == "RequireApproval"
+else := sprintf("%s%s needs the approval of a human.", [verdict[3], reached(verdict)]) if rule.action == "RequireApproval"
 
-else := sprintf("%s%s is denied.", [verdict[3], on(verdict[2])])
+else := sprintf("%s%s is denied.", [verdict[3], reached(verdict)])
+
+reached(verdict) := on(verdict[2]) if verdict[4] == ""
+
+else := sprintf("%s (reached through %s)", [on(verdict[2]), shown(verdict[4])])
 
 default revision_in_force := ""
 

@@ -45,6 +45,17 @@ def check(pattern: str) -> None:
         raise BadPattern("a part between dots is empty")
 
 
+def check_column(pattern: str) -> None:
+    """Refuse what is no pattern of columns.
+
+    Raises:
+        BadPattern: as `check`, or another number of parts than schema, table and column have, with the database or not.
+    """
+    check(pattern)
+    if pattern.count(".") not in {2, 3}:
+        raise BadPattern("a column is schema.table.column, or database.schema.table.column")
+
+
 def is_exact(pattern: str) -> bool:
     """Whether the pattern is a plain name."""
     return "*" not in pattern

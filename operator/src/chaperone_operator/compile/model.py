@@ -1,7 +1,7 @@
 """The custom resources as types, and strict reading of their JSON.
 
 Only what the gateways of this version really do is accepted. A field that the API names but that is not built yet is a
-problem of its own ("… is not supported yet"), because a mask that is silently ignored would be a hole; an
+problem of its own ("… is not supported yet"), because an approval that is silently ignored would be a hole; an
 unknown field is refused by the decoder. Nothing is defaulted to something looser than what the author wrote.
 """
 
@@ -19,6 +19,8 @@ from chaperone_operator.compile.vocabulary import GROUP, VERSION, WILDCARD, Acti
 
 type Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 type Protocol = Literal["PostgreSQL", "MySQL", "SSH", "Kubernetes", "HTTP", "MCP"]
+type Method = Literal["Null", "Redact", "Hash", "Partial", "Tokenize"]
+type Unmaskable = Literal["Deny", "Redact", "Allow"]
 type TlsMode = Literal["Disable", "Require", "VerifyCA", "VerifyFull"]
 
 
@@ -92,6 +94,13 @@ class AllowedNamespaces(Part, frozen=True):
     selector: LabelSelector | None = None
 
 
+class Classified(Part, frozen=True, rename={"kind": "class"}):
+    """Columns that hold values of one class."""
+
+    columns: tuple[str, ...]
+    kind: str
+
+
 class TargetSpec(Part, frozen=True):
     """`AccessTarget.spec`."""
 
@@ -102,6 +111,7 @@ class TargetSpec(Part, frozen=True):
     tls: Tls = Tls()
     credential: Credential | None = None
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
+    classified: tuple[Classified, ...] = ()
 
 
 class Match(Part, frozen=True):
@@ -130,6 +140,22 @@ class Limits(Part, frozen=True):
     command_duration: str | None = None
 
 
+class Pattern(Part, frozen=True):
+    """A detector of a policy's own, in RE2."""
+
+    name: str
+    pattern: str
+
+
+class Mask(Part, frozen=True):
+    """One of `masks`: what is masked, and how. Without quotation marks, Null is YAML's null, so that is no method."""
+
+    columns: tuple[str, ...] = ()
+    detectors: tuple[str, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
+    method: Method | None = None
+
+
 class TargetName(Part, frozen=True):
     """A target by name; in a ClusterAccessPolicy `*` names all."""
 
@@ -156,6 +182,8 @@ class PolicySpec(Part, frozen=True):
     targets: tuple[TargetName, ...] = ()
     rules: tuple[Rule, ...] = ()
     limits: Limits | None = None
+    masks: tuple[Mask, ...] | None = None
+    unmaskable: Unmaskable | None = None
     mode: Literal["Enforce", "Observe"] = "Enforce"
 
 
@@ -166,6 +194,8 @@ class ClusterPolicySpec(Part, frozen=True):
     targets: tuple[TargetName, ...] = ()
     rules: tuple[Rule, ...] = ()
     limits: Limits | None = None
+    masks: tuple[Mask, ...] | None = None
+    unmaskable: Unmaskable | None = None
     mode: Literal["Enforce", "Observe"] = "Enforce"
 
 
@@ -202,8 +232,6 @@ KINDS: Final[dict[type, str]] = {
 type _Path = tuple[str, ...]  # "[]" steps into each member of a list
 
 _POLICY_FIELDS: Final[tuple[_Path, ...]] = (
-    ("masks",),
-    ("unmaskable",),
     ("rego",),
     ("tests",),
     ("rules", "[]", "approval"),
@@ -218,7 +246,6 @@ _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
         ("evidence", "retention"),
     ),
     "AccessTarget": (
-        ("classified",),
         ("inspection",),
         ("credential", "sshCertificate"),
         ("credential", "tokenRequest"),
@@ -230,6 +257,7 @@ _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
 _POLICY_VALUES: Final[dict[_Path, frozenset[str]]] = {
     ("mode",): frozenset({"Observe"}),
     ("rules", "[]", "action"): frozenset({"RequireApproval"}),
+    ("masks", "[]", "method"): frozenset({"Tokenize"}),
 }
 _LATER_VALUES: Final[dict[str, dict[_Path, frozenset[str]]]] = {
     "AgentIdentity": {("evidence", "durability"): frozenset({"Synced", "Witnessed"})},
@@ -242,6 +270,8 @@ _CHOICES: Final = {
     "mode": "Enforce",
     "protocol": "PostgreSQL",
     "durability": "Written",
+    "method": 'Redact, Partial, Hash or "Null"',
+    "unmaskable": "Deny, Redact or Allow",
     "operator": "In, NotIn, Exists or DoesNotExist",
 }
 _AT: Final = re.compile(r" - at `\$(?P<path>[^`]*)`$")

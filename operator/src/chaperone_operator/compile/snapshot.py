@@ -18,8 +18,9 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import check, grants, limits
+from chaperone_operator.compile import check, grants, limits, masks
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
+from chaperone_operator.compile.binding import Binding
 from chaperone_operator.compile.model import (
     ClusterPolicy,
     ClusterPolicySpec,
@@ -118,16 +119,6 @@ def compile_namespace(
     return compiled.snapshot(system_namespace, problems)
 
 
-class _Binding(msgspec.Struct, frozen=True):
-    """One policy, bound to one identity and one target of the namespace; `policy` as it is reported."""
-
-    identity: str
-    target: str
-    policy: str
-    is_cluster: bool
-    spec: PolicySpec | ClusterPolicySpec
-
-
 class _Compiled:
     """Sound objects of one namespace on their way to bytes."""
 
@@ -149,12 +140,18 @@ class _Compiled:
             for rule in one.spec.rules
         ]
         self._stated: dict[tuple[str, str], list[limits.Stated]] = {}
+        self._masking: dict[tuple[str, str], list[PolicySpec | ClusterPolicySpec]] = {}
         for one in bindings:
+            pair = (one.identity, one.target)
             if one.spec.limits is not None:
                 stated = limits.Stated(one.policy, one.is_cluster, one.spec.limits)
-                self._stated.setdefault((one.identity, one.target), []).append(stated)
+                self._stated.setdefault(pair, []).append(stated)
+            self._masking.setdefault(pair, []).append(one.spec)
+        self._clashes = list(masks.clashes(bindings))
 
     def snapshot(self, system_namespace: str, problems: list[Problem]) -> Snapshot:
+        if self._clashes:
+            return _unusable([*problems, *self._clashes])
         data = {
             "identities": {identity.name: {"suspended": identity.spec.suspended} for identity in self._identities},
             "grants": grants.grants(
@@ -168,14 +165,13 @@ class _Compiled:
             return _unusable([*problems, Problem("Namespace", "", self._namespace, "SnapshotTooLarge", message)])
         return msgspec.structs.replace(found, problems=tuple(sorted(set(problems))))
 
-    def _bind(self, policies: list[Policy]) -> Iterator[_Binding]:
+    def _bind(self, policies: list[Policy]) -> Iterator[Binding]:
         for policy in policies:
-            name = f"{policy.namespace}/{policy.name}"
             for identity in {subject.identity for subject in policy.spec.subjects}:
                 for target in {named.name for named in policy.spec.targets}:
-                    yield _Binding(identity, target, name, False, policy.spec)
+                    yield Binding(identity, target, policy.namespace, policy.name, policy.spec)
 
-    def _bind_cluster(self, policies: list[ClusterPolicy]) -> Iterator[_Binding]:
+    def _bind_cluster(self, policies: list[ClusterPolicy]) -> Iterator[Binding]:
         for policy in policies:
             here = [one.identity for one in policy.spec.subjects if one.namespace in {self._namespace, WILDCARD}]
             named = {one.name for one in policy.spec.targets}
@@ -185,7 +181,7 @@ class _Compiled:
                 # A target that does not admit the namespace is no matter of this snapshot, whoever names it.
                 for target in self._targets:
                     if target in named or WILDCARD in named:
-                        yield _Binding(identity, target, policy.name, True, policy.spec)
+                        yield Binding(identity, target, "", policy.name, policy.spec)
 
     def _leases(self) -> dict[str, dict[str, dict[str, str]]]:
         """Credentials only where some rule of the identity lets something through at the target."""
@@ -208,7 +204,10 @@ class _Compiled:
                 "identity": _identity(identity),
                 "targets": []
                 if identity.spec.suspended
-                else [described | self._limits(identity.name, name) for name, described in targets.items()],
+                else [
+                    described | self._limits(identity.name, name) | self._masks(identity.name, name)
+                    for name, described in targets.items()
+                ],
             }
             for identity in self._identities
         }
@@ -217,6 +216,11 @@ class _Compiled:
         """Absent where there are none: a gateway of a version that knows no limits can read that."""
         found = limits.lowest(self._stated.get((identity, target), ()))
         return {"limits": found} if found else {}
+
+    def _masks(self, identity: str, target: str) -> dict[str, Any]:
+        """Absent where nothing is masked, as limits are."""
+        found = masks.in_force(self._masking.get((identity, target), ()), self._targets[target].spec.classified)
+        return {"masks": found} if found else {}
 
 
 def build(

@@ -45,6 +45,32 @@ PORTS: Final = {"PostgreSQL": 5432, "MySQL": 3306, "SSH": 22, "Kubernetes": 443,
 REACHABLE: Final = {"PostgreSQL": EFFECTS}
 """Effects that a protocol's classifier can find, for the protocols that exist; others are not supported yet."""
 
+MASKABLE: Final = frozenset({"PostgreSQL"})
+"""Protocols whose answers can be masked."""
+
+METHODS: Final = ("Null", "Redact", "Hash", "Partial")
+"""What may stand where a value stood; where several apply the first, which says least, counts. As in the gateway."""
+
+UNMASKABLE: Final = ("Deny", "Redact", "Allow")
+"""What becomes of a value of which cannot be said whether it needs a mask, the strictest first."""
+
+DETECTORS: Final = frozenset(
+    {
+        "AwsAccessKey",
+        "CloudKey",
+        "Email",
+        "IBAN",
+        "IPv4",
+        "IPv6",
+        "JWT",
+        "PaymentCard",
+        "Phone",
+        "PrivateKey",
+        "USSocialSecurity",
+    }
+)
+"""Kinds of values that gateways can find. As in the gateway."""
+
 
 def meant(effects: tuple[str, ...]) -> frozenset[str]:
     """The effects that a rule's list means: a wildcard stands for the ordinary ones, never for a critical one."""

@@ -1,4 +1,4 @@
-"""The gateway's side of the broker: certificate, configuration, bundle, leases.
+"""The gateway's side of the broker: certificate, configuration, bundle, leases, the key of masks.
 
 The pod-bound token is read from its file at each exchange and never kept. The TLS key is made here and stays in
 memory.
@@ -7,6 +7,8 @@ memory.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import random
 import ssl
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from chaperone_sidecar.tls import load_key_pair
 REQUEST_TIMEOUT_S: Final = 10.0  # the broker answers in ms; past this it is unreachable
 LONG_POLL_S: Final = 30  # the longest wait the broker grants for a new configuration
 MAX_ANSWER_BYTES: Final = 4 << 20  # a bundle is the largest answer; the operator refuses bigger ones
+MASK_KEY_BYTES: Final = 32
 LEASE_TRIES: Final = 3  # when the broker asks to be asked again; a client waits meanwhile
 LONGEST_PAUSE_S: Final = 2.0  # whatever pause it asks for
 
@@ -51,6 +54,10 @@ class _Issued(msgspec.Struct):
     certificate: str
     ca: str
     expires_at_unix: int
+
+
+class _MaskKey(msgspec.Struct):
+    key: str
 
 
 class _Problem(msgspec.Struct):
@@ -165,6 +172,26 @@ class Broker:
         except msgspec.DecodeError:
             # The cause is dropped on purpose: msgspec quotes what it read, and that may be the password.
             raise LeaseRefused("The broker's lease cannot be read; do gateway and broker have one version?") from None
+
+    async def mask_key(self) -> bytes:
+        """The key of this pod's namespace for masks with method Hash; never logged, never shown.
+
+        Raises:
+            BrokerUnavailable: no key; the text says why.
+        """
+        status, answer = await self._call("GET", "/v1/mask-key")
+        if status != 200:
+            raise BrokerUnavailable(f"The broker gives no key for masks with method Hash: {_detail(answer)}")
+        try:
+            key = base64.b64decode(msgspec.json.decode(answer, type=_MaskKey).key, validate=True)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, binascii.Error):
+            key = b""
+        if len(key) != MASK_KEY_BYTES:
+            # The cause is dropped on purpose: it may quote what was read.
+            raise BrokerUnavailable(
+                "The broker's key for masks cannot be read; do gateway and broker have one version?"
+            )
+        return key
 
     async def stop(self) -> None:
         """Close the connections; the next call opens new ones with the newest certificate."""

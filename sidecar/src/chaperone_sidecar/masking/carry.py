@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from chaperone_sidecar.errors import ConfigError
-from chaperone_sidecar.masking.mask import ColumnClass, Masker
+from chaperone_sidecar.masking.mask import Masker
+from chaperone_sidecar.masking.rule import ColumnClass
 
 WINDOW_BYTES: Final = 128 * 1024
 TAIL_BYTES: Final = 8 * 1024

@@ -95,6 +95,7 @@ def custom(kind: str, pattern: str) -> Detector:
     encoded = pattern.encode()
     try:
         program = re2.compile(encoded, options())
+        re2.compile(b"(?:%s)" % encoded, options())  # as filters have it: an open \Q would quote the bracket
     except re2.error as error:
         reason = error.args[0].decode("utf-8", "replace") if isinstance(error.args[0], bytes) else str(error)
         raise ConfigError(
@@ -136,7 +137,7 @@ class Scanner:
             for members in families.values()
         ]
         self._sets = [_set([parts[index].pattern for index in members]) for members in families.values()]
-        self._has_custom = any(detector.family == "custom" for detector in detectors)
+        self.has_custom = any(detector.family == "custom" for detector in detectors)
 
     def may_hit(self, data: bytes | memoryview) -> bool:
         """Whether anything in `data` may be sensitive; never False for raw frames that hold such a value."""
@@ -170,7 +171,7 @@ class Scanner:
 
     def hit_cells(self, cells: Sequence[bytes]) -> list[int]:
         """Which of many values may be sensitive: one search over all for each filter, and one more for each hit."""
-        if self._has_custom:  # a custom expression may look across the joints, each time to the end
+        if self.has_custom:  # a custom expression may look across the joints, each time to the end
             return [index for index, cell in enumerate(cells) if self.may_hit(cell)]
         joined = JOINT.join(cells)
         starts: list[int] = []
@@ -187,7 +188,8 @@ class Scanner:
     def _each(self, index: int, data: bytes) -> Iterator[Span]:
         detector, program = self._detectors[index], self._alone[index]
         place, count = 0, 0
-        while (match := program.search(data, place)) is not None:
+        # The end counts: RE2 takes a place past it for the end, so an expression that is empty there never stops.
+        while place <= len(data) and (match := program.search(data, place)) is not None:
             found = detector.check(data, *match.span())
             if isinstance(found, int):
                 place = found

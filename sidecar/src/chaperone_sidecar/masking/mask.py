@@ -10,13 +10,11 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
 from chaperone_sidecar.errors import ConfigError
 from chaperone_sidecar.masking.detectors import BUILTIN, Detector, Span
 from chaperone_sidecar.masking.engine import Scanner, builtin, custom
-from chaperone_sidecar.masking.methods import Method, method, replacement, strictest
-from chaperone_sidecar.masking.rule import Classified, MaskRule, Pattern
+from chaperone_sidecar.masking.methods import method, replacement, strictest
+from chaperone_sidecar.masking.rule import Classified, ColumnClass, MaskRule, Method, Pattern
 from chaperone_sidecar.masking.values import TRIGGERS, Values
 
 MIN_KEY_BYTES: Final = 16
@@ -25,13 +23,6 @@ MAX_CUSTOM_DETECTORS: Final = 32
 
 _NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,47}")
 _KINDS: Final = {kind.lower(): kind for kind in BUILTIN}
-
-
-class ColumnClass(msgspec.Struct, frozen=True):
-    """What is known of a column that is masked as a whole."""
-
-    kind: str
-    method: Method
 
 
 class Masker:
@@ -83,6 +74,16 @@ class Masker:
         """Whether columns are masked by name, so that lineage must be known."""
         return bool(self._columns or self._classified)
 
+    @property
+    def has_detectors(self) -> bool:
+        """Whether values are looked at, whatever column they are of."""
+        return self._scanner is not None
+
+    @property
+    def has_patterns(self) -> bool:
+        """Whether a policy's own patterns are among the detectors: then any number and any day may be a value."""
+        return self._scanner is not None and self._scanner.has_custom
+
     def column_class(self, column: str, *, is_derived: bool = False) -> ColumnClass | None:
         """How a column is masked as a whole, or None if only detectors look at it.
 
@@ -103,6 +104,10 @@ class Masker:
     def may_hit(self, data: bytes | memoryview) -> bool:
         """Whether detectors may find something in `data`, which may be raw frames: False means no value in it."""
         return self._scanner is not None and self._scanner.may_hit(data)
+
+    def hits(self, cells: Sequence[bytes]) -> list[int]:
+        """Which of many values, or of many raw frames, detectors may find something in."""
+        return self._scanner.hit_cells(cells) if self._scanner is not None else []
 
     def mask_value(self, data: bytes, column_class: ColumnClass | None = None, *, is_text: bool = True) -> bytes | None:
         """What the client sees of a value in text format; None is NULL. Untouched values come back as they are.

@@ -11,11 +11,10 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Final
 
 from chaperone_sidecar.errors import ConfigError
-
-type Method = Literal["Redact", "Partial", "Hash", "Null"]
+from chaperone_sidecar.masking.rule import ColumnClass, Method
 
 MAX_REPLACEMENT_BYTES: Final = 128
 # 32 letters of four bits each: a digest in letters alone is no number, no address and no hexadecimal text.
@@ -50,6 +49,11 @@ def method(name: str) -> Method:
 def strictest(names: list[Method]) -> Method:
     """The one of several methods that says least."""
     return min(names, key=STRICTNESS.index)
+
+
+def strictest_class(classes: list[ColumnClass]) -> ColumnClass:
+    """The one of several classes that says least."""
+    return min(classes, key=lambda known: STRICTNESS.index(known.method))
 
 
 def replacement(how: Method, kind: str, value: bytes, key: bytes = b"") -> bytes | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
+type Method = Literal["Redact", "Partial", "Hash", "Null"]
 type Unmaskable = Literal["Deny", "Redact", "Allow"]
 
 
@@ -41,3 +42,14 @@ class Masks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[MaskRule, ...] = ()
     classified: tuple[Classified, ...] = ()
     unmaskable: Unmaskable = "Deny"
+
+
+class ColumnClass(msgspec.Struct, frozen=True):
+    """What is known of a column that is masked as a whole."""
+
+    kind: str
+    method: Method
+
+
+OPAQUE: Final = ColumnClass("unmaskable", "Null")
+"""Of a column of which nobody can say what is in it."""

@@ -5,6 +5,7 @@ same rules, and only if that changed anything is the wrapped text replaced. Wrap
 
 - escapes: JSON's \\u0040, percent signs, HTML entities, digits of other alphabets, characters of no width. They are
   undone from quote to quote, so JSON, arrays and composites stay well formed, keys included.
+- floats of sixteen digits and more, which are written 4.1e+15; they are written out over the whole value.
 - hexadecimal text (bytea is that) and base64. Their triggers are texts that unwrap to ASCII, so identifiers, hashes
   and UUIDs do not pay. Either is replaced as a whole, by text that is wrapped the same way.
 
@@ -46,13 +47,17 @@ _ESCAPE: Final = (
 _HEX: Final = rb"(?:[2-7][0-9A-Fa-f]){9}|(?:[2-7][0-9A-Fa-f]00){5}|(?:00[2-7][0-9A-Fa-f]){5}"
 # Groups of four letters that decode to three bytes below 128, with either alphabet.
 _BASE64: Final = rb"(?:[A-Za-f][A-HQ-Xg-nw-z0-3][ABEFIJMNQRUVYZcdghklopstwx014589][A-Za-z0-9+/_-]){3}"
+# A float that has the digits of a card is written like this.
+_EXPONENT: Final = rb"\de\+1[5-8]"
 TRIGGERS: Final = (
     Trigger(_DISGUISE, "word"),
     Trigger(_ESCAPE, "word"),
     Trigger(_HEX, "hex"),
     Trigger(_BASE64, "base64"),
+    Trigger(_EXPONENT, "number"),
 )
 
+_FLOAT: Final = re.compile(rb"(?<![\d.])(\d)(?:\.(\d{1,17}))?e\+(1[5-8])(?!\d)")
 _QUOTED: Final = re.compile(rb'[^"]+')
 _UNICODE_ESCAPE: Final = re.compile(rb"\\+u([0-9A-Fa-f]{4})")
 _PERCENT: Final = re.compile(rb"%([2-7][0-9A-Fa-f])")
@@ -123,7 +128,11 @@ class Values:
             return self._each(_QUOTED, data, lambda part: self._escaped(part, depth))
         if trigger == 2:
             return self._each(_HEX_RUN, data, lambda part: self._hexadecimal(part, depth))
-        return self._each(_BASE64_RUN, data, lambda part: self._base64_text(part, depth))
+        if trigger == 3:
+            return self._each(_BASE64_RUN, data, lambda part: self._base64_text(part, depth))
+        plain = _FLOAT.sub(_written_out, data)
+        masked = self.mask(plain, depth + 1)
+        return data if masked == plain else masked
 
     def _each(self, runs: re.Pattern[bytes], data: bytes, mask: Callable[[bytes], bytes | None]) -> bytes | None:
         parts: list[bytes] = []
@@ -201,6 +210,11 @@ def plain_text(data: bytes) -> bytes:
         elif unicodedata.category(char) not in ("Cf", "Mn"):
             shown.append(char)
     return "".join(shown).encode("utf-8", "surrogateescape")
+
+
+def _written_out(match: re.Match[bytes]) -> bytes:
+    first, rest, exponent = match.groups()
+    return first + (rest or b"").ljust(int(exponent), b"0")
 
 
 def _unescaped(match: re.Match[bytes], char: str) -> bytes:

@@ -1,9 +1,9 @@
 """Decisions by exact question.
 
 OPA's answer is a function of the question it is asked and of the bundle it holds, and of nothing else. So the key is
-the whole question (target, resolution, every effect on every object) under one revision. It is not a fingerprint: two
-statements share an entry only if OPA would be asked the very same thing about both. Whatever policy comes to look at
-(text, parameters, counts) has to become part of the question, and with that of the key.
+the whole question (target, resolution, every effect on every object and through what) under one revision. It is not a
+fingerprint: two statements share an entry only if OPA would be asked the very same thing about both. Whatever policy
+comes to look at (text, parameters, counts) has to become part of the question, and with that of the key.
 """
 
 from __future__ import annotations

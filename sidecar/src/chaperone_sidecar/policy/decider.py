@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 from opa_client.opa_async import AsyncOpaClient
 
-from chaperone_sidecar.command import Command
+from chaperone_sidecar.command import Access, Command
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.errors import PolicyUnavailable
 from chaperone_sidecar.policy.cache import DecisionCache
@@ -120,7 +120,7 @@ class Decider:
             "target": target,
             "protocol": protocol,
             "resolution": facts.resolution.value,
-            "accesses": [{"effect": access.effect.value, "object": access.object} for access in facts.accesses],
+            "accesses": [_asked(access) for access in facts.accesses],
         }
         found = await self._query(question, "decision")
         try:
@@ -134,3 +134,8 @@ class Decider:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PolicyUnavailable("OPA does not answer; look at the chaperone-opa container.") from error
         return answer.get("result") if isinstance(answer, dict) else None
+
+
+def _asked(access: Access) -> dict[str, str]:
+    asked = {"effect": access.effect.value, "object": access.object}
+    return asked | {"through": access.through} if access.through else asked

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from chaperone_evidence import entry, record
+from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.chain import Chain, HeadState
 from chaperone_evidence.note import Signer
 from chaperone_sidecar.command import Command, Facts
@@ -30,7 +30,8 @@ HEAD_RECORDS: Final = 1000  # a head is signed at the latest after this many rec
 MAX_KNOWN_BODIES: Final = 256  # repeated texts of one session that are kept once
 MAX_KNOWN_BODY_BYTES: Final = 4096  # longer texts are kept each time: remembering them would cost more
 MAX_KNOWN_FACTS: Final = 1024  # facts whose form in records is remembered; about 1 KiB each
-MAX_RECORDED_ACCESSES: Final = 100  # a record is at most 16 KiB; the text, which is kept whole, says the rest
+MAX_RECORDED_ACCESSES: Final = 100  # what the command names comes first; the text, which is kept whole, says the rest
+MAX_ACCESSES_BYTES: Final = 12 << 10  # of them as JSON: a record is at most 16 KiB, and names may be long
 
 
 class SessionLog:
@@ -148,15 +149,18 @@ class Recorder:
         """
         seq, wall_us, mono_us = self._next(owed=False)
         command_id = self._ids.ulid()
+        text = command.text if command.shown_text is None else command.shown_text
+        params = command.params if command.shown_params is None else command.shown_params
         receipt = self._append(
             record.CommandIntent(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, command=command_id, target=log.target,
-                kind=command.kind, decision=decision.action.value, sha256=hashlib.sha256(command.text).hexdigest(),
-                size_bytes=len(command.text), accesses=self._accesses(command.facts),
+                kind=command.kind, decision=decision.action.value, sha256=hashlib.sha256(text).hexdigest(),
+                size_bytes=len(text), accesses=self._accesses(command.facts),
                 resolution=command.facts.resolution.value, policy=decision.policy, rule=decision.rule,
                 revision=decision.revision, in_transaction=command.in_transaction,
-                body=self._keep(log, command.text),
-                params=self._keep(log, command.params) if command.params else msgspec.UNSET,
+                is_masked=text is not command.text or params is not command.params,
+                body=self._keep(log, text),
+                params=self._keep(log, params) if params else msgspec.UNSET,
             )
         )  # fmt: skip
         log.commands += 1
@@ -248,9 +252,7 @@ class Recorder:
         found = self._entries.get(id(facts))
         if found is not None:
             return found[1]
-        entries = tuple(
-            record.AccessEntry(access.effect.value, access.object) for access in facts.accesses[:MAX_RECORDED_ACCESSES]
-        )
+        entries = _entries(facts)
         if len(self._entries) >= MAX_KNOWN_FACTS:
             self._entries.clear()
         self._entries[id(facts)] = (facts, entries)  # holding the facts keeps their id theirs
@@ -273,3 +275,16 @@ class Recorder:
             if len(log.bodies) > MAX_KNOWN_BODIES:
                 log.bodies.popitem(last=False)
         return commitment
+
+
+def _entries(facts: Facts) -> tuple[record.AccessEntry, ...]:
+    """The first accesses, as many as a record has room for."""
+    entries: list[record.AccessEntry] = []
+    size_bytes = 0
+    for access in facts.accesses[:MAX_RECORDED_ACCESSES]:
+        one = record.AccessEntry(access.effect.value, access.object, access.through)
+        size_bytes += len(canonical.encode(one)) + 1
+        if size_bytes > MAX_ACCESSES_BYTES:
+            break
+        entries.append(one)
+    return tuple(entries)

@@ -17,6 +17,7 @@ from chaperone_sidecar.errors import (
     PolicyUnavailable,
     ProtocolError,
     SpoolFull,
+    Unmaskable,
     UpstreamUnavailable,
 )
 from chaperone_sidecar.limits.reached import RULE_PREFIX, Name, Reached
@@ -38,6 +39,9 @@ INTERNAL: Final = "XX000"
 MAX_FIELD_CHARACTERS: Final = 2000  # an error is read by people and models; longer helps neither
 MAX_NAMED_ACCESSES: Final = 5
 
+UNMASKABLE_HINT: Final = (
+    "Ask for the columns by their names and in the text format, or have the policy's unmaskable set to Redact or Allow."
+)
 _ONLY_PROTOCOL: Final = "Chaperone knows only what was prepared through the protocol and not changed by SQL since."
 AUTHENTICATION_OK: Final = messages.frame(messages.AUTHENTICATION, b"\x00\x00\x00\x00")
 
@@ -63,9 +67,11 @@ def refusal(decision: Decision, command: Command) -> bytes:
     return error(code, message, detail=detail, hint=hint)
 
 
-def cut(reached: Reached, *, is_complete: bool) -> bytes:
-    """The error that ends the answer of a command which passed a limit on the way."""
+def cut(reached: Reached | Unmaskable, *, is_complete: bool) -> bytes:
+    """The error that ends the answer of a command which passed a limit, or could not be masked, on the way."""
     done = "The database had completed the command by then." if is_complete else "The database cancelled the command."
+    if isinstance(reached, Unmaskable):
+        return error(INSUFFICIENT_PRIVILEGE, f"cut by Chaperone: {reached}", detail=done, hint=UNMASKABLE_HINT)
     return error(
         LIMIT_CODES.get(reached.name, LIMIT_EXCEEDED),
         f"cut by Chaperone: {reached.message}",
@@ -112,6 +118,8 @@ def fatal(problem: Exception) -> bytes:
         return error(code, message, detail=f"{reached.whose}.", hint=reached.hint, severity="FATAL")
     elif isinstance(problem, SpoolFull):
         return error(DISK_FULL, f"refused by Chaperone: {problem}", severity="FATAL")
+    elif isinstance(problem, Unmaskable):
+        code = INSUFFICIENT_PRIVILEGE
     elif isinstance(problem, ProtocolError):
         code = PROTOCOL_VIOLATION
     elif isinstance(problem, LeaseRefused | BrokerUnavailable | PolicyUnavailable):
@@ -145,9 +153,14 @@ def negotiate_version(minor: int, unknown_options: tuple[str, ...]) -> bytes:
 
 
 def _effects(accesses: tuple[Access, ...]) -> str:
-    shown = [f"{access.effect} {access.object}".strip() for access in accesses[:MAX_NAMED_ACCESSES]]
+    shown = [_effect(access) for access in accesses[:MAX_NAMED_ACCESSES]]
     more = len(accesses) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+
+
+def _effect(access: Access) -> str:
+    reached = f" (reached through {access.through})" if access.through else ""
+    return f"{access.effect} {access.object}".strip() + reached
 
 
 def _clean(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ import msgspec
 from chaperone_sidecar.command import Access, Effect, Facts, Resolution, unknown
 from chaperone_sidecar.protocols.postgresql import definition, grammar, query, utility
 from chaperone_sidecar.protocols.postgresql.grammar import ParseError, Parser
+from chaperone_sidecar.protocols.postgresql.plan import Plan
 from chaperone_sidecar.protocols.postgresql.relations import words
 from chaperone_sidecar.protocols.postgresql.walk import Node, Walk
 
@@ -45,6 +47,10 @@ class Classified(msgspec.Struct, frozen=True, gc=False):
     `changes_names`: prepared statements are dropped or made by SQL. `changes_portals`: cursors are, or a transaction
     ends, which drops them. `changes_reading`: later texts may mean something else than is said here. `may_copy_in`:
     the backend may ask for data (COPY FROM STDIN), or it is not known.
+
+    What follows is there only where columns are masked (`reading.py`). `plans`: how the results of the statements are
+    masked, in order. `unmaskable`: why the text must not run, since its result could not be masked. `conceals`: its
+    literals and parameters may be values of classified columns, so records must not show them.
     """
 
     facts: Facts
@@ -53,6 +59,9 @@ class Classified(msgspec.Struct, frozen=True, gc=False):
     changes_portals: bool = False
     changes_reading: bool = False
     may_copy_in: bool = False
+    plans: tuple[Plan, ...] = ()
+    unmaskable: str = ""
+    conceals: bool = False
 
     @property
     def is_unread(self) -> bool:
@@ -121,6 +130,11 @@ def classify_apart(text: bytes) -> Future[Classified]:
     return answer
 
 
+def parse_apart[T](text: bytes, then: Callable[[list[Node]], T]) -> Future[T]:
+    """What `then` makes of a text's statements, for texts up to `grammar.LARGE_BYTES`; see `Parser.parse_large`."""
+    return _parser.parse_large(text, then)
+
+
 _NOT_WALKED: Final = "The statement has a shape that this gateway doesn't know; rewrite it."
 
 
@@ -186,10 +200,15 @@ class ClassifyCache:
     Facts depend on the text alone while the gateway pins search path and encodings, so all sessions may share one. No
     fact looks at the value of an integer, so texts that differ in nothing else share an entry (see `_shape`). A fact
     that comes to look at one (a LIMIT, say) has to be taken out of that first.
+
+    Args:
+        max_bytes: of texts and facts together.
+        is_exact: facts depend on integers where these may name an output column (ORDER BY 2).
     """
 
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int = CACHE_BYTES, *, is_exact: bool = False) -> None:
         self._max_bytes = max_bytes
+        self._is_exact = is_exact
         self.size_bytes = 0
         self._entries: OrderedDict[bytes, Classified] = OrderedDict()
 
@@ -197,7 +216,7 @@ class ClassifyCache:
         """What the text was classified as, if that is still kept."""
         found = self._entries.get(text)
         if found is None:
-            text = _shape(text)
+            text = self._key(text)
             found = self._entries.get(text)
         if found is not None:
             self._entries.move_to_end(text)
@@ -206,7 +225,7 @@ class ClassifyCache:
     def keep(self, text: bytes, classified: Classified) -> None:
         """Remember a text, and forget others until `max_bytes` suffice."""
         if classified.facts.resolution is not Resolution.UNRESOLVED:  # a number alone may be what was not understood
-            text = _shape(text)
+            text = self._key(text)
         size = _size(text, classified)
         if size > self._max_bytes // _SHARE:
             return
@@ -218,9 +237,19 @@ class ClassifyCache:
             old_text, old = self._entries.popitem(last=False)
             self.size_bytes -= _size(old_text, old)
 
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self.size_bytes = 0
+
+    def _key(self, text: bytes) -> bytes:
+        return text if self._is_exact and _PLACES.search(text) else _shape(text)
+
 
 # Without quotes, comments, dollars and backslashes every run of digits that touches no word and no point is an integer.
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_ \t\r\n.,;()=<>+*%-]*\Z")
+# Where an integer may be more than a value: the number of an output column, or what a function cuts out.
+_PLACES: Final = re.compile(rb"(?i)by|distinct|\(")
 _INTEGER: Final = re.compile(rb"(?<![A-Za-z0-9_.])[0-9]{1,9}(?![A-Za-z0-9_.])")
 
 
@@ -233,4 +262,6 @@ def _shape(text: bytes) -> bytes:
 
 def _size(text: bytes, classified: Classified) -> int:
     names = sum(len(access.object) for access in classified.facts.accesses)
-    return _ENTRY_BYTES + len(text) + names + 160 * (len(classified.facts.accesses) + len(classified.statements))
+    planned = sum(200 + 100 * len(plan.origins) for plan in classified.plans)
+    count = len(classified.facts.accesses) + len(classified.statements)
+    return _ENTRY_BYTES + len(text) + names + 160 * count + planned

@@ -193,6 +193,8 @@ class BackendCodec:
 
     def __init__(self) -> None:
         self._buffer = _Buffer()
+        self.long_row_bytes = LONG_ROW_BYTES
+        """A row of more is passed on in parts."""
         self.row_bytes_left = 0
         """Bytes still to come of a row that was passed on in part."""
 
@@ -214,7 +216,7 @@ class BackendCodec:
                 raise ProtocolError("The database sent a row with an impossible length.", side="upstream")
             after = position + 1 + size
             if after > end:
-                if size <= LONG_ROW_BYTES:
+                if size <= self.long_row_bytes:
                     if position == start:
                         buffer.missing = after - end
                     break

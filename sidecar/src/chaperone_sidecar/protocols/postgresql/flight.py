@@ -11,13 +11,19 @@ its error is replaced by ours. Client and backend then agree on the state withou
 from __future__ import annotations
 
 from collections import deque
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from chaperone_sidecar.effects import Intent
+from chaperone_sidecar.errors import Unmaskable
 from chaperone_sidecar.limits.reached import Reached
-from chaperone_sidecar.protocols.postgresql.prepared import Change, Portal, Statement
+from chaperone_sidecar.protocols.postgresql.plan import Plan
+from chaperone_sidecar.protocols.postgresql.prepared import Answer, Change, Portal, Statement
+
+if TYPE_CHECKING:  # they load RE2, which a gateway without masks does not carry
+    from chaperone_sidecar.protocols.postgresql.copymask import CopyMask
+    from chaperone_sidecar.protocols.postgresql.rowmask import RowMask
 
 type StepKind = Literal["query", "parse", "bind", "describe", "execute", "close", "sync", "poison"]
 
@@ -37,13 +43,21 @@ class Step(msgspec.Struct, gc=False, eq=False):
     statement: Change[Statement] | None = None  # what a parse or a close of a statement changes
     portal: Change[Portal] | None = None  # what a bind or a close of a portal changes
     refusal: bytes = b""  # the error that the client gets in place of the poison's
-    cut: Reached | None = None  # the limit that ended it: what still comes of its answer is dropped
+    cut: Reached | Unmaskable | None = None  # why it was ended here: what still comes of its answer is dropped
     rows: int = 0
     size_bytes: int = 0
     endings: int = 0  # statements of it that the backend has run to their end
     is_unread: bool = False  # its text was not parsed, so which names it changes is not known
     code: str = ""
     is_over: bool = False  # answered to its end, or skipped by the backend
+    # Only where results are masked:
+    plans: tuple[Plan, ...] = ()  # of the statements of a simple query, in order
+    described: int = -1  # the last of them that the backend has described
+    cursors: tuple[Change[Plan], ...] = ()  # that it declares
+    answer: Answer | None = None  # of the statement that is described or executed
+    formats: tuple[int, ...] = ()  # of the columns, as the client asked in Bind
+    mask: RowMask | CopyMask | None = None  # of the rows that come now
+    is_hidden: bool = False  # the gateway's own question: the client hears no answer
 
 
 class Flight:

@@ -4,7 +4,8 @@ A function of the server that only computes or reads the catalog is no effect of
 that the text does not show: `execute_code` on its name. A few of the server's have an effect with a better name.
 
 An unqualified name is looked up in `pg_catalog` first. Sad path: the server picks among equally named functions of both
-schemas by argument types, so a function in `public` that overloads a safe name can run unseen. Whoever could create one
+schemas by argument types, so a function in `public` that overloads a safe name can run unseen; so can one whose name is
+that of a safe function of newer servers only. Whoever could create one
 needs `schema` and `execute_code`; one that exists already was put there by the database's owner.
 """
 

@@ -7,6 +7,7 @@ manual's.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -144,6 +145,16 @@ def encode_parse(name: bytes, text: bytes) -> bytes:
     return frame(PARSE, name + b"\x00" + text + b"\x00\x00\x00")
 
 
+def encode_bind(value: bytes) -> bytes:
+    """A Bind of the unnamed statement to the unnamed portal, with one value as text; results come as text."""
+    return frame(BIND, b"\x00\x00" + struct.pack(">HHi", 0, 1, len(value)) + value + b"\x00\x00")
+
+
+def encode_execute(max_rows: int) -> bytes:
+    """An Execute of the unnamed portal; 0 rows mean all."""
+    return frame(EXECUTE, b"\x00" + struct.pack(">I", max_rows))
+
+
 def encode_copy_fail(why: str) -> bytes:
     """A CopyFail."""
     return frame(COPY_FAIL, why.encode() + b"\x00")
@@ -250,6 +261,46 @@ def _check_params(params: bytes) -> None:
         raise ProtocolError("The Bind message is not well formed.")
 
 
+def result_formats(params: bytes) -> tuple[int, ...]:
+    """The result formats that a Bind asks for, from its `params`: none for text, one for all columns, or one each."""
+    (count,) = struct.unpack_from(">H", params)
+    position = 2 + 2 * count
+    (values,) = struct.unpack_from(">H", params, position)
+    position += 2
+    for _ in range(values):
+        (length,) = struct.unpack_from(">i", params, position)
+        position += 4 + max(length, 0)
+    (results,) = struct.unpack_from(">H", params, position)
+    return struct.unpack_from(f">{results}H", params, position + 2)
+
+
+def map_params(params: bytes, shown: Callable[[bytes, bool], bytes]) -> bytes:
+    """The `params` of a Bind with each value, and whether it is binary, given to `shown`; NULL stays NULL."""
+    (count,) = struct.unpack_from(">H", params)
+    formats = struct.unpack_from(f">{count}H", params, 2)
+    position = 2 + 2 * count
+    (values,) = struct.unpack_from(">H", params, position)
+    parts = [params[: position + 2]]
+    position += 2
+    for index in range(values):
+        (length,) = struct.unpack_from(">i", params, position)
+        position += 4
+        if length < 0:
+            parts.append(b"\xff\xff\xff\xff")
+            continue
+        is_binary = bool(formats[0] if count == 1 else formats[index] if index < count else 0)
+        value = shown(params[position : position + length], is_binary)
+        parts += (len(value).to_bytes(4, "big"), value)
+        position += length
+    parts.append(params[position:])
+    return b"".join(parts)
+
+
+def encode_describe_portal(name: bytes) -> bytes:
+    """A Describe of a portal."""
+    return frame(DESCRIBE, bytes((PORTAL,)) + name + b"\x00")
+
+
 def decode_execute(body: bytes) -> Execute:
     """Read an Execute.
 
@@ -283,6 +334,17 @@ def decode_close(body: bytes) -> Close:
         ProtocolError: side=client.
     """
     return decode_describe(body)
+
+
+def decode_single(body: bytes) -> bytes:
+    """The one value of a DataRow with one column that is not NULL.
+
+    Raises:
+        ProtocolError: side=upstream; it has another shape.
+    """
+    if len(body) < 6 or body[:2] != b"\x00\x01" or int.from_bytes(body[2:6], "big", signed=True) != len(body) - 6:
+        raise ProtocolError("The database sent a row that is not of one value.", side="upstream")
+    return body[6:]
 
 
 def error_fields(body: bytes) -> dict[str, str]:

@@ -8,22 +8,42 @@ back.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from chaperone_sidecar.protocols.postgresql.classify import Classified
+from chaperone_sidecar.protocols.postgresql.plan import Plan
+
+if TYPE_CHECKING:  # they load RE2, which a gateway without masks does not carry
+    from chaperone_sidecar.protocols.postgresql.rowmask import RowMask
+    from chaperone_sidecar.protocols.postgresql.shape import Shape
 
 MAX_NAMES: Final = 4096  # prepared statements or portals of one session; drivers keep a few hundred at most
 NAME_BYTES: Final = 63  # the server tells names apart by so many bytes (NAMEDATALEN - 1) and ignores the rest
 _CLIPPED_BYTES: Final = 60  # a name in SQL from here on may have been cut in front of a letter of several bytes
 
 
-class Statement(msgspec.Struct, frozen=True, gc=False):
-    """A prepared statement as the client wrote it."""
+class Answer(msgspec.Struct, gc=False, eq=False):
+    """The result of a prepared statement, where results are masked.
+
+    `shape` is what the backend said of its columns, None until then; `asked_segment` the segment in which it was asked.
+    `masks` are those of its rows, by the formats that Bind asks for.
+    """
+
+    plan: Plan
+    shape: Shape | None = None
+    asked_segment: int = -1
+    masks: dict[tuple[int, ...], RowMask] = {}
+
+
+class Statement(msgspec.Struct, gc=False, eq=False):
+    """A prepared statement as the client wrote it, with what it means as of `generation` of the catalog."""
 
     text: bytes
     classified: Classified
+    generation: int
+    answer: Answer | None = None
 
 
 class Portal(msgspec.Struct, frozen=True, gc=False):
@@ -94,8 +114,12 @@ class Names[T]:
         if not key or len(key) >= _CLIPPED_BYTES:
             self.clear()
             return
-        self._sent.pop(key, None)
-        self._known.pop(key, None)
+        self.drop(key)
+
+    def drop(self, name: bytes) -> None:
+        """What the name stands for is not known any more."""
+        self._sent.pop(name, None)
+        self._known.pop(name, None)
 
     def clear(self) -> None:
         """A statement goes upstream that drops all names behind the protocol's back (DISCARD ALL, COMMIT, …)."""

@@ -27,11 +27,11 @@ class Ambiguous(Exception):
 
 
 class Catalog(msgspec.Struct, frozen=True):
-    """What a fresh server holds in its own schemas; written by `chaperone_tools.postgresql_catalog`."""
+    """What fresh servers of all versions hold in their own schemas; see `chaperone_tools.postgresql_catalog`."""
 
-    server: str
+    servers: dict[str, str]  # which majors it was made from, with the SHA-256 of what each answered
     relations: frozenset[str]  # tables and views of pg_catalog
-    safe_functions: frozenset[str]  # of pg_catalog: every overload only computes or reads the catalog
+    safe_functions: frozenset[str]  # of pg_catalog: in every version each overload only computes or reads the catalog
     other_functions: frozenset[str]  # of pg_catalog: all others
     safe_information_schema: frozenset[str]  # functions of information_schema
     operators: frozenset[str]  # of pg_catalog

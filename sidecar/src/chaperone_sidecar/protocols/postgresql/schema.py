@@ -1,7 +1,7 @@
 """What is known of one database's relations and types: data that was looked up there, and nothing that looks.
 
 Names are `schema.name`, as the classifier writes objects. A name that was looked up and not found is known to be
-absent; one that was not looked up raises `NotLookedUp`: nobody takes the one for the other.
+absent; one that was not looked up raises `NotLookedUp`, so that nobody takes the one for the other.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ class Column(msgspec.Struct, frozen=True, gc=False):
 class Relation(msgspec.Struct, frozen=True, gc=False):
     """A table, view, materialised view, foreign table, or composite type.
 
-    `definition` is the query of a view or materialised view with every name qualified but those of pg_catalog;
-    `children` are the relations that inherit from it and are no partitions of it.
+    `definition` is the query of a view or materialised view with every name qualified but those of pg_catalog, "" where
+    it is too long to be kept or could not be had: then nothing can be said of the view's columns. `reads` are the
+    relations in that query, at any depth, known without the text. `children` are the relations that inherit from it and
+    are no partitions of it, less temporary ones; `parent` is the partitioned table of which it is a partition.
+    `parents` are all that it inherits from or is a partition of, theirs included: its rows are theirs too.
     """
 
     oid: int
@@ -45,13 +48,16 @@ class Relation(msgspec.Struct, frozen=True, gc=False):
     columns: tuple[Column, ...]
     definition: str = ""
     children: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    parent: str = ""
+    parents: tuple[str, ...] = ()
 
 
 class Type(msgspec.Struct, frozen=True, gc=False):
-    """A type; `kind` is `pg_type.typtype`.
+    """A type; `kind` is `pg_type.typtype`, `name` is `schema.name`.
 
-    `element` is the type of an array's elements, of a range's bounds, or a domain's base; `relation` the OID of the
-    relation whose rows a composite type describes; `is_array` whether it is a true array.
+    `element` is the type of an array's elements, a multirange's ranges, a range's bounds, a domain's base. `relation`
+    is the OID of the relation whose rows a composite type describes; `is_array` whether it is a true array.
     """
 
     oid: int
@@ -109,6 +115,13 @@ class Schema:
     def add_type(self, oid: int, found: Type | None) -> None:
         """The database was asked for a type."""
         self._types[oid] = found
+
+    def has_type(self, oid: int) -> bool:
+        """Whether the type was looked up, with whatever result."""
+        return oid in self._types
+
+    def __len__(self) -> int:
+        return len(self._relations) + len(self._types)
 
     def clear(self) -> None:
         """Forget everything: something in the database may have changed."""

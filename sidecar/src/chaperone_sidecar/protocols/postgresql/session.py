@@ -7,7 +7,7 @@ upstream:
 * a simple query is classified and decided as a whole, then its intent is recorded, then it is forwarded;
 * Parse is decided when it comes; its bytes wait until a record covers them: the intent of its Execute, or, when the
   client wants an answer first (Flush, Sync), an intent of its own. Execute is decided again, since the policy may have
-  changed since Parse;
+  changed since Parse. Its bytes wait for those that came together with it, not for Sync;
 * a refused command is replaced by poison (flight.py), and what follows it is swallowed until Sync, as a server would
   do; so is what follows an error of the server's own;
 * what follows a COPY FROM STDIN waits until the backend asks for data or is done, since that decides what it means.
@@ -18,7 +18,7 @@ ends the command is given to the client.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any, Final
 
 from chaperone_sidecar.command import Access, Command, Effect, Facts, Resolution, unknown
@@ -32,7 +32,6 @@ from chaperone_sidecar.effects import (
     Hold,
     Intend,
     Intent,
-    Offload,
     OpenUpstream,
     Receipt,
     SessionEffect,
@@ -44,13 +43,13 @@ from chaperone_sidecar.effects import (
 from chaperone_sidecar.errors import LimitReached, ProtocolError, SpoolFull, UpstreamUnavailable
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
-from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import answers, messages, startup
-from chaperone_sidecar.protocols.postgresql.classify import Classified, ClassifyCache, classify, classify_apart
+from chaperone_sidecar.protocols.postgresql.classify import Classified
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, FrontendCodec
 from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
-from chaperone_sidecar.protocols.postgresql.grammar import INLINE_BYTES
-from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
+from chaperone_sidecar.protocols.postgresql.plan import UNPLANNED, Plan
+from chaperone_sidecar.protocols.postgresql.prepared import Answer, Change, Names, Portal, Statement
+from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
 
 type Effects[T] = Generator[SessionEffect, Any, T]
@@ -70,25 +69,29 @@ class Session:
     """One session; see the module's docstring.
 
     Args:
-        cache: classified texts, shared by all sessions of the process.
-        mask: the mask that every answer passes.
+        reader_of: gives the reader of texts for a database, which sessions share; it knows the masks, too.
         meter: counts what the session moves, and says when that is enough.
     """
 
-    def __init__(self, cache: ClassifyCache, mask: Mask, meter: Meter) -> None:
-        self._cache = cache
+    def __init__(self, reader_of: Callable[[str], Reader], meter: Meter) -> None:
+        self._reader_of = reader_of
+        self._reader: Reader | None = None
         self._client = FrontendCodec()
         self._flight = Flight()
         self._statements: Names[Statement] = Names()
         self._portals: Names[Portal] = Names()
+        self._cursors: Names[Plan] = Names()  # made by DECLARE, where results are masked
         self._meter = meter
-        self._upstream = UpstreamSide(BackendCodec(), self._flight, self._statements, self._portals, mask, meter)
+        self._upstream = UpstreamSide(
+            BackendCodec(), self._flight, self._statements, self._portals, self._cursors, meter
+        )
         self._receipt: Receipt | None = None
         self._is_first = True
         self._may_ask_tls = True
         self._may_ask_gssenc = True
         self._uncovered = bytearray()
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
+        self._has_waiting_execute = False  # among the bytes that wait
         self._has_open_segment = False  # extended messages came and no Sync yet
         self._copying: Step | None = None  # sent and perhaps COPY FROM STDIN; what follows waits for its answer
         self._held_syncs = 0  # came inside a COPY, where the server ignores them
@@ -114,6 +117,8 @@ class Session:
                     return
             else:
                 yield from self._message(frame)
+        if self._has_waiting_execute:  # the server would begin, and tell of an error, before any Sync comes
+            yield from self._cover()
 
     def from_upstream(self, data: bytes) -> Effects[None]:
         """Take plain bytes from the backend.
@@ -192,6 +197,10 @@ class Session:
             yield Close("upstream unavailable")
             return False
         self._receipt = opened.receipt
+        self._reader = self._reader_of(wanted.database)
+        self._upstream.on_changed = self._reader.catalog.invalidate
+        if self._reader.results is not None:
+            self._upstream.mask(self._reader.results)
         self._upstream.key = (opened.process_id, opened.secret)
         self._client.started()
         yield ToClient(answers.welcome(opened.parameters, opened.process_id, opened.secret))
@@ -210,17 +219,19 @@ class Session:
         elif kind == messages.SYNC:
             yield from self._sync(frame.raw)
         elif kind == messages.QUERY:
+            yield from self._settle_segment()
             # A server that waits for Sync skips simple queries too.
             if not self._flight.is_skipping:
-                self._need_sync()
                 yield from self._query(messages.decode_query(frame.body))
+                self._has_open_segment = False
         elif kind in _COPY:
             pass  # without a COPY under way the server ignores these too: they are late after its error
         elif kind == messages.FUNCTION_CALL:
+            yield from self._settle_segment()
             if not self._flight.is_skipping:
-                self._need_sync()
                 facts = Facts((Access(Effect.EXECUTE_CODE, "protocol:function_call"),), Resolution.NONE)
                 yield from self._query_refused(Command("function_call", bytes(frame.body), facts), _NO_FUNCTION_CALL)
+                self._has_open_segment = False
         elif not self._flight.is_skipping:
             yield from self._extended(frame)
 
@@ -279,13 +290,19 @@ class Session:
         yield ToUpstream(messages.FLUSH_FRAME, self._opened())
         yield Wait(lambda: not self._flight.is_full)
 
-    def _need_sync(self) -> None:
-        """Refuse a simple query inside an extended one.
+    def _settle_segment(self) -> Effects[None]:
+        """Have all extended messages answered that a simple query follows without Sync, as asyncpg's do.
 
-        Whether a backend that failed meanwhile runs or skips it depends on when it failed; no driver does this.
+        The server takes the query for the end of what they began, unless one of them failed: then it skips the query.
         """
-        if self._has_open_segment:
-            raise ProtocolError("A simple query follows extended messages without Sync; send Sync first.")
+        if not self._has_open_segment:
+            return
+        yield from self._cover()
+        if self._flight:
+            yield ToUpstream(messages.FLUSH_FRAME, self._opened())
+            yield Wait(lambda: not self._flight)
+        if self._has_failed():
+            self._flight.is_skipping = True
 
     # --- simple query -----------------------------------------------------------------------------------------------
 
@@ -293,7 +310,7 @@ class Session:
         yield from self._cover()
         classified = yield from self._classify(text)
         command = self._command("query", text, classified)
-        decision = yield from self._decide(command)
+        decision = yield from self._decide(command, classified)
         if decision.action is not Action.ALLOW:
             yield from self._query_refused(command, decision)
             return
@@ -301,8 +318,9 @@ class Session:
         if intent is None:
             yield from self._query_poisoned(answers.spool_full())
             return
-        self._forget_names(classified)
         step = Step("query", self._flight.segment, intent=intent, is_unread=classified.is_unread)
+        yield from self._plan(step, classified.plans)
+        self._forget_names(classified)
         self._flight.add(step)
         if classified.may_copy_in:
             self._copying = step
@@ -317,7 +335,7 @@ class Session:
 
     def _query_poisoned(self, refusal: bytes) -> Effects[None]:
         """Refuse at once where nothing is under way; otherwise in the backend's order, with its transaction aborted."""
-        if not self._flight and self._upstream.status == messages.IDLE:
+        if not self._flight and not self._has_open_segment and self._upstream.status == messages.IDLE:
             yield ToClient(refusal + answers.ready_for_query(messages.IDLE))
             return
         self._flight.add(Step("query", self._flight.segment, refusal=refusal))
@@ -351,12 +369,12 @@ class Session:
             return
         classified = yield from self._classify(message.query)
         command = self._command("parse", message.query, classified)
-        decision = yield from self._decide(command)
+        decision = yield from self._decide(command, classified)
         if decision.action is not Action.ALLOW:
             intent = yield from self._intend(command, decision)
             yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
             return
-        statement = Statement(message.query, classified)
+        statement = Statement(message.query, classified, self._generation(), self._answer(classified))
         change = self._statements.send(message.statement, statement, self._flight.segment)
         step = Step("parse", self._flight.segment, statement=change)
         self._uncovered_parses.append((step, command, decision))
@@ -382,12 +400,16 @@ class Session:
             yield from self._poison(answers.unknown_portal(message.portal))
             return
         statement = portal.statement
+        yield from self._refresh(statement)
         command = self._command("execute", statement.text, statement.classified, portal.params)
-        decision = yield from self._decide(command)
+        decision = yield from self._decide(command, statement.classified)
         intent = yield from self._intend(command, decision)
         if intent is None or decision.action is not Action.ALLOW:
             yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
             return
+        step = Step("execute", self._flight.segment, intent=intent, is_unread=statement.classified.is_unread)
+        if self._upstream.results is not None:
+            yield from self._plan_execute(step, message.portal, portal)
         self._forget_names(statement.classified)
         self._uncovered_parses = [
             waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
@@ -397,8 +419,8 @@ class Session:
             # Else the backend would keep the end of a command to itself while it runs the next, and what it says to a
             # COPY while it waits for the data.
             raw += messages.FLUSH_FRAME
-        step = Step("execute", self._flight.segment, intent=intent, is_unread=statement.classified.is_unread)
         yield from self._later(step, raw)
+        self._has_waiting_execute = True
         if may_copy_in:
             yield from self._cover()
             self._copying = step
@@ -407,7 +429,13 @@ class Session:
         names: Names[Any] = self._statements if message.kind == messages.STATEMENT else self._portals
         yield from self._settle(names, message.name)
         # A name that only the backend knows is one that SQL made (DECLARE), and that was decided then.
-        yield from self._later(Step("describe", self._flight.segment), raw)
+        step = Step("describe", self._flight.segment)
+        found = names.find(message.name)
+        statement = found.statement if isinstance(found, Portal) else found
+        if statement is not None and statement.answer is not None:
+            step.answer = statement.answer
+            statement.answer.asked_segment = self._flight.segment
+        yield from self._later(step, raw)
 
     def _close(self, message: messages.Close, raw: bytes) -> Effects[None]:
         step = Step("close", self._flight.segment)
@@ -461,6 +489,7 @@ class Session:
         for step, command, decision in self._uncovered_parses:
             step.intent = yield Intend(command, decision)
         self._uncovered_parses.clear()
+        self._has_waiting_execute = False
         if self._uncovered:
             waiting, self._uncovered = self._uncovered, bytearray()
             yield ToUpstream(waiting, self._opened())
@@ -475,22 +504,38 @@ class Session:
     # --- the stages before upstream ---------------------------------------------------------------------------------
 
     def _classify(self, text: bytes) -> Effects[Classified]:
-        found = self._cache.find(text)
-        if found is not None:
-            return found
-        if len(text) <= INLINE_BYTES:
-            classified = classify(text)
-        else:
-            classified = yield Offload(lambda: classify_apart(text))
-        self._cache.keep(text, classified)
-        return classified
+        reader = self._opened_reader()
+        if self._upstream.changing_segment >= 0:
+            return (yield from reader.read_unsettled(text))
+        found = reader.find(text)
+        return found if found is not None else (yield from reader.read(text))
+
+    def _refresh(self, statement: Statement) -> Effects[None]:
+        """What a prepared statement means may have changed since it was read."""
+        if statement.generation == self._generation() and self._upstream.changing_segment < 0:
+            return
+        statement.classified = yield from self._classify(statement.text)
+        statement.generation = self._generation()
+        statement.answer = self._answer(statement.classified)
 
     def _command(self, kind: str, text: bytes, classified: Classified, params: bytes = b"") -> Command:
         facts = unknown(_CHANGED_READING) if self._reading_changed else classified.facts
-        return Command(kind, text, facts, params, self._upstream.status != messages.IDLE)
+        in_transaction = self._upstream.status != messages.IDLE
+        results = self._upstream.results
+        if results is None:
+            return Command(kind, text, facts, params, in_transaction)
+        conceals = classified.conceals
+        shown = results.shown_text(text, conceals=conceals)
+        return Command(
+            kind, text, facts, params, in_transaction, shown, results.shown_params(params, conceals=conceals)
+        )
 
-    def _decide(self, command: Command) -> Effects[Decision]:
+    def _decide(self, command: Command, classified: Classified) -> Effects[Decision]:
         decision: Decision = yield Ask(command)
+        if classified.unmaskable and decision.action is not Action.DENY:
+            return Decision(
+                Action.DENY, "", "unmaskable", classified.unmaskable, decision.revision, answers.UNMASKABLE_HINT
+            )
         if decision.action is Action.REQUIRE_APPROVAL:
             decision = yield Hold(command, decision)
         if decision.action is Action.ALLOW and command.kind != "parse":  # what is prepared counts when it runs
@@ -505,8 +550,69 @@ class Session:
             return None
         return intent
 
+    def _plan(self, step: Step, plans: tuple[Plan, ...]) -> Effects[None]:
+        """Say how the results of a simple query's statements are masked."""
+        if not plans:
+            return
+        declared: dict[str, Plan] = {}
+        cursors: list[Change[Plan]] = []
+        found = []
+        for plan in plans:
+            followed = plan
+            if plan.cursor:
+                followed = declared.get(plan.cursor) or (yield from self._plan_of_cursor(plan.cursor))
+            elif plan.declares:
+                declared[plan.declares] = plan
+                cursors.append(self._cursors.send(plan.declares.encode(), plan, self._flight.segment))
+            found.append(followed)
+        step.plans, step.cursors = tuple(found), tuple(cursors)
+
+    def _plan_execute(self, step: Step, name: bytes, portal: Portal) -> Effects[None]:
+        """Say how the result of an Execute is masked; ask the backend for its shape where nobody has."""
+        answer = portal.statement.answer
+        if answer is None:
+            return
+        plan = answer.plan
+        if plan.cursor:  # its rows have another shape with each cursor of the name
+            answer = Answer((yield from self._plan_of_cursor(plan.cursor)))
+        elif plan.declares:
+            step.cursors = (self._cursors.send(plan.declares.encode(), plan, self._flight.segment),)
+            step.plans = (plan,)
+        step.answer = answer
+        step.formats = messages.result_formats(portal.params)
+        if answer.shape is None and answer.asked_segment != self._flight.segment:
+            answer.asked_segment = self._flight.segment
+            asked = Step("describe", self._flight.segment, answer=answer, is_hidden=True)
+            yield from self._later(asked, messages.encode_describe_portal(name))
+
+    def _plan_of_cursor(self, name: str) -> Effects[Plan]:
+        """The plan of what FETCH reads: a portal of the protocol, or a cursor that DECLARE made."""
+        key = name.encode()
+        yield from self._settle(self._portals, key)
+        yield from self._settle(self._cursors, key)
+        portal, cursor = self._portals.find(key), self._cursors.find(key)
+        if portal is not None:
+            answer = portal.statement.answer
+            return answer.plan if cursor is None and answer is not None else UNPLANNED
+        return cursor or UNPLANNED
+
+    def _answer(self, classified: Classified) -> Answer | None:
+        if self._upstream.results is None:
+            return None
+        return Answer(classified.plans[0] if len(classified.plans) == 1 else UNPLANNED)
+
+    def _generation(self) -> int:
+        return self._opened_reader().generation
+
+    def _opened_reader(self) -> Reader:
+        if self._reader is None:
+            raise ProtocolError("The session has not started.")
+        return self._reader
+
     def _forget_names(self, classified: Classified) -> None:
         """A statement goes upstream that changes what names or strings mean."""
+        if changes_schema(classified.facts):
+            self._upstream.changing_segment = self._flight.segment
         if classified.changes_reading:
             self._reading_changed = True
         if not classified.changes_names and not classified.changes_portals:

@@ -38,7 +38,7 @@ _PASSED: Final = frozenset(
         "timezone",
     }
 )
-_UTF8: Final = frozenset({"utf8", "utf-8", "unicode", "'utf-8'", "'utf8'"})
+_UTF8: Final = frozenset({"utf8", "unicode"})  # less what the server overlooks in a name: all but letters and digits
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -67,7 +67,7 @@ def check(message: StartupMessage) -> Wanted:
     for name in options:
         del given[name]
     encoding = given.pop("client_encoding", "UTF8")
-    if encoding.lower() not in _UTF8:
+    if "".join(filter(str.isalnum, encoding.lower())) not in _UTF8:
         raise ProtocolError(f'client_encoding "{encoding}" is not supported; use UTF8.')
     passed = []
     for name, value in given.items():

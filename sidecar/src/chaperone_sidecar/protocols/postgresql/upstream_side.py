@@ -12,18 +12,21 @@ are brought together again (`_end_cut`), or the session ends.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, Final, Literal
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from chaperone_sidecar.effects import CancelUpstream, Close, Conclude, Receipt, SessionEffect, ToClient, ToUpstream
-from chaperone_sidecar.errors import LimitReached, ProtocolError
+from chaperone_sidecar.errors import LimitReached, ProtocolError, Unmaskable
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
-from chaperone_sidecar.masking import Mask
 from chaperone_sidecar.protocols.postgresql import answers, messages
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
 from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
+from chaperone_sidecar.protocols.postgresql.plan import Plan
 from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
+
+if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
+    from chaperone_sidecar.protocols.postgresql.results import Results
 
 MAX_ENDING_BYTES: Final = 64 << 10  # asynchronous messages kept back with an ending; more of them go ahead of it
 _FATAL: Final = frozenset({"FATAL", "PANIC"})
@@ -40,15 +43,16 @@ class UpstreamSide:
         flight: Flight,
         statements: Names[Statement],
         portals: Names[Portal],
-        mask: Mask,
+        cursors: Names[Plan],
         meter: Meter,
     ) -> None:
         self._codec = codec
         self._flight = flight
         self._statements = statements
         self._portals = portals
-        self._mask = mask
+        self._cursors = cursors
         self._meter = meter
+        self.results: Results | None = None  # the masks, where there are any
         self._out = bytearray()
         self._ending = b""
         self._behind = b""  # asynchronous messages that came after the ending
@@ -56,6 +60,8 @@ class UpstreamSide:
         self._is_last = False  # the backend has said that it ends the session
         self._must_stop = False  # a command was cut and may still run
         self._owes_tail = False  # the client has the beginning of a row whose command was cut
+        self.changing_segment = -1  # the last in which something may have changed the schema, and is not committed
+        self.on_changed: Callable[[], None] = lambda: None
         self.key = (0, b"")  # by which the gateway cancels what this session runs
         self.status = messages.IDLE
         self.copy_receipt: Receipt | None = None
@@ -70,9 +76,15 @@ class UpstreamSide:
         codec.feed(data)
         while (item := codec.next()) is not None:
             if isinstance(item, Rows):
-                self._rows(item)
+                if self.results is None:
+                    self._rows(item)
+                else:
+                    yield from self._masked_rows(self.results, item)
             elif item.type in messages.DETAILS:  # the most frequent ones, and they record nothing
-                self._detail(self._step(item.type), item)
+                step = self._step(item.type)
+                if self.results is not None:
+                    yield from self._described(self.results, step, item)
+                self._detail(step, item)
             else:
                 yield from self._frame(item)
         if self._out:
@@ -100,7 +112,7 @@ class UpstreamSide:
             self._cut(step, reached)
             yield from self._stop()
 
-    def _cut(self, step: Step, reached: Reached) -> None:
+    def _cut(self, step: Step, reached: Reached | Unmaskable) -> None:
         step.cut = reached
         step.code = reached.rule
         if step is self._flight.first():
@@ -124,24 +136,75 @@ class UpstreamSide:
     def _drop(self, rows: Rows) -> None:
         """Rows of a command that was cut; a row that the client has begun to read is the last that it gets."""
         if self._owes_tail:
-            self._out += self._mask.rows(rows.data[: rows.tail])
+            self._out += rows.data[: rows.tail]
             self._owes_tail = rows.tail == len(rows.data)
 
     def _rows(self, rows: Rows) -> None:
+        step = self._row_step()
+        if step.cut is None and self._count(step, rows):
+            self._out += rows.data
+        else:
+            self._drop(rows)
+
+    def _row_step(self) -> Step:
         step = self._flight.first()
         if step is None or step.kind not in ("query", "execute") or step.refusal:
             raise _unexpected("a row")
         self._release_ending()
-        if step.cut is None:
-            data, count = rows.data, step.rows + rows.count
-            reached = self._meter.take(count, len(data), self._codec.row_bytes_left)
-            if reached is None:
-                step.rows = count
-                step.size_bytes += len(data)
-                self._out += self._mask.rows(data)
-                return
+        return step
+
+    def _count(self, step: Step, rows: Rows) -> bool:
+        """Count rows, or cut their command: they must not be passed on."""
+        data, count = rows.data, step.rows + rows.count
+        reached = self._meter.take(count, len(data), self._codec.row_bytes_left)
+        if reached is not None:
             self._cut(step, reached)
-        self._drop(rows)
+            return False
+        step.rows = count
+        step.size_bytes += len(data)
+        return True
+
+    # --- masked results ---------------------------------------------------------------------------------------------
+
+    def mask(self, results: Results) -> None:
+        """From now on results are masked; rows are looked at whole."""
+        self.results = results
+        self._codec.long_row_bytes = results.max_row_bytes
+
+    def _masked_rows(self, results: Results, rows: Rows) -> Effects[None]:
+        step = self._row_step()
+        if step.cut is not None or not self._count(step, rows):
+            self._owes_tail = False  # the client never has the beginning of a row
+            return
+        try:
+            if self._codec.row_bytes_left:
+                raise results.too_long()
+            if step.mask is None:
+                step.mask = yield from results.of_execute(step)
+            self._out += yield from results.rows(step.mask, rows.data)
+        except Unmaskable as error:
+            self._cut(step, error)
+            self._owes_tail = False
+
+    def _described(self, results: Results, step: Step, frame: Frame) -> Effects[None]:
+        """Learn from the backend what comes, before it comes."""
+        if step.cut is not None or step.refusal:
+            return
+        try:
+            if frame.type == messages.ROW_DESCRIPTION:
+                yield from results.described(step, bytes(frame.raw))
+            elif frame.type == messages.NO_DATA:
+                results.described_as_empty(step)
+            elif frame.type == messages.COPY_OUT_RESPONSE:
+                step.mask = yield from results.of_copy(step, bytes(frame.raw))
+            elif frame.type == messages.COPY_DONE:
+                self._out += results.finish(step)
+        except Unmaskable as error:
+            self._cut(step, error)
+            self._owes_tail = False
+
+    def _masked_text(self, raw: bytes) -> bytes:
+        return raw if self.results is None else self.results.text(raw)
 
     def _step(self, kind: int) -> Step:
         """The step that a message belongs to."""
@@ -153,13 +216,13 @@ class UpstreamSide:
     def _frame(self, frame: Frame) -> Effects[None]:
         kind = frame.type
         if kind in messages.ASYNCHRONOUS:
-            self._asynchronous(kind, bytes(self._mask.text(frame.raw)))
+            self._asynchronous(kind, self._masked_text(frame.raw))
             return
         if kind == messages.ERROR_RESPONSE:
             # The backend ends the session on its own (shutdown, idle timeout): its last words are for the client.
             self._is_last = messages.error_fields(frame.body).get("V") in _FATAL
             if not self._flight:
-                self._out += self._mask.text(frame.raw)
+                self._out += self._masked_text(frame.raw)
                 return
         step = self._step(kind)
         if kind == messages.ERROR_RESPONSE:
@@ -201,7 +264,8 @@ class UpstreamSide:
             self._must_stop |= step.cut is not None
         if step.cut is not None:
             return
-        self._out += frame.raw
+        if not step.is_hidden:
+            self._out += frame.raw
         if step.kind == "describe" and frame.type in (messages.ROW_DESCRIPTION, messages.NO_DATA):
             self._flight.finish()
 
@@ -221,6 +285,7 @@ class UpstreamSide:
             raise _unexpected(f"the end of a command in answer to {step.kind}")
         self.copy_receipt = None
         step.endings += 1
+        step.mask = None
         if step.kind == "query":
             if step.cut is None:
                 self._release_ending()
@@ -233,7 +298,7 @@ class UpstreamSide:
         yield from self._conclude(step, "ok")
         self._out += frame.raw
 
-    def _end_cut(self, step: Step, reached: Reached) -> Effects[None]:
+    def _end_cut(self, step: Step, reached: Reached | Unmaskable) -> Effects[None]:
         """The backend completed a command that the client is told has failed: make both agree again.
 
         With Sync next, both do. With nothing on its way, poison fails at the backend in the client's place. Where other
@@ -251,7 +316,7 @@ class UpstreamSide:
             self._out += error
         else:
             yield ToClient(self._out)  # answers of commands before it
-            raise LimitReached(reached)
+            raise reached if isinstance(reached, Unmaskable) else LimitReached(reached)
 
     def _error(self, step: Step, frame: Frame) -> Effects[None]:
         self.copy_receipt = None
@@ -262,7 +327,7 @@ class UpstreamSide:
             text = answers.cut(cut, is_complete=False)
             step.code = cut.rule
         else:
-            text = step.refusal or bytes(self._mask.text(frame.raw))
+            text = step.refusal or self._masked_text(frame.raw)
             step.code = messages.sqlstate(frame.body)
         if step.kind == "query":
             self._release_ending()
@@ -290,6 +355,9 @@ class UpstreamSide:
         self._flight.finish()
         self.copy_receipt = None
         self.status = messages.transaction_status(frame.body)
+        if self.status == messages.IDLE and 0 <= self.changing_segment <= step.segment:
+            self.changing_segment = -1
+            self.on_changed()
         if step.kind == "query":
             yield from self._conclude(step, "error" if step.code else "ok")
             if step.cut is not None and not self._ending:
@@ -298,6 +366,13 @@ class UpstreamSide:
         self._out += frame.raw
 
     def _conclude(self, step: Step, status: Literal["ok", "error", "aborted"]) -> Effects[None]:
+        for cursor in step.cursors:
+            if status == "ok":
+                self._cursors.confirm(cursor)
+            elif len(step.plans) == 1:
+                self._cursors.take_back(cursor)
+            else:  # which of the text's statements stand is not known
+                self._cursors.drop(cursor.name)
         if step.intent is not None:
             yield Conclude(step.intent, status, step.code, step.rows, step.size_bytes)
 

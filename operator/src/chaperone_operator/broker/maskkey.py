@@ -1,0 +1,88 @@
+"""The keys of masks with method Hash: one master key, made once and kept in a Secret; one derived key a namespace.
+
+The same value has the same hash wherever a namespace meets it, so that joins work, and another one in every other
+namespace, so that two tenants cannot compare what they hold. Lose the Secret, and hashes of before match none of after.
+Nothing in this file logs or raises anything that came out of the Secret.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+from typing import Final
+
+import msgspec
+
+from chaperone_operator.broker.errors import CannotStart
+from chaperone_operator.kube import SECRETS, ApiError, Client, Object
+
+SECRET: Final = "chaperone-mask-key"  # noqa: S105 - a name
+FIELD: Final = "key"
+MASTER_BYTES: Final = 32  # as many as HMAC-SHA-256 gives; more adds nothing
+DOMAIN: Final = b"chaperone.dev/mask-key/v1\n"  # so that the master may serve other ends one day, with other keys
+
+
+class MaskKey(msgspec.Struct, frozen=True):
+    """The answer to `GET /v1/mask-key`: base64. Its repr shows nothing of the key."""
+
+    key: str
+
+    def __repr__(self) -> str:
+        return "MaskKey()"
+
+
+class MaskKeys:
+    """The master key, in memory."""
+
+    def __init__(self, master: bytes) -> None:
+        self._master = master
+
+    def give(self, namespace: str) -> MaskKey:
+        """The key of a namespace."""
+        key = hmac.new(self._master, DOMAIN + namespace.encode(), hashlib.sha256).digest()
+        return MaskKey(base64.b64encode(key).decode("ascii"))
+
+
+async def load(client: Client, namespace: str) -> MaskKeys:
+    """The keys of the Secret; made and stored when there is none yet.
+
+    Raises:
+        CannotStart: the Secret cannot be read, written or used.
+    """
+    try:
+        secret = await _read_or_make(client, namespace)
+    except ApiError as error:
+        raise CannotStart(f"The Secret {namespace}/{SECRET} cannot be read or made: {error}") from error
+    try:
+        master = base64.b64decode(secret["data"][FIELD], validate=True)
+    except (KeyError, TypeError, ValueError, binascii.Error):
+        master = b""
+    if len(master) != MASTER_BYTES:
+        # The cause is dropped: it may quote the key.
+        raise CannotStart(
+            f"The Secret {namespace}/{SECRET} holds no key of {MASTER_BYTES} bytes; restore it, or delete it: the "
+            "broker then makes a new one, and hashes differ from those before."
+        ) from None
+    return MaskKeys(master)
+
+
+async def _read_or_make(client: Client, namespace: str) -> Object:
+    try:
+        return await client.get(SECRETS, SECRET, namespace)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+    made = {
+        "metadata": {"name": SECRET, "namespace": namespace},
+        "type": "Opaque",
+        "data": {FIELD: base64.b64encode(secrets.token_bytes(MASTER_BYTES)).decode("ascii")},
+    }
+    try:
+        return await client.create(SECRETS, made, namespace)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+    return await client.get(SECRETS, SECRET, namespace)  # another replica was faster; its key is the one

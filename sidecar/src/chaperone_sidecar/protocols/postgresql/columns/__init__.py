@@ -1,0 +1,1 @@
+"""Where columns come from: the parts of `lineage.trace`. See LINEAGE.md."""

@@ -1,0 +1,59 @@
+"""The readers of a gateway: for each target and database one, with its catalog and the masks of policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chaperone_sidecar.catalog import Catalog, Catalogs
+from chaperone_sidecar.config import Target
+from chaperone_sidecar.protocols.postgresql.reading import Reader
+
+if TYPE_CHECKING:
+    from chaperone_sidecar.masking.mask import Masker
+
+
+class Readers:
+    """What sessions of one target and database share.
+
+    Args:
+        catalogs: what is known of the databases.
+    """
+
+    def __init__(self, catalogs: Catalogs) -> None:
+        self._catalogs = catalogs
+        self._readers: dict[tuple[str, str], Reader] = {}
+        self._maskers: dict[str, Masker] = {}
+
+    def of(self, target: Target, database: str, mask_key: bytes) -> Reader:
+        """The reader for a database as the client names it; masks that hash need the namespace's key.
+
+        Raises:
+            ConfigError: masks that cannot be obeyed; nothing may be shown then.
+        """
+        database = target.upstream.database or database
+        catalog = self._catalogs.of(target, database)
+        found = self._readers.get((target.name, database))
+        if found is None or found.catalog is not catalog:  # its catalog was given up for others
+            found = self._make(target, catalog, mask_key)
+            self._readers[(target.name, database)] = found
+        return found
+
+    def clear(self) -> None:
+        """Another configuration is in force."""
+        self._readers.clear()
+        self._maskers.clear()
+
+    def _make(self, target: Target, catalog: Catalog, mask_key: bytes) -> Reader:
+        masks = target.masks
+        if not masks.rules and not masks.classified:
+            return Reader(catalog)
+        # RE2 takes 5 MiB: a gateway without masks does not load it.
+        from chaperone_sidecar.masking.mask import Masker  # noqa: PLC0415
+        from chaperone_sidecar.protocols.postgresql.plan import Planner  # noqa: PLC0415
+        from chaperone_sidecar.protocols.postgresql.results import Results  # noqa: PLC0415
+
+        masker = self._maskers.get(target.name)
+        if masker is None:
+            masker = self._maskers[target.name] = Masker(masks.rules, masks.classified, mask_key)
+        planner = Planner(masker, masks.unmaskable)
+        return Reader(catalog, planner, Results(masker, planner, catalog), has_columns=masker.has_columns)

@@ -1,0 +1,38 @@
+"""Every target is fuzzed for a while in a process of its own; `make fuzz` does it for longer."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FUZZ = Path(__file__).parents[1] / "fuzz" / "fuzz.py"
+SECONDS = float(os.environ.get("CHAPERONE_FUZZ_S", "60"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + 120)
+def test_nothing_is_found_by_fuzzing(tmp_path: Path) -> None:
+    sys.path.insert(0, str(FUZZ.parent))
+    from fuzz import last_input
+    from targets import TARGETS
+
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, str(FUZZ), name, str(SECONDS), str(os.getpid()), str(tmp_path / name)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for name in TARGETS
+    }  # fmt: skip
+    found = {}
+    for name, process in running.items():
+        output, _ = process.communicate(timeout=SECONDS + 100)
+        print(output[-2000:])
+        if process.returncode < 0:
+            found[name] = f"ended by signal {-process.returncode} at {last_input(tmp_path / name)!r}"
+        elif process.returncode:
+            found[name] = output[-4000:]
+    assert found == {}
