@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
 
 # Statements whose rows do not derive from any table, whatever they are called with.
 _TABLELESS: Final = frozenset({"VariableShowStmt"})
+_HOLD: Final = 0x20  # CURSOR_OPT_HOLD of the grammar's version
 # Samples of other tables' values and other people's statements: sensitive wherever a column is.
 _SAMPLES: Final = frozenset(
     {
@@ -46,7 +47,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     `classes` says how each output column is masked, None that no number of columns is known; then rows may come only
     where `is_tableless`. `origins` are the base columns of each output, for comparison with what the server says, and
     `direct` whether it is the value of one as it stands. `cursor` is the cursor whose rows a FETCH returns, `declares`
-    the one that this statement makes, `copy` the tree of a COPY.
+    the one that this statement makes, which outlives its transaction where `is_held`; `copy` is the tree of a COPY.
     """
 
     classes: tuple[ColumnClass | None, ...] | None = None
@@ -55,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     is_tableless: bool = False
     cursor: str = ""
     declares: str = ""
+    is_held: bool = False
     copy: dict[str, Any] | None = None
 
 
@@ -91,6 +93,7 @@ class Planner:
             is_tableless=kind in _TABLELESS,
             direct=() if outputs is None else tuple(output.is_direct for output in outputs),
             declares=node.get("portalname", "") if kind == "DeclareCursorStmt" else "",
+            is_held=kind == "DeclareCursorStmt" and bool(node.get("options", 0) & _HOLD),
             copy=node if kind == "CopyStmt" else None,
         )
 

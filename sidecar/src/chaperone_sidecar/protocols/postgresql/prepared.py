@@ -8,6 +8,7 @@ back.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -120,6 +121,12 @@ class Names[T]:
         """What the name stands for is not known any more."""
         self._sent.pop(name, None)
         self._known.pop(name, None)
+
+    def keep(self, is_kept: Callable[[T], bool]) -> None:
+        """Forget the names whose value, as sent or as known, is not to be kept."""
+        for name, change in tuple(self._sent.items()):
+            if change.value is not None and not is_kept(change.value):
+                self.drop(name)
 
     def clear(self) -> None:
         """A statement goes upstream that drops all names behind the protocol's back (DISCARD ALL, COMMIT, …)."""

@@ -7,7 +7,7 @@ where columns are masked, a second parse for the lineage.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+from collections.abc import Callable, Collection, Generator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -48,10 +48,9 @@ _UNSETTLED: Final = (
 _UNREAD: Final = "The statement was not understood, so which columns it shows is not known."
 # Effects behind which there may be rows or values that no table of the text names.
 _HIDING: Final = frozenset({Effect.EXECUTE_CODE, Effect.EXTERNAL_IO, Effect.UNKNOWN, Effect.SCHEMA})
-# What changes the schema, or may.
-_CHANGING: Final = frozenset(
-    {Effect.SCHEMA, Effect.DESTROY, Effect.PRIVILEGE, Effect.EXECUTE_CODE, Effect.EXTERNAL_IO, Effect.UNKNOWN}
-)
+# What changes the schema, or may. A function that the database's owner made is taken not to: it would cost each call
+# all that is known, and what it did is seen when the catalog is asked again.
+_CHANGING: Final = frozenset({Effect.SCHEMA, Effect.DESTROY, Effect.PRIVILEGE, Effect.EXTERNAL_IO, Effect.UNKNOWN})
 
 
 class Catalog(Protocol):
@@ -132,6 +131,9 @@ class Reader:
             classified = msgspec.structs.replace(classified, facts=facts)
         if self._has_columns:
             classified = yield from self._planned(text, classified, is_known=is_known)
+        elif self.planner is not None and any(statement.kind == "copy_out" for statement in classified.statements):
+            traced = yield from self._trace(text, lambda _tree: Lineage())
+            classified = msgspec.structs.replace(classified, plans=traced[0] if traced is not None else ())
         if self.find(text) is None and generation == self.catalog.generation and is_known:
             self._cache.keep(text, classified)
         return classified
@@ -143,9 +145,13 @@ class Reader:
             classified = classify(text)
         else:
             classified = yield Offload(lambda: classify_apart(text))
-        if self._has_columns and (relations_of(classified.facts) or _hides(classified)):
-            return msgspec.structs.replace(classified, unmaskable=self._said(_UNSETTLED))
-        return classified
+        names = relations_of(classified.facts)
+        is_known = yield from self._learn(names)
+        facts = resolve(classified.facts, self.catalog.schema) if is_known else _unresolved(classified.facts)
+        if facts.resolution is Resolution.CATALOG:  # what was before is looked through; what is now was not seen
+            facts = msgspec.structs.replace(facts, resolution=Resolution.SYNTACTIC)
+        why = self._said(_UNSETTLED) if self._has_columns and (names or _hides(classified)) else ""
+        return msgspec.structs.replace(classified, facts=facts, unmaskable=why)
 
     def _learn(self, names: Collection[str]) -> Reads[bool]:
         schema = self.catalog.schema
@@ -167,7 +173,7 @@ class Reader:
             return (
                 replace(classified, unmaskable=self._said(_NO_CATALOG)) if names or _hides(classified) else classified
             )
-        traced = yield from self._trace(text)
+        traced = yield from self._trace(text, lambda tree: lineage.trace(tree, self.catalog.schema))
         if traced is None:
             return replace(classified, unmaskable=self._said(_NO_CATALOG))
         plans, lineages = traced
@@ -177,12 +183,14 @@ class Reader:
             classified, facts=facts, plans=plans, unmaskable=why, conceals=self._conceals(classified.facts, lineages)
         )
 
-    def _trace(self, text: bytes) -> Reads[tuple[tuple[Plan, ...], list[Lineage]] | None]:
+    def _trace(
+        self, text: bytes, trace: Callable[[dict[str, Any]], Lineage]
+    ) -> Reads[tuple[tuple[Plan, ...], list[Lineage]] | None]:
         """Plans and lineages of the text's statements; None when the catalog cannot say what is needed."""
-        planner, schema = self.planner, self.catalog.schema
+        planner = self.planner
 
         def work(trees: list[dict[str, Any]]) -> tuple[tuple[Plan, ...], list[Lineage]]:
-            lineages = [lineage.trace(tree["stmt"], schema) for tree in trees]
+            lineages = [trace(tree["stmt"]) for tree in trees]
             pairs = zip(trees, lineages, strict=True)
             plans = tuple(planner.plan(tree["stmt"], one) for tree, one in pairs) if planner else ()
             return plans, lineages
@@ -230,7 +238,15 @@ class Reader:
 
 def changes_schema(facts: Facts) -> bool:
     """Whether the command may make the catalog another one."""
-    return any(access.effect in _CHANGING for access in facts.accesses)
+    return any(
+        access.effect in _CHANGING or (access.effect is Effect.EXECUTE_CODE and access.object.startswith("language:"))
+        for access in facts.accesses
+    )
+
+
+def runs_code(facts: Facts) -> bool:
+    """Whether the command runs code that its text does not show."""
+    return any(access.effect in (Effect.EXECUTE_CODE, Effect.UNKNOWN) for access in facts.accesses)
 
 
 def _hides(classified: Classified) -> bool:

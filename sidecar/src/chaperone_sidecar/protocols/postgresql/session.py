@@ -49,7 +49,7 @@ from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Fr
 from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
 from chaperone_sidecar.protocols.postgresql.plan import UNPLANNED, Plan
 from chaperone_sidecar.protocols.postgresql.prepared import Answer, Change, Names, Portal, Statement
-from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema
+from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema, runs_code
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
 
 type Effects[T] = Generator[SessionEffect, Any, T]
@@ -613,6 +613,8 @@ class Session:
         """A statement goes upstream that changes what names or strings mean."""
         if changes_schema(classified.facts):
             self._upstream.changing_segment = self._flight.segment
+        if self._upstream.results is not None and runs_code(classified.facts):
+            self._cursors.clear()  # it may close one and open another of its name
         if classified.changes_reading:
             self._reading_changed = True
         if not classified.changes_names and not classified.changes_portals:
@@ -622,11 +624,15 @@ class Session:
                 self._statements.forget(statement.name)
             elif statement.kind in ("declare", "close"):
                 self._portals.forget(statement.name)
+                if statement.kind == "close":
+                    self._cursors.forget(statement.name)
             elif statement.kind in ("commit", "rollback"):  # drops all portals
                 self._portals.clear()
+                self._cursors.keep(lambda plan: plan.is_held)
             elif statement.kind == "discard" and statement.name == "all":
                 self._statements.clear()
                 self._portals.clear()
+                self._cursors.clear()
 
     def _opened(self) -> Receipt:
         if self._receipt is None:
