@@ -12,7 +12,6 @@ from typing import Any, Final, Literal
 import msgspec
 
 from chaperone_sidecar.errors import Unmaskable
-from chaperone_sidecar.masking.carry import escape, unescape
 
 type Format = Literal["text", "csv", "binary"]
 type Node = dict[str, Any]
@@ -22,6 +21,10 @@ type Node = dict[str, Any]
 PLAIN_NULLS: Final = frozenset({b"\\N", b"", b"NULL", b"null", b"NA", b"-"})
 _TRUE: Final = frozenset({"true", "on", "1", "match"})
 _FALSE: Final = frozenset({"false", "off", "0"})
+_ESCAPED: Final = re.compile(rb"\\(.)", re.DOTALL)
+_TO_ESCAPE: Final = re.compile(rb"[\\\b\f\n\r\t\v]")
+_ESCAPES: Final = {b"b": b"\b", b"f": b"\f", b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v"}
+_LETTERS: Final = {value: b"\\" + letter for letter, value in _ESCAPES.items()} | {b"\\": b"\\\\"}
 _HARMLESS: Final = frozenset({"force_quote", "freeze", "force_not_null", "force_null", "default"})
 
 
@@ -191,3 +194,15 @@ class Lines:
         if before.startswith(form.quote) or value == form.null or self._signs.search(value):
             return form.quote + self._to_escape.sub(lambda match: form.escape + match.group(), value) + form.quote
         return value
+
+
+def unescape(field: bytes) -> bytes:
+    """Undo the escapes that COPY TO writes; the same object comes back when there are none."""
+    if b"\\" not in field:
+        return field
+    return _ESCAPED.sub(lambda match: _ESCAPES.get(match.group(1), match.group(1)), field)
+
+
+def escape(value: bytes) -> bytes:
+    """Write a value as a field of COPY's text format."""
+    return _TO_ESCAPE.sub(lambda match: _LETTERS[match.group()], value)
