@@ -231,6 +231,9 @@ def _work(story: Story) -> None:
     story.run(*AGENT, "--", "id", shows=("uid=0(root)",))
     _psql(story, "SELECT id, item, cents FROM orders ORDER BY id", shows=("engine", "(4 rows)"))
     _psql(story, "SELECT * FROM secrets", shows=(DENIED, 'rule "uncovered"'), hides=("not for agents",), status=1)
+    _psql(story, "SELECT name, email FROM customers ORDER BY id", shows=("a***@example.org",), hides=("ada.king",))
+    _psql(story, "SELECT name, upper(email) AS x FROM customers", shows=("[email]",), hides=("ADA.KING",))
+    _psql(story, "SELECT name FROM customers WHERE email LIKE 'a%'", shows=(DENIED, "read_sensitive"), status=1)
     _psql(story, "DROP TABLE orders", shows=(DENIED, "Ask the DBA on call."), status=1)
     _psql(story, "UPDATE invoices SET paid = true WHERE id = 1", shows=("UPDATE 1",))
     story.chapter("A program of the agent: psycopg, in a transaction, refused in between and still in step")
@@ -321,11 +324,11 @@ def _audit(story: Story, kubectl: Kubectl, pod: Mapping[str, Any], system_namesp
 
 
 def _not_recorded(kubectl: Kubectl, pod: str) -> str:
-    """What the collector lacks of the story: five sessions, all closed, three of them with a refusal."""
+    """What the collector lacks of the story: eight sessions, all closed, four of them with a refusal."""
     found = _sessions(kubectl, pod)
     closed = sum(one["status"]["state"] == "Closed" for one in found)
     refused = sum(one["status"]["denied"] > 0 for one in found)
-    return "" if closed >= 5 and refused >= 3 else f"{closed} of 5 sessions closed, {refused} of 3 with a refusal"
+    return "" if closed >= 8 and refused >= 4 else f"{closed} of 8 sessions closed, {refused} of 4 with a refusal"
 
 
 def _sessions(kubectl: Kubectl, pod: str) -> list[dict[str, Any]]:

@@ -97,7 +97,8 @@ def kind(oid: int, types: Types) -> Kind:
         return "other"
     element = array_element(oid, types)
     if element:
-        return "texts" if kind(element, types) == "text" else "other"
+        of_elements = kind(element, types)
+        return "texts" if of_elements == "text" else "money" if of_elements == "money" else "other"
     one = found(oid, types)
     if one is not None:
         return _EXTENSIONS.get(extension(one), "other")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import ipaddress
 import math
+import re
 import struct
 import uuid
 from collections.abc import Callable
@@ -28,6 +29,7 @@ _TIME_ZONE: Final = struct.Struct(">qi")
 _INTERVAL: Final = struct.Struct(">qii")
 _EPOCH: Final = datetime.datetime(2000, 1, 1)
 _NEGATIVE: Final = 0x4000
+_MONEY: Final = re.compile(rb'[^"{}]+')  # elements with a sign between thousands are quoted
 _SPECIAL: Final = 0xC000
 
 # The shortest number that a detector of ours takes for a value has fourteen digits.
@@ -79,9 +81,12 @@ def bytes_texts(value: bytes, is_thorough: bool = False) -> Texts:
 
 
 def money_texts(value: bytes) -> Texts:
-    """Money in text format: its digits without the signs of a locale, with and without the fraction."""
-    digits = bytes(byte for byte in value if 48 <= byte <= 57)
-    return [digits, digits[:-2]] if len(digits) >= 13 else []
+    """Money in text format, or an array of it: digits without the signs of a locale, with and without the fraction."""
+    found: Texts = []
+    for piece in _MONEY.findall(value):
+        digits = bytes(byte for byte in piece if 48 <= byte <= 57)
+        found += [digits, digits[:-2]] if len(digits) >= 13 else []
+    return found
 
 
 def _int8(value: bytes, is_thorough: bool) -> Texts:
