@@ -232,7 +232,7 @@ def _work(story: Story) -> None:
     _psql(story, "SELECT id, item, cents FROM orders ORDER BY id", shows=("engine", "(4 rows)"))
     _psql(story, "SELECT * FROM secrets", shows=(DENIED, 'rule "uncovered"'), hides=("not for agents",), status=1)
     _psql(story, "SELECT name, email FROM customers ORDER BY id", shows=("a***@example.org",), hides=("ada.king",))
-    _psql(story, "SELECT name, upper(email) AS x FROM customers", shows=("[email]",), hides=("ADA.KING",))
+    _psql(story, "SELECT name, upper(email) AS x FROM customers", shows=("[Email]",), hides=("ADA.KING",))
     _psql(story, "SELECT name FROM customers WHERE email LIKE 'a%'", shows=(DENIED, "read_sensitive"), status=1)
     _psql(story, "DROP TABLE orders", shows=(DENIED, "Ask the DBA on call."), status=1)
     _psql(story, "UPDATE invoices SET paid = true WHERE id = 1", shows=("UPDATE 1",))
@@ -290,7 +290,7 @@ def _audit(story: Story, kubectl: Kubectl, pod: Mapping[str, Any], system_namesp
     story.chapter("The auditor: what was done, by whom, what was refused")
     name = pod["metadata"]["name"]
     wait_for(
-        "the records of five sessions at the collector",
+        "the records of eight sessions at the collector",
         RECORDED_LIMIT_S,
         lambda: _not_recorded(kubectl, name),
         lambda: diagnosis(kubectl, system_namespace),
