@@ -27,6 +27,9 @@ from chaperone_sidecar.errors import UpstreamUnavailable
 CA_LIFE: Final = timedelta(days=365)  # a pod lives shorter; a new process makes a new CA
 CLOCK_SLACK: Final = timedelta(minutes=5)
 MAX_CONTEXTS: Final = 256  # one a target; past this the oldest is made anew
+# libpq has room for so much whenever it reads. What is left of a longer record lies in its TLS library, where a program
+# that waits for the socket itself (psycopg) does not see it: it would wait for ever.
+RECORD_BYTES: Final = 8192
 READ_BYTES: Final = 256 << 10
 MAX_CIPHERTEXT_BYTES: Final = 4 << 20  # what a peer may send before its handshake or records are read
 
@@ -163,10 +166,10 @@ class TlsLayer:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def write(self, plaintext: bytes | bytearray | memoryview) -> None:
-        """Encrypt."""
+        """Encrypt, in records no longer than a PostgreSQL server's."""
         view = memoryview(plaintext)
         while view:
-            view = view[self._object.write(view) :]
+            view = view[self._object.write(view[:RECORD_BYTES]) :]
 
     def end(self) -> None:
         """Say that no more comes (close_notify); the peer's own word is not waited for."""
