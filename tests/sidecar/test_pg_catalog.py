@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import msgspec
 import psycopg
 import pytest
-from fix_postgres import Postgres
+from fix_postgres import Postgres, holding
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
@@ -53,11 +53,8 @@ CREATE VIEW cat.recursive AS WITH RECURSIVE r(n) AS (SELECT id FROM cat.t UNION 
 
 @pytest.fixture(scope="module")
 def objects(postgres: Postgres) -> Iterator[Postgres]:
-    with postgres.admin() as admin:
-        admin.execute(OBJECTS)
-    yield postgres
-    with postgres.admin() as admin:
-        admin.execute("SET client_min_messages TO error; DROP SCHEMA cat CASCADE")
+    with holding(postgres, "cat", OBJECTS):
+        yield postgres
 
 
 def found(catalog: Catalog, name: str) -> Relation:

@@ -154,14 +154,7 @@ def test_server_takes_a_string_after_a_comment_for_one_string(database: dict[str
 def test_safe_functions_run_read_only_whatever_their_arguments(database: dict[str, Any]) -> None:
     """Each safe function, called with a null for every argument, or with plain values where it must have one."""
     with psycopg.connect(**database, autocommit=True) as connection:
-        names = sorted(relations.CATALOG.safe_functions)
-        calls = connection.execute(
-            "SELECT p.proname, array_to_string(ARRAY(SELECT 'NULL::' || format_type(t, NULL)"
-            " FROM unnest(p.proargtypes) t), ', ') FROM pg_proc p WHERE pronamespace = 'pg_catalog'::regnamespace"
-            " AND prokind = 'f' AND proname = ANY (%s) AND NOT EXISTS (SELECT 1 FROM unnest(p.proargtypes) t"
-            " JOIN pg_type y ON y.oid = t WHERE y.typtype = 'p')",
-            [names],
-        ).fetchall()
+        calls = write_catalog.safe_calls(connection)
         before = snapshot(database)
         connection.execute("SET default_transaction_read_only = on")
         for name, arguments in calls:

@@ -11,9 +11,7 @@ from typing import Final
 
 import fix_postgres
 import pytest
-from hypothesis import HealthCheck, given, settings
 from pg_peers import Peers, side_by_side
-from pg_sessions import Move, sessions
 
 pytestmark = pytest.mark.peer
 
@@ -29,13 +27,4 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
 
 @pytest.mark.timeout(0 if SESSIONS > 1000 else 180)
 def test_a_client_gets_the_bytes_that_it_would_get_without_the_gateway(peers: Peers) -> None:
-    @settings(
-        max_examples=SESSIONS, deadline=None, database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )  # fmt: skip
-    @given(moves=sessions())
-    def same(moves: tuple[Move, ...]) -> None:
-        peers.compare(moves)
-
-    same()
-    assert peers.cut_short < peers.compared / 10
+    peers.compare_generated(SESSIONS)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from fix_postgres import Postgres
+from fix_postgres import Postgres, holding
 from side_connection import catalog_at
 
 from chaperone_evidence import canonical, record
@@ -344,11 +344,8 @@ REAL = {
 
 @pytest.fixture(scope="module")
 def objects(postgres: Postgres) -> Iterator[Postgres]:
-    with postgres.admin() as admin:
-        admin.execute(OBJECTS)
-    yield postgres
-    with postgres.admin() as admin:
-        admin.execute("SET client_min_messages TO error; DROP SCHEMA res CASCADE")
+    with holding(postgres, "res", OBJECTS):
+        yield postgres
 
 
 @pytest.mark.peer

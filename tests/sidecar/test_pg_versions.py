@@ -18,9 +18,8 @@ import psycopg
 import pytest
 import write_catalog
 from fix_postgres import PASSWORD
-from hypothesis import HealthCheck, given, settings
-from pg_peers import EFFECTS, Peers
-from pg_sessions import Move, bind, close, describe, execute, parse, sessions, written
+from pg_peers import Peers, everything
+from pg_sessions import bind, close, describe, execute, parse, written
 from pki import Authority
 from psycopg import errors
 from tls_relay import relay
@@ -119,16 +118,7 @@ NEW_STATEMENTS: Final = {
 
 @pytest.mark.timeout(0 if SESSIONS > 1000 else 120)
 def test_a_client_of_each_version_gets_the_servers_bytes(versioned: Peers) -> None:
-    @settings(
-        max_examples=SESSIONS, deadline=None, database=None,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    )  # fmt: skip
-    @given(moves=sessions())
-    def same(moves: tuple[Move, ...]) -> None:
-        versioned.compare(moves)
-
-    same()
-    assert versioned.cut_short < versioned.compared / 10
+    versioned.compare_generated(SESSIONS)
 
 
 @pytest.mark.parametrize("name", DIALOGUES)
@@ -195,7 +185,7 @@ def test_the_gateway_binds_its_log_in_to_the_tls_channel(versioned: Peers, tmp_p
     postgres = versioned.postgres
     pair = [(postgres.directory / f"server.{end}").read_bytes() for end in ("key", "crt")]
     with relay(postgres.port, *pair) as middle:
-        fix_dev.write_manifests(tmp_path, dataclasses.replace(postgres, port=middle.port), rules=_everything())
+        fix_dev.write_manifests(tmp_path, dataclasses.replace(postgres, port=middle.port), rules=everything())
         gateway = fix_dev.start(tmp_path, tmp_path / "evidence")
         with gateway.connect() as connection:
             assert connection.execute("SELECT 1").fetchone() == (1,)
@@ -211,7 +201,7 @@ def test_a_man_in_the_middle_with_a_trusted_certificate_is_caught_by_the_binding
     postgres, other = versioned.postgres, Authority("the other CA that is trusted")
     with relay(postgres.port, *other.server_pair("localhost", "127.0.0.1")) as middle:
         fix_dev.write_manifests(
-            tmp_path, dataclasses.replace(postgres, port=middle.port), rules=_everything(),
+            tmp_path, dataclasses.replace(postgres, port=middle.port), rules=everything(),
             ca_pem=postgres.ca_pem + other.pem,
         )  # fmt: skip
         gateway = fix_dev.start(tmp_path, tmp_path / "evidence")
@@ -235,15 +225,8 @@ def test_the_table_of_functions_was_made_from_this_version(versioned: Peers) -> 
 
 def test_safe_functions_change_nothing_in_this_version(versioned: Peers) -> None:
     """Each is called by a superuser with a null for every argument: none may ask to write."""
-    names = sorted(relations.CATALOG.safe_functions)
     with versioned.postgres.admin("orders") as admin:
-        calls = admin.execute(
-            "SELECT p.proname, array_to_string(ARRAY(SELECT 'NULL::' || format_type(t, NULL)"
-            " FROM unnest(p.proargtypes) t), ', ') FROM pg_proc p WHERE pronamespace = 'pg_catalog'::regnamespace"
-            " AND prokind = 'f' AND proname = ANY (%s) AND NOT EXISTS (SELECT 1 FROM unnest(p.proargtypes) t"
-            " JOIN pg_type y ON y.oid = t WHERE y.typtype = 'p')",
-            [names],
-        ).fetchall()
+        calls = write_catalog.safe_calls(admin)
         admin.execute("SET default_transaction_read_only = on")
         states = {
             name: admin.pgconn.exec_(f'SELECT pg_catalog."{name}"({arguments})'.encode()).error_field(SQLSTATE)
@@ -252,7 +235,3 @@ def test_safe_functions_change_nothing_in_this_version(versioned: Peers) -> None
         assert admin.execute("SELECT 1").fetchone() == (1,)
     assert len(calls) > 1500
     assert [name for name, state in states.items() if state == READ_ONLY] == []
-
-
-def _everything() -> list[dict[str, object]]:
-    return [{"name": "everything", "action": "Allow", "match": {"effects": EFFECTS}}]

@@ -13,6 +13,7 @@ OVERHEAD_BYTES = 256  # what TLS may add to a record (RFC 8446, 5.2)
 
 def test_no_record_is_longer_than_what_libpq_reads_at_once() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # What is looked at is how long records are; whose certificate it is makes no difference to that.
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     server = TlsLayer(PodCa("pod").server_context(("localhost",)), server_side=True)
     client = TlsLayer(context, server_side=False, server_name="localhost")

@@ -149,6 +149,16 @@ def running(server: Path | None = None, settings: str = "") -> Iterator[Postgres
         shutil.rmtree(directory)
 
 
+@contextlib.contextmanager
+def holding(postgres: Postgres, schema: str, objects: str) -> Iterator[Postgres]:
+    """A server that holds some objects, all of them in one schema, for a while."""
+    with postgres.admin() as admin:
+        admin.execute(objects)
+    yield postgres
+    with postgres.admin() as admin:
+        admin.execute(f"SET client_min_messages TO error; DROP SCHEMA {schema} CASCADE")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A server with database `orders`, roles `reader` and `agent_rw`, and a few tables."""

@@ -27,6 +27,7 @@ class Relay:
             Path(pair.name).write_bytes(key + certificate)
             self._to_gateway.load_cert_chain(pair.name)
         self._to_server = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # It plays the attacker, who takes whatever the server shows.
         self._to_server.check_hostname = False
         self._to_server.verify_mode = ssl.CERT_NONE
         self._listener = socket.create_server(("127.0.0.1", 0))

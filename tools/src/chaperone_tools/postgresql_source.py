@@ -13,11 +13,10 @@ import hashlib
 import shutil
 import sys
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Final
 
-from chaperone_tools.cache import cache
+from chaperone_tools.cache import cache, filled
 from chaperone_tools.errors import ToolsError
 from chaperone_tools.run import run
 
@@ -36,16 +35,7 @@ def regression_tests() -> Path:
         ToolsError: no apt here, or the archive is out of reach.
     """
     kept = cache() / "postgresql" / f"regress-{VERSION}-{SHA256[:16]}"
-    if not kept.is_dir():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
-            unpacked = _unpack(_fetch(Path(scratch)), Path(scratch))
-            try:
-                unpacked.rename(kept)
-            except OSError:  # another run was faster
-                if not kept.is_dir():
-                    raise
-    return kept
+    return filled(kept, lambda scratch: _unpack(_fetch(scratch), scratch))
 
 
 def _fetch(scratch: Path) -> Path:

@@ -6,7 +6,6 @@ as which identity, and which key signs its stream.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from datetime import UTC, datetime, timedelta
@@ -18,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from chaperone_operator.broker.errors import CannotStart, Refused
-from chaperone_operator.kube import CONFIG_MAPS, SECRETS, ApiError, Client, Object
+from chaperone_operator.broker.secret import read_or_make
+from chaperone_operator.kube import CONFIG_MAPS, Client, Object
 
 SECRET: Final = "chaperone-gateway-ca"  # noqa: S105 - a name
 TRUST: Final = "chaperone-trust"
@@ -69,10 +69,7 @@ async def load(client: Client, namespace: str) -> Authority:
     Raises:
         CannotStart: the Secret cannot be read, written or used.
     """
-    try:
-        secret = await _read_or_make(client, namespace)
-    except ApiError as error:
-        raise CannotStart(f"The Secret {namespace}/{SECRET} cannot be read or made: {error}") from error
+    secret = await read_or_make(client, namespace, SECRET, lambda: _make(namespace))
     return _authority(secret, f"{namespace}/{SECRET}")
 
 
@@ -101,21 +98,6 @@ def requested_key(csr: str) -> ec.EllipticCurvePublicKey:
     if not is_sound or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise Refused(400, "Bad request", "The certificate request must be signed by its own ECDSA P-256 key.")
     return key
-
-
-async def _read_or_make(client: Client, namespace: str) -> Object:
-    try:
-        return await client.get(SECRETS, SECRET, namespace)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-    made = await asyncio.to_thread(_make, namespace)
-    try:
-        return await client.create(SECRETS, made, namespace)
-    except ApiError as error:
-        if error.reason != "AlreadyExists":
-            raise
-    return await client.get(SECRETS, SECRET, namespace)  # another replica was faster; its CA is the one
 
 
 def _make(namespace: str) -> Object:

@@ -17,7 +17,8 @@ from typing import Final
 import msgspec
 
 from chaperone_operator.broker.errors import CannotStart
-from chaperone_operator.kube import SECRETS, ApiError, Client, Object
+from chaperone_operator.broker.secret import read_or_make
+from chaperone_operator.kube import Client, Object
 
 SECRET: Final = "chaperone-mask-key"  # noqa: S105 - a name
 FIELD: Final = "key"
@@ -52,10 +53,7 @@ async def load(client: Client, namespace: str) -> MaskKeys:
     Raises:
         CannotStart: the Secret cannot be read, written or used.
     """
-    try:
-        secret = await _read_or_make(client, namespace)
-    except ApiError as error:
-        raise CannotStart(f"The Secret {namespace}/{SECRET} cannot be read or made: {error}") from error
+    secret = await read_or_make(client, namespace, SECRET, lambda: _make(namespace))
     try:
         master = base64.b64decode(secret["data"][FIELD], validate=True)
     except (KeyError, TypeError, ValueError, binascii.Error):
@@ -69,20 +67,6 @@ async def load(client: Client, namespace: str) -> MaskKeys:
     return MaskKeys(master)
 
 
-async def _read_or_make(client: Client, namespace: str) -> Object:
-    try:
-        return await client.get(SECRETS, SECRET, namespace)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-    made = {
-        "metadata": {"name": SECRET, "namespace": namespace},
-        "type": "Opaque",
-        "data": {FIELD: base64.b64encode(secrets.token_bytes(MASTER_BYTES)).decode("ascii")},
-    }
-    try:
-        return await client.create(SECRETS, made, namespace)
-    except ApiError as error:
-        if error.reason != "AlreadyExists":
-            raise
-    return await client.get(SECRETS, SECRET, namespace)  # another replica was faster; its key is the one
+def _make(namespace: str) -> Object:
+    key = base64.b64encode(secrets.token_bytes(MASTER_BYTES)).decode("ascii")
+    return {"metadata": {"name": SECRET, "namespace": namespace}, "type": "Opaque", "data": {FIELD: key}}
