@@ -70,7 +70,8 @@ class Facts(msgspec.Struct, frozen=True, gc=False):
 class Command(msgspec.Struct, frozen=True, gc=False):
     """One command as the client sent it, with its facts.
 
-    `shown_text` and `shown_params` are what people may see of it, in records and elsewhere; None means all.
+    `shown_text`, `shown_params` and `shown_facts` are what people may see of it, in records and elsewhere; None means
+    all.
     """
 
     kind: str  # the protocol's own word: "query", "parse", "execute", ...
@@ -80,6 +81,7 @@ class Command(msgspec.Struct, frozen=True, gc=False):
     in_transaction: bool = False
     shown_text: bytes | None = None
     shown_params: bytes | None = None
+    shown_facts: Facts | None = None
 
 
 def unknown(why: str) -> Facts:

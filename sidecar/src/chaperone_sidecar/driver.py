@@ -204,6 +204,8 @@ class Driver:
         connector: opens the backend.
         recorder, decider: the services of the process.
         accept_context: makes the TLS context towards the client.
+        on_over: is told of the session's end.
+        shown_client: what records may show of a name that the client gives itself.
     """
 
     def __init__(
@@ -216,6 +218,7 @@ class Driver:
         decider: Decider,
         accept_context: Callable[[], Any],
         on_over: Callable[[Driver], None],
+        shown_client: Callable[[str], str],
     ) -> None:
         self.target = target
         self._session = session
@@ -225,6 +228,7 @@ class Driver:
         self._decider = decider
         self._accept_context = accept_context
         self._on_over = on_over
+        self._shown_client = shown_client
         self._log: SessionLog = recorder.new_session(target.name)
         self._opened: Opened | None = None
         self._to_upstream: list[bytes | bytearray | memoryview] = []
@@ -350,14 +354,17 @@ class Driver:
         return self._open_upstream(effect)
 
     async def _open_upstream(self, effect: OpenUpstream) -> Opened:
+        user, database, application = map(self._shown_client, (effect.user, effect.database, effect.application))
+        if not self.target.upstream.database:
+            database = effect.database  # the backend knows it by that name
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 opened, early, address = await self._connector.open(self.target, effect, self.upstream)
         except TimeoutError as error:
             raise UpstreamUnavailable(f'Target "{self.target.name}" did not answer in time.') from error
         receipt = self._recorder.open_session(
-            self._log, protocol=self.target.protocol, client=self.client.peer, upstream=address, user=effect.user,
-            database=effect.database, application=effect.application,
+            self._log, protocol=self.target.protocol, client=self.client.peer, upstream=address, user=user,
+            database=database, application=application,
         )  # fmt: skip
         self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
         self._upstream_side.link = self.upstream

@@ -87,6 +87,7 @@ class Gateway:
             self._decider,
             lambda: self._ca.server_context((*names, *addresses), ALPN),
             self._over,
+            lambda name: self._readers.shown_client(target, name, self.mask_key),
         )
         self._drivers.add(driver)
         metrics.SESSIONS.set(len(self._drivers))

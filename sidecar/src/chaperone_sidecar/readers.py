@@ -38,6 +38,18 @@ class Readers:
             self._readers[(target.name, database)] = found
         return found
 
+    def shown_client(self, target: Target, name: str, mask_key: bytes) -> str:
+        """What records may show of a name that a client gives itself, its user or its database.
+
+        Raises:
+            ConfigError: masks that cannot be obeyed.
+        """
+        if not target.masks.rules and not target.masks.classified:
+            return name
+        from chaperone_sidecar.protocols.postgresql.shown import shown_client  # noqa: PLC0415
+
+        return name if name == target.upstream.database else shown_client(self._masker(target, mask_key), name)
+
     def clear(self) -> None:
         """Another configuration is in force."""
         self._readers.clear()
@@ -48,12 +60,18 @@ class Readers:
         if not masks.rules and not masks.classified:
             return Reader(catalog)
         # RE2 takes 5 MiB: a gateway without masks does not load it.
-        from chaperone_sidecar.masking.mask import Masker  # noqa: PLC0415
         from chaperone_sidecar.protocols.postgresql.plan import Planner  # noqa: PLC0415
         from chaperone_sidecar.protocols.postgresql.results import Results  # noqa: PLC0415
 
-        masker = self._maskers.get(target.name)
-        if masker is None:
-            masker = self._maskers[target.name] = Masker(masks.rules, masks.classified, mask_key)
+        masker = self._masker(target, mask_key)
         planner = Planner(masker, masks.unmaskable)
         return Reader(catalog, planner, Results(masker, planner, catalog), has_columns=masker.has_columns)
+
+    def _masker(self, target: Target, mask_key: bytes) -> Masker:
+        # RE2 takes 5 MiB: a gateway without masks does not load it.
+        from chaperone_sidecar.masking.mask import Masker  # noqa: PLC0415
+
+        found = self._maskers.get(target.name)
+        if found is None:
+            found = self._maskers[target.name] = Masker(target.masks.rules, target.masks.classified, mask_key)
+        return found

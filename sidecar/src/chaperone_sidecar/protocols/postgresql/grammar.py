@@ -38,7 +38,6 @@ LARGE_STACK_BYTES: Final = 256 * 1024 * 1024  # address space, touched only as d
 PENDING_TEXTS: Final = 16  # large texts waiting for the one thread; with more, the gateway is being flooded
 TREE_BYTES: Final = 8 * 1024 * 1024  # of JSON; takes up to 120 MiB as objects. An INSERT of 1 MiB has 7 MB
 COMMAS: Final = 200_000  # `a,a,a,…` grows most in C: 1 MiB of it would take 260 MiB before its tree could be measured
-CONCEALED: Final = b"[a statement whose values are not shown]"
 RUN_CHARACTERS: Final = 256  # longer than any ruler in a comment; 11 ms for 32 KiB full of such runs
 
 
@@ -65,10 +64,6 @@ class _Result(ctypes.Structure):
     )
 
 
-class _Normalized(ctypes.Structure):
-    _fields_ = (("normalized_query", ctypes.c_char_p), ("error", ctypes.POINTER(_Error)))
-
-
 def _library() -> ctypes.CDLL:
     # The wheel's Python code is not imported: it would bring protobuf into the gateway.
     spec = importlib.util.find_spec("postgast")
@@ -79,10 +74,6 @@ def _library() -> ctypes.CDLL:
     library.pg_query_parse.restype = _Result
     library.pg_query_free_parse_result.argtypes = [_Result]
     library.pg_query_free_parse_result.restype = None
-    library.pg_query_normalize.argtypes = [ctypes.c_char_p]
-    library.pg_query_normalize.restype = _Normalized
-    library.pg_query_free_normalize_result.argtypes = [_Normalized]
-    library.pg_query_free_normalize_result.restype = None
     library.strlen.argtypes = [ctypes.c_void_p]
     library.strlen.restype = ctypes.c_size_t
     return library
@@ -137,22 +128,6 @@ def _parse(text: bytes) -> list[dict[str, Any]]:
         return statements
     finally:
         _LIBRARY.pg_query_free_parse_result(result)
-
-
-def normalize(text: bytes) -> bytes:
-    """A text of at most `INLINE_BYTES` with `$1`, `$2`, … for its literals; `CONCEALED` where that cannot be made."""
-    if len(text) > INLINE_BYTES or b"\0" in text:
-        return CONCEALED
-    result = _LIBRARY.pg_query_normalize(text)
-    try:
-        if result.error:
-            return CONCEALED
-        normalized = bytes(result.normalized_query)
-        return (
-            CONCEALED if b"'" in normalized or b"$$" in normalized else normalized
-        )  # it leaves some kinds as they are
-    finally:
-        _LIBRARY.pg_query_free_normalize_result(result)
 
 
 def _continues_string(text: bytes) -> bool:

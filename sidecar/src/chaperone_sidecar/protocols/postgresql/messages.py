@@ -99,10 +99,11 @@ class CancelRequest(msgspec.Struct, frozen=True, gc=False):
 
 
 class Parse(msgspec.Struct, frozen=True, gc=False):
-    """Prepare a statement."""
+    """Prepare a statement; `types` are the OIDs of its parameters' types, as far as the client says them, or 0."""
 
     statement: bytes
     query: bytes
+    types: tuple[int, ...] = ()
 
 
 class Bind(msgspec.Struct, frozen=True, gc=False):
@@ -228,7 +229,7 @@ def decode_parse(body: bytes) -> Parse:
     query, types = _string(rest)
     if len(types) < 2 or len(types) != 2 + 4 * int.from_bytes(types[:2], "big"):
         raise ProtocolError("The Parse message is not well formed.")
-    return Parse(name, query)
+    return Parse(name, query, struct.unpack_from(f">{len(types) // 4}I", types, 2))
 
 
 def decode_bind(body: bytes) -> Bind:
@@ -274,13 +275,16 @@ def result_formats(params: bytes) -> tuple[int, ...]:
     return struct.unpack_from(f">{results}H", params, position + 2)
 
 
-def map_params(params: bytes, shown: Callable[[bytes, bool], bytes]) -> bytes:
-    """The `params` of a Bind with each value, and whether it is binary, given to `shown`; NULL stays NULL."""
+def map_params(params: bytes, shown: Callable[[int, bytes, bool], bytes]) -> bytes:
+    """The `params` of a Bind with `shown(place, value, is_binary)` for each value; NULL stays NULL.
+
+    Formats are 0 or 1 then, whatever was sent.
+    """
     (count,) = struct.unpack_from(">H", params)
-    formats = struct.unpack_from(f">{count}H", params, 2)
+    formats = tuple(map(bool, struct.unpack_from(f">{count}H", params, 2)))
     position = 2 + 2 * count
     (values,) = struct.unpack_from(">H", params, position)
-    parts = [params[: position + 2]]
+    parts = [struct.pack(f">H{count}HH", count, *formats, values)]
     position += 2
     for index in range(values):
         (length,) = struct.unpack_from(">i", params, position)
@@ -288,11 +292,12 @@ def map_params(params: bytes, shown: Callable[[bytes, bool], bytes]) -> bytes:
         if length < 0:
             parts.append(b"\xff\xff\xff\xff")
             continue
-        is_binary = bool(formats[0] if count == 1 else formats[index] if index < count else 0)
-        value = shown(params[position : position + length], is_binary)
+        is_binary = formats[0] if count == 1 else index < count and formats[index]
+        value = shown(index, params[position : position + length], is_binary)
         parts += (len(value).to_bytes(4, "big"), value)
         position += length
-    parts.append(params[position:])
+    results = result_formats(params)
+    parts.append(struct.pack(f">H{len(results)}H", len(results), *map(bool, results)))
     return b"".join(parts)
 
 
@@ -345,6 +350,17 @@ def decode_single(body: bytes) -> bytes:
     if len(body) < 6 or body[:2] != b"\x00\x01" or int.from_bytes(body[2:6], "big", signed=True) != len(body) - 6:
         raise ProtocolError("The database sent a row that is not of one value.", side="upstream")
     return body[6:]
+
+
+def decode_parameter_description(body: bytes) -> tuple[int, ...]:
+    """The OIDs of the types in a ParameterDescription.
+
+    Raises:
+        ProtocolError: side=upstream.
+    """
+    if len(body) < 2 or len(body) != 2 + 4 * int.from_bytes(body[:2], "big"):
+        raise ProtocolError("The database sent a ParameterDescription that is not well formed.", side="upstream")
+    return struct.unpack_from(f">{len(body) // 4}I", body, 2)
 
 
 def error_fields(body: bytes) -> dict[str, str]:

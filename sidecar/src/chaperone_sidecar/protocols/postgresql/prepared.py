@@ -29,13 +29,15 @@ class Answer(msgspec.Struct, gc=False, eq=False):
     """The result of a prepared statement, where results are masked.
 
     `shape` is what the backend said of its columns, None until then; `asked_segment` the segment in which it was asked.
-    `masks` are those of its rows, by the formats that Bind asks for.
+    `masks` are those of its rows, by the formats that Bind asks for. `types` are the OIDs of its parameters' types, as
+    far as the client or the backend said them.
     """
 
     plan: Plan
     shape: Shape | None = None
     asked_segment: int = -1
     masks: dict[tuple[int, ...], RowMask] = {}
+    types: tuple[int, ...] = ()
 
 
 class Statement(msgspec.Struct, gc=False, eq=False):

@@ -48,6 +48,10 @@ _UNSETTLED: Final = (
 _UNREAD: Final = "The statement was not understood, so which columns it shows is not known."
 # Effects behind which there may be rows or values that no table of the text names.
 _HIDING: Final = frozenset({Effect.EXECUTE_CODE, Effect.EXTERNAL_IO, Effect.UNKNOWN, Effect.SCHEMA})
+# Effects on rows alone.
+_DATA: Final = frozenset(
+    {Effect.READ, Effect.CREATE, Effect.MODIFY, Effect.DELETE, Effect.BULK_READ, Effect.BULK_WRITE}
+)
 # What changes the schema, or may. A function that the database's owner made is taken not to: it would cost each call
 # all that is known, and what it did is seen when the catalog is asked again.
 _CHANGING: Final = frozenset({Effect.SCHEMA, Effect.DESTROY, Effect.PRIVILEGE, Effect.EXTERNAL_IO, Effect.UNKNOWN})
@@ -130,7 +134,8 @@ class Reader:
         if facts is not classified.facts:
             classified = msgspec.structs.replace(classified, facts=facts)
         if self._has_columns:
-            classified = yield from self._planned(text, classified, is_known=is_known)
+            concealed = msgspec.structs.replace(classified, conceals=True)  # until it is known to need none
+            classified = yield from self._planned(text, concealed, is_known=is_known)
         elif self.planner is not None and any(statement.kind == "copy_out" for statement in classified.statements):
             traced = yield from self._trace(text, lambda _tree: Lineage())
             classified = msgspec.structs.replace(classified, plans=traced[0] if traced is not None else ())
@@ -151,7 +156,7 @@ class Reader:
         if facts.resolution is Resolution.CATALOG:  # what was before is looked through; what is now was not seen
             facts = msgspec.structs.replace(facts, resolution=Resolution.SYNTACTIC)
         why = self._said(_UNSETTLED) if self._has_columns and (names or _hides(classified)) else ""
-        return msgspec.structs.replace(classified, facts=facts, unmaskable=why)
+        return msgspec.structs.replace(classified, facts=facts, unmaskable=why, conceals=self._has_columns)
 
     def _learn(self, names: Collection[str]) -> Reads[bool]:
         schema = self.catalog.schema
@@ -213,23 +218,23 @@ class Reader:
         return None
 
     def _conceals(self, facts: Facts, lineages: list[Lineage]) -> bool:
-        """Whether literals of the text may be values of classified columns: it compares or writes some."""
-        planner = self.planner
-        if planner is None:
-            return False
-        if any(planner.is_masked(one.deciding) for one in lineages):
-            return True
-        written = {a.object for a in facts.accesses if a.effect in (Effect.CREATE, Effect.MODIFY)}
-        return any(self._has_masked_column(name) for name in written)
+        """Whether literals of the text may be values of classified columns.
 
-    def _has_masked_column(self, name: str) -> bool:
-        try:
-            relation = self.catalog.schema.relation(name) if "." in name else None
-        except NotLookedUp:
-            return True
+        They are none where the text does nothing but read and write relations, and all of these are known and have no
+        such column. What calls code, sets something or touches no relation conceals: its literals may be anything.
+        """
         planner = self.planner
+        if planner is None or any(planner.is_masked(one.deciding) for one in lineages):
+            return True
+        return any(
+            access.effect not in _DATA or self._may_have_masked_column(access.object) for access in facts.accesses
+        )
+
+    def _may_have_masked_column(self, name: str) -> bool:
+        planner, schema = self.planner, self.catalog.schema
+        relation = schema.relation(name) if schema.has(name) else None
         if relation is None or planner is None:
-            return False
+            return True
         return planner.is_masked(f"{name}.{column.name}" for column in relation.columns)
 
     def _said(self, why: str) -> str:

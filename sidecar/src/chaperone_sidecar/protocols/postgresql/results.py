@@ -18,7 +18,7 @@ from chaperone_sidecar.errors import Unmaskable
 from chaperone_sidecar.masking.mask import Masker
 from chaperone_sidecar.masking.methods import strictest_class
 from chaperone_sidecar.masking.rule import OPAQUE, ColumnClass
-from chaperone_sidecar.protocols.postgresql import grammar, messages, textmask
+from chaperone_sidecar.protocols.postgresql import messages, textmask
 from chaperone_sidecar.protocols.postgresql.copyform import copy_form
 from chaperone_sidecar.protocols.postgresql.copymask import CopyMask
 from chaperone_sidecar.protocols.postgresql.flight import Step
@@ -27,6 +27,7 @@ from chaperone_sidecar.protocols.postgresql.reading import Catalog
 from chaperone_sidecar.protocols.postgresql.rowmask import RowMask, is_heavy
 from chaperone_sidecar.protocols.postgresql.schema import NotLookedUp
 from chaperone_sidecar.protocols.postgresql.shape import Shape
+from chaperone_sidecar.protocols.postgresql.shown import Shown
 
 type Reads[T] = Generator[Offload, Any, T]
 
@@ -35,8 +36,6 @@ MAX_TYPE_ROUNDS: Final = 8  # an array of composites of domains: each round may 
 _USERS_OID: Final = 16384  # the first that the server gives to what its users make (FirstNormalObjectId)
 _EMPTY: Final = Shape(messages.frame(messages.ROW_DESCRIPTION, bytes(2)))
 _TEXT: Final = (0,)
-_MASKED: Final = b"[masked]"
-_INT8_BYTES: Final = 8  # a number of as many digits as a card has; types of parameters are not always known here
 
 _NOT_DESCRIBED: Final = "rows came whose columns are not described; describe the statement before it is executed."
 _DISAGREES: Final = "the result is not what the catalog let expect; the schema has changed meanwhile. Try again."
@@ -59,6 +58,7 @@ class Results:
         self._catalog = catalog
         self._workers = ThreadPoolExecutor(1, "masking")  # long values take a while; the event loop must not
         self.max_row_bytes = MAX_ROW_BYTES
+        self.shown = Shown(masker, catalog.schema)
 
     # --- results ----------------------------------------------------------------------------------------------------
 
@@ -222,22 +222,3 @@ class Results:
         if kind == messages.PARAMETER_STATUS:
             return textmask.mask_parameter_status(raw, self._masker)
         return textmask.mask_error(raw, self._masker)
-
-    def shown_text(self, text: bytes, *, conceals: bool) -> bytes:
-        """A command's text as records may show it; without its literals where these may be values of columns."""
-        if conceals:
-            text = grammar.normalize(text)
-        return self._masker.mask_text(text) if self._masker.may_hit(text) else text
-
-    def shown_params(self, params: bytes, *, conceals: bool) -> bytes:
-        """Bound parameters as records may show them, in the form of Bind."""
-        return messages.map_params(params, _concealed if conceals else self._shown_value) if params else params
-
-    def _shown_value(self, value: bytes, is_binary: bool) -> bytes:
-        if is_binary and len(value) == _INT8_BYTES and self._masker.may_hit(b"%d" % int.from_bytes(value, "big")):
-            return _MASKED
-        return self._masker.mask_text(value)
-
-
-def _concealed(_value: bytes, _is_binary: bool) -> bytes:
-    return _MASKED

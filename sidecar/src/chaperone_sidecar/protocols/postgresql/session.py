@@ -230,7 +230,10 @@ class Session:
             yield from self._settle_segment()
             if not self._flight.is_skipping:
                 facts = Facts((Access(Effect.EXECUTE_CODE, "protocol:function_call"),), Resolution.NONE)
-                yield from self._query_refused(Command("function_call", bytes(frame.body), facts), _NO_FUNCTION_CALL)
+                results, body = self._upstream.results, bytes(frame.body)
+                shown = results.shown.arguments(body) if results is not None else None
+                command = Command("function_call", body, facts, shown_text=shown)
+                yield from self._query_refused(command, _NO_FUNCTION_CALL)
                 self._has_open_segment = False
         elif not self._flight.is_skipping:
             yield from self._extended(frame)
@@ -374,7 +377,8 @@ class Session:
             intent = yield from self._intend(command, decision)
             yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
             return
-        statement = Statement(message.query, classified, self._generation(), self._answer(classified))
+        answer = self._answer(classified, message.types)
+        statement = Statement(message.query, classified, self._generation(), answer)
         change = self._statements.send(message.statement, statement, self._flight.segment)
         step = Step("parse", self._flight.segment, statement=change)
         self._uncovered_parses.append((step, command, decision))
@@ -401,7 +405,8 @@ class Session:
             return
         statement = portal.statement
         yield from self._refresh(statement)
-        command = self._command("execute", statement.text, statement.classified, portal.params)
+        types = statement.answer.types if statement.answer is not None else ()
+        command = self._command("execute", statement.text, statement.classified, portal.params, types)
         decision = yield from self._decide(command, statement.classified)
         intent = yield from self._intend(command, decision)
         if intent is None or decision.action is not Action.ALLOW:
@@ -516,19 +521,22 @@ class Session:
             return
         statement.classified = yield from self._classify(statement.text)
         statement.generation = self._generation()
-        statement.answer = self._answer(statement.classified)
+        types = statement.answer.types if statement.answer is not None else ()
+        statement.answer = self._answer(statement.classified, types)
 
-    def _command(self, kind: str, text: bytes, classified: Classified, params: bytes = b"") -> Command:
+    def _command(
+        self, kind: str, text: bytes, classified: Classified, params: bytes = b"", types: tuple[int, ...] = ()
+    ) -> Command:
         facts = unknown(_CHANGED_READING) if self._reading_changed else classified.facts
         in_transaction = self._upstream.status != messages.IDLE
         results = self._upstream.results
         if results is None:
             return Command(kind, text, facts, params, in_transaction)
-        conceals = classified.conceals
-        shown = results.shown_text(text, conceals=conceals)
+        shown, conceals = results.shown, classified.conceals or self._reading_changed
         return Command(
-            kind, text, facts, params, in_transaction, shown, results.shown_params(params, conceals=conceals)
-        )
+            kind, text, facts, params, in_transaction, shown.text(text, classified, conceals=conceals),
+            shown.params(params, types, conceals=conceals), shown.facts(facts, conceals=conceals),
+        )  # fmt: skip
 
     def _decide(self, command: Command, classified: Classified) -> Effects[Decision]:
         decision: Decision = yield Ask(command)
@@ -596,10 +604,10 @@ class Session:
             return answer.plan if cursor is None and answer is not None else UNPLANNED
         return cursor or UNPLANNED
 
-    def _answer(self, classified: Classified) -> Answer | None:
+    def _answer(self, classified: Classified, types: tuple[int, ...]) -> Answer | None:
         if self._upstream.results is None:
             return None
-        return Answer(classified.plans[0] if len(classified.plans) == 1 else UNPLANNED)
+        return Answer(classified.plans[0] if len(classified.plans) == 1 else UNPLANNED, types=types)
 
     def _generation(self) -> int:
         return self._opened_reader().generation

@@ -195,6 +195,8 @@ class UpstreamSide:
                 yield from results.described(step, bytes(frame.raw))
             elif frame.type == messages.NO_DATA:
                 results.described_as_empty(step)
+            elif frame.type == messages.PARAMETER_DESCRIPTION and step.answer is not None:
+                step.answer.types = messages.decode_parameter_description(frame.body)
             elif frame.type == messages.COPY_OUT_RESPONSE:
                 step.mask = yield from results.of_copy(step, bytes(frame.raw))
             elif frame.type == messages.COPY_DONE:
