@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fix_apiserver import api_server
+from fix_approvals import approvals
 from fix_broker import broker
 from fix_collector import collector, collector_with, gateway_ca
 from fix_crds import crds
@@ -16,6 +17,7 @@ from fix_versions import versioned
 
 __all__ = [
     "api_server",
+    "approvals",
     "broker",
     "collector",
     "collector_with",

@@ -155,6 +155,7 @@ async def test_agents_pod_is_injected_and_passes_validation(admission: Admission
     ]
     assert made["metadata"]["labels"] == {"app": "billing", "chaperone.dev/identity": "billing"}
     assert made["metadata"]["annotations"]["chaperone.dev/injected"] == "0.1.0"
+    assert made["metadata"]["annotations"]["chaperone.dev/created-by"] == "admin"
     [agent] = made["spec"]["containers"]
     assert agent["securityContext"]["capabilities"]["drop"] == ["NET_RAW"]
     assert "/etc/chaperone-trust" in {one["mountPath"] for one in agent["volumeMounts"]}
@@ -198,6 +199,10 @@ async def test_forged_gateway_outside_any_identity_is_refused(admission: Admissi
     gateway = {"name": "chaperone-gateway", "image": "evil:1"}
     with pytest.raises(ApiError, match="reserved-name"):
         await admission.pod("forged", "web", initContainers=[gateway])
+    creator = pod("forged", "web")
+    creator["metadata"]["annotations"] = {"chaperone.dev/created-by": "somebody-else"}
+    with pytest.raises(ApiError, match=r"reserved-label.*created-by"):
+        await admission.client.create(PODS, creator, admission.namespace)
     source = {"serviceAccountToken": {"audience": "chaperone-broker", "path": "token"}}
     with pytest.raises(ApiError, match="broker-token"):
         await admission.pod("forged", "web", volumes=[{"name": "t", "projected": {"sources": [source]}}])
@@ -209,6 +214,7 @@ async def test_update_may_not_touch_what_was_injected(admission: Admission) -> N
         {"metadata": {"labels": {"chaperone.dev/identity": None}}},
         {"metadata": {"labels": {"chaperone.dev/identity": "other"}}},
         {"metadata": {"annotations": {"chaperone.dev/injected": None}}},
+        {"metadata": {"annotations": {"chaperone.dev/created-by": "somebody-else"}}},
     ):
         with pytest.raises(ApiError, match="injected-changed"):
             await admission.client.merge_patch(PODS, "agent", change, admission.namespace)

@@ -18,6 +18,7 @@ import manifests
 import pytest
 import yaml
 from fix_apiserver import ApiServer, api_server
+from fix_approvals import request as approval_request
 from fix_crds import kubectl
 from fix_operator import Operator, free_ports
 
@@ -98,7 +99,7 @@ def test_lint_finds_nothing() -> None:
     [
         "nonsense=1", "operator.nonsense=1", "operator.resources.nonsense=1", "collector.storage.nonsense=1",
         "images.sidecar=x", "operator.replicas=0", "imagePullPolicy=Sometimes", "spoolBytes=many", "images.opa=",
-        "exemptNamespaces={UPPER}",
+        "exemptNamespaces={UPPER}", "approvals.retentionHours=0", "approvals.notify.format=Email",
     ],
 )  # fmt: skip
 def test_unknown_and_unfit_values_are_refused(value: str) -> None:
@@ -183,6 +184,23 @@ def test_one_replica_does_not_hold_up_the_draining_of_nodes(objects: list[Object
     assert not [one for one in alone if one["kind"] == "PodDisruptionBudget"]
 
 
+def test_broker_notifies_whom_the_values_name(objects: list[Object]) -> None:
+    (plain,) = pod_specs(objects)["chaperone-broker"]["containers"]
+    assert plain["args"] == [f"--namespace={SYSTEM}", "--approval-retention=604800"]
+    told = pod_specs(rendered(
+        "--set", "approvals.retentionHours=24,approvals.notify.secretName=hook,approvals.notify.format=Slack",
+        "--set", "approvals.notify.includeText=true",
+    ))["chaperone-broker"]  # fmt: skip
+    (container,) = told["containers"]
+    assert container["args"][1:] == [
+        "--approval-retention=86400", "--notify-dir=/etc/chaperone-notify", "--notify-format=Slack", "--notify-text",
+    ]  # fmt: skip
+    mounted = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
+    assert mounted["notify"] == "/etc/chaperone-notify"
+    (volume,) = [one for one in told["volumes"] if one["name"] == "notify"]
+    assert volume["secret"] == {"secretName": "hook", "defaultMode": 0o440, "optional": True}
+
+
 def test_services_find_their_pods(objects: list[Object]) -> None:
     ports = {}
     workloads = of(objects, "Deployment", "StatefulSet")
@@ -211,11 +229,14 @@ def test_webhooks_fail_closed_and_leave_the_system_alone(objects: list[Object]) 
     for more, exempt in ((), EXEMPT), (("--set", "exemptNamespaces={cni-system,kube-system}"), EXEMPT | {"cni-system"}):
         found = webhooks(rendered(*more)) if more else webhooks(objects)
         assert {one["name"].partition(".")[0] for one in found} == {
-            "mutate-pod", "validate-pod", "validate-exec", "validate-crd",
+            "mutate-pod", "validate-pod", "validate-exec", "validate-crd", "mutate-approval", "validate-approval",
         }  # fmt: skip
         for one in found:
             assert (one["failurePolicy"], one["timeoutSeconds"]) == ("Fail", 5)
             assert "objectSelector" not in one
+            if one["name"].partition(".")[0].endswith("-approval"):  # a vote must be somebody's in every namespace
+                assert "namespaceSelector" not in one
+                continue
             (expression,) = one["namespaceSelector"]["matchExpressions"]
             assert (expression["key"], expression["operator"]) == ("kubernetes.io/metadata.name", "NotIn")
             assert set(expression["values"]) == exempt
@@ -239,6 +260,10 @@ def test_webhooks_hold_what_the_operator_judges(objects: list[Object]) -> None:
         "validate-pod": {("CREATE", "pods")} | updates,
         "validate-exec": enters,
         "validate-crd": {(operation, kind) for operation in ("CREATE", "UPDATE") for kind in KINDS},
+        "mutate-approval": {("UPDATE", "approvalrequests/status")},
+        "validate-approval": {
+            (operation, f"approvalrequests{part}") for operation in ("CREATE", "UPDATE") for part in ("", "/status")
+        },
     }
 
 
@@ -425,6 +450,13 @@ def test_accounts_may_what_they_need_and_no_more(installed: Installation) -> Non
         for verb in ("create", "update", "patch", "delete"):
             assert not may(part, verb, "pods")
             assert not may(part, verb, "accesspolicies.chaperone.dev", "agents")
+    for verb in ("get", "list", "watch", "create", "delete"):
+        assert may("broker", verb, "approvalrequests.chaperone.dev", "agents")
+    assert may("broker", "patch", "approvalrequests.chaperone.dev", "agents", "status")
+    for part in ("operator", "collector"):
+        for verb in ("get", "create", "delete", "patch"):
+            assert not may(part, verb, "approvalrequests.chaperone.dev", "agents")
+            assert not may(part, verb, "approvalrequests.chaperone.dev", "agents", "status")
     assert not may("operator", "get", "mutatingwebhookconfigurations/another")
     for name, is_granted in ((TRUST, True), ("snapshot-agents", False)):  # a policy is the operator's to write
         assert all(may("broker", verb, f"configmaps/{name}") == is_granted for verb in ("create", "patch"))
@@ -546,6 +578,50 @@ def test_second_lock_holds_what_becomes_of_a_pod(without_webhooks: Installation)
         )  # fmt: skip
         assert ("could leave the fence" in told) == is_held, told
     held.kubectl("delete", "pod", "plain", "billing", "-n", "agents", "--grace-period=0", "--force")
+
+
+def test_second_lock_holds_approvals_without_webhooks(without_webhooks: Installation) -> None:
+    held = without_webhooks
+    account = f"--as=system:serviceaccount:{SYSTEM}:chaperone-broker"
+    now = {"by": {"username": "lead-1"}, "groups": ["billing-leads"], "at": "2026-01-01T00:00:00Z"}
+
+    def create(*arguments: str) -> str:
+        given = yaml.safe_dump(approval_request("apr-1"))
+        return held.kubectl("create", "-n", "agents", "-f", "-", *arguments, stdin=given, is_checked=False)
+
+    def patch(user: str, *patches: Object, groups: tuple[str, ...] = ("billing-leads", "system:masters")) -> str:
+        return held.kubectl(
+            "patch", "approvalrequest", "apr-1", "-n", "agents", "--subresource=status", "--type=json",
+            "-p", json.dumps(patches), f"--as={user}", *(f"--as-group={one}" for one in groups), is_checked=False,
+        )  # fmt: skip
+
+    def vote(**changed: Any) -> Object:
+        return {"op": "add", "path": "/status/votes/-", "value": {"decision": "Approve"} | now | changed}
+
+    # Its verdicts begin a moment after it is stored.
+    eventually(lambda: "made, changed and deleted by the broker alone" in create("--dry-run=server"), "it is in force")
+    assert "created" in create(account)
+    assert "by the broker alone" in held.kubectl("delete", "apr", "apr-1", "-n", "agents", is_checked=False)
+    assert "by the broker alone" in held.kubectl("label", "apr", "apr-1", "-n", "agents", "a=b", is_checked=False)
+    approved = {"op": "replace", "path": "/status/state", "value": "Approved"}
+    for told, why in (
+        (patch("lead-1", approved), "people add exactly one vote"),
+        (patch("lead-1", vote(), approved), "people add exactly one vote"),
+        (patch("lead-1", vote(), vote(decision="Deny")), "people add exactly one vote"),
+        (patch("lead-1", vote(by={"username": "lead-2"})), "bears the name and the groups of whoever sends it"),
+        (patch("lead-1", vote(), groups=("staff", "system:masters")), "bears the name and the groups"),
+        (patch("lead-1", vote(groups=["system:masters"])), "bears the name and the groups"),
+        (patch("creator", vote(by={"username": "creator"})), "nobody votes on an own request"),
+    ):
+        assert "ValidatingAdmissionPolicy 'chaperone-approvals'" in told, told
+        assert why in told, told
+    assert "patched" in patch("lead-1", vote())
+    assert "nobody votes on an own request, twice" in patch("lead-1", vote(decision="Deny"))
+    assert "people add exactly one vote" in patch("lead-2", vote(by={"username": "lead-2"}), {
+        "op": "replace", "path": "/status/votes/0/decision", "value": "Deny",
+    })  # fmt: skip
+    removed = held.kubectl("delete", "apr", "apr-1", "-n", "agents", account, is_checked=False)
+    assert "deleted" in removed, removed
 
 
 def test_operator_and_broker_run_with_the_rights_that_they_get(installed: Installation) -> None:

@@ -271,3 +271,32 @@ def test_a_copied_seal_is_replaced_with_what_it_sealed() -> None:
     again = inject(done, SEALED, AGENT)
     assert again == inject(pod(), SEALED, AGENT)
     assert "reserved-label" in {one.rule for one in claims(done)}
+
+
+CREATOR = "chaperone.dev/created-by"
+
+
+def test_creator_is_written_down_whatever_the_pod_says_and_held_to_it() -> None:
+    item = pod()
+    item["metadata"]["annotations"] = {CREATOR: "somebody-else", "own": "kept"}
+    done = inject(item, SEALED, AGENT, "alice")
+    assert done["metadata"]["annotations"][CREATOR] == "alice"
+    assert done["metadata"]["annotations"]["own"] == "kept"
+    assert missing(done, SEALED, AGENT, "alice") == ()
+    assert CREATOR not in inject(item, SEALED, AGENT)["metadata"]["annotations"]
+    for forged in ("mallory", None):
+        changed = copy.deepcopy(done)
+        changed["metadata"]["annotations"] |= {CREATOR: forged}
+        if forged is None:
+            del changed["metadata"]["annotations"][CREATOR]
+        assert any(CREATOR in one.message for one in missing(changed, SEALED, AGENT, "alice"))
+
+
+def test_pod_that_a_replica_before_the_creator_was_known_has_sealed_passes() -> None:
+    assert missing(inject(pod(), SEALED, AGENT), SEALED, AGENT, "alice") == ()
+
+
+def test_creator_of_a_copied_pod_is_who_copies_it() -> None:
+    done = inject(pod(), SEALED, AGENT, "alice")
+    assert any(CREATOR in one.message for one in missing(done, SEALED, AGENT, "bob"))
+    assert inject(done, SEALED, AGENT, "bob") == inject(pod(), SEALED, AGENT, "bob")

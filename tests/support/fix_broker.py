@@ -46,6 +46,7 @@ from chaperone_operator.kube import (
 
 START_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 40.0
+CREATOR = "creator@example.com"  # of the agents' pods
 CANARY = "canary-password-7f1c"  # must never be seen outside a lease
 
 CLUSTER_ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole")
@@ -78,13 +79,13 @@ class Broker:
         """A client that may do anything."""
         return Client(kubeconfig.from_file(self.api.kubeconfig))
 
-    def start(self) -> None:
-        """Start the process and wait until it serves."""
+    def start(self, *more: str) -> None:
+        """Start the process and wait until it serves; `more` are further options."""
         before = self.log.stat().st_size if self.log.exists() else 0
         user = kubeconfig_of_broker(self.api, self.system)
         arguments = [sys.executable, "-m", "chaperone_operator.broker", "--namespace", self.system]
         arguments += ["--address", "127.0.0.1", "--port", "0", "--metrics-port", "0", "--kubeconfig", str(user)]
-        arguments += ["--tls-cert", str(self.folder / "tls.crt"), "--tls-key", str(self.folder / "tls.key")]
+        arguments += ["--tls-cert", str(self.folder / "tls.crt"), "--tls-key", str(self.folder / "tls.key"), *more]
         with self.log.open("ab") as out:
             self.process = subprocess.Popen(arguments, stdout=out, stderr=out)
         pause, ends = threading.Event(), time.monotonic() + START_TIMEOUT_S
@@ -110,23 +111,24 @@ class Broker:
         (self.folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return certificate.public_bytes(serialization.Encoding.DER)
 
-    async def put_snapshot(self, snapshot: Snapshot, namespace: str = "") -> None:
-        """Store a snapshot as the operator does."""
+    async def put_snapshot(self, snapshot: Snapshot, namespace: str = "", **more: bytes) -> None:
+        """Store a snapshot as the operator does; `more` are further members, by name without `.json`."""
         namespace = namespace or self.agents
         async with self.admin() as client:
             body = {
                 "metadata": {"labels": {"chaperone.dev/snapshot": "true"}},
-                "binaryData": snapshot.binary_data(),
+                "binaryData": snapshot.binary_data()
+                | {f"{name}.json": base64.b64encode(content).decode() for name, content in more.items()},
             }
             name = f"snapshot-{namespace}"
             await client.apply(CONFIG_MAPS, name, body, manager="chaperone-operator", namespace=self.system)
 
-    def compiled(self, *rules: Object) -> Snapshot:
+    def compiled(self, *rules: Object, is_suspended: bool = False) -> Snapshot:
         """Policy of the agents' namespace: two targets, of which orders-db is granted to billing-agent."""
         allowed: Object = {"allowedNamespaces": {"names": [self.agents]}}
         snapshot = compile_namespace(
             self.agents,
-            [identity(namespace=self.agents), identity("other-agent", namespace=self.agents)],
+            [identity(namespace=self.agents, suspended=is_suspended), identity("other-agent", namespace=self.agents)],
             [target(tls={"caSecretRef": {"name": "orders-db-ca"}}, **allowed), target("idle-db", **allowed)],
             [policy(list(rules) or [rule("read", "Allow", ["read"])], namespace=self.agents)],
             [],
@@ -280,7 +282,7 @@ class ServiceCa:
 
 
 def pod_manifest(name: str, account: str = "agent", **changed: Any) -> Object:
-    """A pod of `billing-agent` after injection; `labels`, `init` and `spec` replace those parts."""
+    """A pod of `billing-agent` after injection; `labels`, `annotations`, `init` and `spec` replace those parts."""
     labels = changed.get("labels", {"chaperone.dev/identity": "billing-agent"})
     environment = [{"name": "CHAPERONE_IDENTITY", "value": changed.get("told", "billing-agent")}]
     token = {"name": "token", "mountPath": "/var/run/chaperone/token"}
@@ -300,7 +302,9 @@ def pod_manifest(name: str, account: str = "agent", **changed: Any) -> Object:
         "containers": [{"name": "agent", "image": "agent"}],
         "volumes": [{"name": "token", "projected": {"sources": [source]}}],
     }
-    return {"metadata": {"name": name, "labels": labels}, "spec": spec | changed.get("spec", {})}
+    annotations = changed.get("annotations", {"chaperone.dev/created-by": CREATOR})
+    metadata = {"name": name, "labels": labels, "annotations": annotations}
+    return {"metadata": metadata, "spec": spec | changed.get("spec", {})}
 
 
 @pytest.fixture(scope="session")
@@ -355,6 +359,8 @@ async def _grant(client: Client, system: str) -> None:
         _rule("", "pods/status", "patch"),
         _rule("chaperone.dev", "accesstargets", "get"),
         _rule("chaperone.dev", "accesstargets/status", "patch"),
+        _rule("chaperone.dev", "approvalrequests", "get", "list", "watch", "create", "delete"),
+        _rule("chaperone.dev", "approvalrequests/status", "patch"),
         _rule("", "namespaces", "get") | {"resourceNames": ["kube-system"]},
     ]
     system_rules = [
@@ -379,14 +385,15 @@ def _rule(group: str, resource: str, *verbs: str) -> Object:
 
 
 async def _install_crd(client: Client) -> None:
-    """AccessTarget as the product defines it; other tests of the run share it."""
-    path = Path(__file__).parents[2] / "crds" / "accesstargets.yaml"
-    spec = yaml.safe_load(path.read_text())["spec"]
-    await client.apply(CRDS, "accesstargets.chaperone.dev", {"spec": spec}, manager="test")
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while True:
-            found = await client.get(CRDS, "accesstargets.chaperone.dev")
-            conditions_now = (found.get("status") or {}).get("conditions") or ()
-            if any(one["type"] == "Established" and one["status"] == "True" for one in conditions_now):
-                return
-            await asyncio.sleep(0.05)
+    """The kinds that the broker works with, as the product defines them; other tests of the run share them."""
+    for plural in ("accesstargets", "approvalrequests"):
+        path = Path(__file__).parents[2] / "crds" / f"{plural}.yaml"
+        spec = yaml.safe_load(path.read_text())["spec"]
+        await client.apply(CRDS, f"{plural}.chaperone.dev", {"spec": spec}, manager="test")
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while True:
+                found = await client.get(CRDS, f"{plural}.chaperone.dev")
+                conditions_now = (found.get("status") or {}).get("conditions") or ()
+                if any(one["type"] == "Established" and one["status"] == "True" for one in conditions_now):
+                    break
+                await asyncio.sleep(0.05)

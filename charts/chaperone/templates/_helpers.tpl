@@ -85,7 +85,8 @@ securityContext:
 terminationMessagePolicy: FallbackToLogsOnError
 {{- end }}
 
-{{- /* The webhooks of one path: (dict "root" $ "path" "validate-pod" "sideEffects" "None" "present" caBundle, may be "") */ -}}
+{{- /* The webhooks of one path: (dict "root" $ "path" "validate-pod" "sideEffects" "None" "present" caBundle, may be "");
+       with "everywhere" true no namespace is exempt. */ -}}
 {{- define "chaperone.webhook" -}}
 name: {{ .path }}.chaperone.dev
 admissionReviewVersions: [v1]
@@ -102,7 +103,9 @@ failurePolicy: Fail
 timeoutSeconds: 5
 sideEffects: {{ .sideEffects }}
 matchPolicy: Equivalent
+{{- if not .everywhere }}
 {{ include "chaperone.namespaceSelector" .root }}
+{{- end }}
 {{- end }}
 
 {{- /* The CA that the operator wrote into a registration, "" before it did: an upgrade must not take it out.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
+from chaperone_cli import approvals as approving
 from chaperone_cli import export as exporting
 from chaperone_cli import verify as verification
+from chaperone_cli.kubectl import Cluster
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -46,8 +49,62 @@ def export(
 
     SESSION is a name from `kubectl get sessions`. Uses kubectl and your rights: get on sessions/proof.
     """
-    cluster = exporting.Cluster(kubeconfig, context)
+    cluster = Cluster(kubeconfig, context)
     raise SystemExit(exporting.run(cluster, session, namespace, system_namespace, output))
+
+
+def _where(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say which cluster and namespace is meant."""
+    for option in (
+        click.option("--context", default="", help="As kubectl's."),
+        click.option("--kubeconfig", default="", help="As kubectl's."),
+        click.option("-n", "--namespace", default="", help="Default: that of the context."),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.option("-w", "--watch", is_flag=True, help="Show the list anew every two seconds, until ctrl-C.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@click.option("--all", "has_ended", is_flag=True, help="Also requests that are decided or over.")
+@_where
+def approvals(
+    watch: bool, all_namespaces: bool, has_ended: bool, namespace: str, kubeconfig: str, context: str
+) -> None:
+    """List the commands that wait for people.
+
+    Uses kubectl and your rights: list on approvalrequests.
+    """
+    cluster = Cluster(kubeconfig, context)
+    place = approving.EVERYWHERE if all_namespaces else namespace
+    raise SystemExit(approving.show(cluster, place, has_ended=has_ended, is_watching=watch))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--reason", default="", help="Why; some rules ask for it.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before voting.")
+@_where
+def approve(name: str, reason: str, yes: bool, namespace: str, kubeconfig: str, context: str) -> None:
+    """Approve the command of the approval request NAME, after showing it.
+
+    Uses kubectl and your rights: get on approvalrequests, patch on approvalrequests/status.
+    """
+    raise SystemExit(approving.vote(Cluster(kubeconfig, context), name, namespace, "Approve", reason, is_sure=yes))
+
+
+@main.command()
+@click.argument("name")
+@click.option("--reason", required=True, help="Why; the agent reads it.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask before voting.")
+@_where
+def deny(name: str, reason: str, yes: bool, namespace: str, kubeconfig: str, context: str) -> None:
+    """Deny the command of the approval request NAME, after showing it.
+
+    Uses kubectl and your rights: get on approvalrequests, patch on approvalrequests/status.
+    """
+    raise SystemExit(approving.vote(Cluster(kubeconfig, context), name, namespace, "Deny", reason, is_sure=yes))
 
 
 @main.command()

@@ -67,6 +67,7 @@ TOKEN_REVIEWS: Final = Resource("authentication.k8s.io", "v1", "tokenreviews", "
 AGENT_IDENTITIES: Final = Resource("chaperone.dev", "v1alpha1", "agentidentities", "AgentIdentity")
 ACCESS_TARGETS: Final = Resource("chaperone.dev", "v1alpha1", "accesstargets", "AccessTarget")
 ACCESS_POLICIES: Final = Resource("chaperone.dev", "v1alpha1", "accesspolicies", "AccessPolicy")
+APPROVAL_REQUESTS: Final = Resource("chaperone.dev", "v1alpha1", "approvalrequests", "ApprovalRequest")
 CLUSTER_ACCESS_POLICIES: Final = Resource("chaperone.dev", "v1alpha1", "clusteraccesspolicies", "ClusterAccessPolicy")
 
 

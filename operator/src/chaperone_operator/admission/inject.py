@@ -18,6 +18,7 @@ from chaperone_operator.admission.names import (
     BROKER_AUDIENCE,
     BUNDLE_VOLUME,
     CONTAINERS,
+    CREATOR_ANNOTATION,
     FENCE,
     GATEWAY,
     GATEWAY_GID,
@@ -86,11 +87,13 @@ class Agent(msgspec.Struct, frozen=True):
     ingress_ports: tuple[int, ...] = ()
 
 
-def inject(pod: Object, settings: Settings, agent: Agent) -> Json:
-    """The pod with everything that makes it an agent's; the argument is left as it is."""
+def inject(pod: Object, settings: Settings, agent: Agent, creator: str = "") -> Json:
+    """The pod with everything that makes it an agent's; the argument is left as it is. `creator` asks for it."""
     metadata, spec = dict(pod.get("metadata") or {}), dict(pod.get("spec") or {})
     metadata["labels"] = {**(metadata.get("labels") or {}), IDENTITY_LABEL: agent.identity}
-    metadata["annotations"] = {**(metadata.get("annotations") or {}), INJECTED_ANNOTATION: settings.version}
+    kept = {key: value for key, value in (metadata.get("annotations") or {}).items() if key != CREATOR_ANNOTATION}
+    by = {CREATOR_ANNOTATION: creator} if creator else {}
+    metadata["annotations"] = {**kept, INJECTED_ANNOTATION: settings.version, **by}
     spec["automountServiceAccountToken"] = False  # or the API server mounts the real token into our containers
     spec["securityContext"] = _with_seccomp(spec.get("securityContext") or {})
     spec["initContainers"] = [*_ours(settings, agent), *_others(spec, "initContainers")]
@@ -116,8 +119,8 @@ def patch(pod: Object, injected: Object) -> list[Json]:
     return found
 
 
-def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, ...]:
-    """How a pod differs from an injected one: anything of ours absent, altered, out of order or doubled."""
+def missing(pod: Object, settings: Settings, agent: Agent, creator: str = "") -> tuple[Violation, ...]:
+    """How a pod differs from one injected for `creator`: anything of ours absent, altered, out of order or doubled."""
     found: list[Violation] = []
     metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
     wanted = {IDENTITY_LABEL: agent.identity}
@@ -128,6 +131,9 @@ def missing(pod: Object, settings: Settings, agent: Agent) -> tuple[Violation, .
     for key, value in wanted.items():
         if told.get(key) != value:
             found.append(_absent(f"{key} is not {value}"))
+    by = told.get(CREATOR_ANNOTATION)
+    if (by or "") != creator and not (is_sealed and by is None):  # replicas before this one wrote none
+        found.append(_absent(f"{CREATOR_ANNOTATION} is not {creator}"))
     if not (spec.get("securityContext") or {}).get("seccompProfile"):
         found.append(_absent("spec.securityContext has no seccompProfile"))
     initial = list(spec.get("initContainers") or ())
@@ -155,7 +161,7 @@ def without_ours(pod: Object, settings: Settings, agent: Agent) -> Object:
     is_sealed = _is_sealed(pod, settings)
     if not is_sealed and not all(_is_same(found.get(ours["name"], {}), ours) for ours in _ours(settings, agent)):
         return pod
-    own_keys = {IDENTITY_LABEL, INJECTED_ANNOTATION, SEAL_ANNOTATION}
+    own_keys = {IDENTITY_LABEL, INJECTED_ANNOTATION, SEAL_ANNOTATION, CREATOR_ANNOTATION}
     for where in ("labels", "annotations"):
         metadata[where] = {name: value for name, value in (metadata.get(where) or {}).items() if name not in own_keys}
     spec["initContainers"] = [one for one in initial if one.get("name") not in CONTAINERS]
@@ -174,13 +180,14 @@ def _parts(pod: Object) -> Json:
     """What is sealed: whose pod it is and everything of ours, less resources, to which a LimitRange adds."""
     metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
     first = list(spec.get("initContainers") or ())[: len(CONTAINERS)]
+    creator = (metadata.get("annotations") or {}).get(CREATOR_ANNOTATION)
     return {
         "identity": (metadata.get("labels") or {}).get(IDENTITY_LABEL),
         "version": (metadata.get("annotations") or {}).get(INJECTED_ANNOTATION),
         "containers": [{**one, "resources": None} for one in first],
         "names": [one.get("name") for one in first] == list(CONTAINERS),
         "volumes": our_volumes(spec),
-    }
+    } | ({"creator": creator} if creator is not None else {})
 
 
 def _absent(what: str) -> Violation:

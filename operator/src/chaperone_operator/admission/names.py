@@ -7,6 +7,8 @@ from typing import Final
 IDENTITY_LABEL: Final = "chaperone.dev/identity"
 INJECTED_ANNOTATION: Final = "chaperone.dev/injected"
 SEAL_ANNOTATION: Final = "chaperone.dev/seal"
+CREATOR_ANNOTATION: Final = "chaperone.dev/created-by"
+"""The user who created the pod: of most it is a controller."""
 
 FENCE: Final = "chaperone-fence"
 GATEWAY: Final = "chaperone-gateway"

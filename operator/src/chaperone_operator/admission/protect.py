@@ -18,6 +18,7 @@ from chaperone_operator.admission.names import (
     ACCOUNT_VOLUME,
     BROKER_AUDIENCE,
     CONTAINERS,
+    CREATOR_ANNOTATION,
     IDENTITY_LABEL,
     INJECTED_ANNOTATION,
     PREFIX,
@@ -95,7 +96,8 @@ def claims(pod: Object) -> tuple[Violation, ...]:
     metadata, spec = pod.get("metadata") or {}, pod.get("spec") or {}
     found = []
     for where, key in (
-        ("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION), ("annotations", SEAL_ANNOTATION)
+        ("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION), ("annotations", SEAL_ANNOTATION),
+        ("annotations", CREATOR_ANNOTATION),
     ):  # fmt: skip
         if key in (metadata.get(where) or {}):
             found.append(Violation("reserved-label", f"metadata.{where} {key} is set by Chaperone alone; remove it."))
@@ -106,7 +108,9 @@ def update_violations(old: Object, new: Object) -> tuple[Violation, ...]:
     """What an update may not do: remove or alter anything injected, or pretend an injection."""
     found = []
     before, after = old.get("metadata") or {}, new.get("metadata") or {}
-    for where, key in (("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION)):
+    for where, key in (
+        ("labels", IDENTITY_LABEL), ("annotations", INJECTED_ANNOTATION), ("annotations", CREATOR_ANNOTATION)
+    ):  # fmt: skip
         if (before.get(where) or {}).get(key) != (after.get(where) or {}).get(key):
             found.append(Violation("injected-changed", f"metadata.{where} {key} never changes; make the pod anew."))
     old_spec, new_spec = old.get("spec") or {}, new.get("spec") or {}

@@ -25,6 +25,8 @@ class User(msgspec.Struct, frozen=True):
     """Who asks."""
 
     username: str = ""
+    uid: str = ""
+    groups: tuple[str, ...] = ()
 
 
 class Request(msgspec.Struct, frozen=True, rename="camel"):
@@ -90,7 +92,7 @@ def mutate(request: Request, agents: tuple[Agent, ...], settings: Settings) -> A
         return Answer()
     if refused := _unfit(pod, agents, settings):
         return Answer(refused)
-    return Answer(patch=tuple(patch(pod, inject(pod, settings, agents[0]))))
+    return Answer(patch=tuple(patch(pod, inject(pod, settings, agents[0], request.user_info.username))))
 
 
 def validate(request: Request, agents: tuple[Agent, ...], before: tuple[Agent, ...], settings: Settings) -> Answer:
@@ -107,7 +109,7 @@ def validate(request: Request, agents: tuple[Agent, ...], before: tuple[Agent, .
     if not agents:
         return Answer(claims(request.pod))
     refused = _unfit(request.pod, agents, settings)
-    return Answer(refused or missing(request.pod, settings, agents[0]))
+    return Answer(refused or missing(request.pod, settings, agents[0], request.user_info.username))
 
 
 def connect(request: Request, pod: Json | None) -> Answer:

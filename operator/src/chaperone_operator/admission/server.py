@@ -1,7 +1,8 @@
 """The webhooks of Chaperone: an HTTPS server of our own in every replica.
 
 `/mutate-pod` and `/validate-pod` inject and judge pods, `/validate-exec` keeps people out of our containers and notes
-who enters an agent's, `/validate-crd` judges our own kinds.
+who enters an agent's, `/validate-crd` judges our own kinds, `/mutate-approval` signs votes on ApprovalRequests and
+`/validate-approval` judges them.
 
 Whatever goes wrong ends in a refusal with a reason: an identity that cannot be read, an API server that does not
 answer, a request that is not understood, a defect. The registrations have failurePolicy Fail, so silence refuses too.
@@ -11,18 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
-from chaperone_operator.admission import resource
+from chaperone_operator.admission import approval, resource
 from chaperone_operator.admission.identities import Identities, NotKnown
 from chaperone_operator.admission.inject import Agent, Settings
 from chaperone_operator.admission.names import IDENTITY_LABEL
 from chaperone_operator.admission.protect import Violation
 from chaperone_operator.admission.review import Answer, Request, connect, labels_of, mutate, validate
+from chaperone_operator.approval import broker_user
 from chaperone_operator.kube import PODS, ApiError, Client, Object
 from chaperone_operator.metrics import Metrics
 from chaperone_operator.notice import post
@@ -36,6 +39,7 @@ NOTE_TIMEOUT_S: Final = 1.5  # to record who enters a pod; without a record nobo
 _log = logging.getLogger(__name__)
 
 _WRITES: Final = {("CREATE", ""), ("UPDATE", "")}
+_APPROVAL_WRITES: Final = _WRITES | {("UPDATE", "status")}
 
 type Decide = Callable[[Request], Awaitable[Answer]]
 type Declares = Callable[[str], Declared | None]
@@ -91,6 +95,8 @@ class Webhooks:
                 web.post("/validate-pod", self._route("validate-pod", self._validate)),
                 web.post("/validate-exec", self._route("validate-exec", self._connect)),
                 web.post("/validate-crd", self._route("validate-crd", self._resource)),
+                web.post("/mutate-approval", self._route("mutate-approval", self._stamp)),
+                web.post("/validate-approval", self._route("validate-approval", self._approval)),
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
             ]
@@ -135,6 +141,16 @@ class Webhooks:
         if not resource.is_ours(request) or (request.operation, request.sub_resource) not in _WRITES:
             raise _unexpected(request)
         return await asyncio.to_thread(resource.judge, request, self._declares(request.namespace))
+
+    async def _stamp(self, request: Request) -> Answer:
+        if not approval.is_ours(request) or (request.operation, request.sub_resource) != ("UPDATE", "status"):
+            raise _unexpected(request)
+        return approval.stamp(request, broker_user(self.settings.system_namespace), time.time())
+
+    async def _approval(self, request: Request) -> Answer:
+        if not approval.is_ours(request) or (request.operation, request.sub_resource) not in _APPROVAL_WRITES:
+            raise _unexpected(request)
+        return approval.judge(request, broker_user(self.settings.system_namespace), time.time())
 
     async def _note(self, request: Request, pod: Object) -> None:
         """Record who enters an agent's container, before it happens; what is run there may hold secrets."""
@@ -196,9 +212,7 @@ async def _decided(decide: Decide, request: Request) -> Answer:
         return _refused("not-known", "The API server did not say what this pod is; try again.")
     except Exception as error:  # a defect must refuse with a reason, and its text may quote the pod
         _log.exception("the request %s on %s/%s was refused", request.uid, request.namespace, request.name)
-        return _refused(
-            "defect", f"Chaperone failed to judge this pod ({type(error).__name__}); see the operator's log."
-        )
+        return _refused("defect", f"Chaperone failed to judge this ({type(error).__name__}); see the operator's log.")
 
 
 class _Unexpected(Exception):

@@ -93,8 +93,8 @@ class Enrolments:
         await self.check_current(peer)
         return self._issued(self._authority.issue(key, peer.uris))
 
-    async def check_current(self, peer: Peer) -> None:
-        """Whether the certificate is that of the pod's last exchange, and the pod is still what it was.
+    async def check_current(self, peer: Peer) -> Object:
+        """The pod, if the certificate is that of its last exchange and the pod is still what it was.
 
         Raises:
             Refused: 403 when the pod is gone or changed, 409 when a later exchange took this certificate out of use.
@@ -106,6 +106,7 @@ class Enrolments:
         last = pods.enrolment(pod)
         if last is None or last.keys != pods.keys_digest(peer.stream_key, peer.tls_key):
             raise Refused(409, "Superseded", "The pod's token was exchanged again since; this certificate is void.")
+        return pod
 
     async def _pod(self, namespace: str, name: str) -> Object:
         try:

@@ -15,13 +15,20 @@ from typing import Final
 from aiohttp import web
 
 from chaperone_operator import kubeconfig
+from chaperone_operator.approval import Request
 from chaperone_operator.broker import ca, maskkey
+from chaperone_operator.broker.approval import Approvals
+from chaperone_operator.broker.deadline import Deadlines
 from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import CannotStart
 from chaperone_operator.broker.lease import Leases
+from chaperone_operator.broker.ledger import Ledger
+from chaperone_operator.broker.metrics import Metrics
+from chaperone_operator.broker.notify import Notifier, Receiver
 from chaperone_operator.broker.server import Broker
 from chaperone_operator.broker.serving import Serving
 from chaperone_operator.broker.snapshots import Snapshots
+from chaperone_operator.broker.verdict import RETENTION_S, Verdicts
 from chaperone_operator.kube import NAMESPACES, ApiError, Client
 
 DRAIN_S: Final = 3.0  # between "not ready" and the end of the listener, so that the Service sends nobody here any more
@@ -59,15 +66,29 @@ async def serve(arguments: argparse.Namespace) -> None:
         cluster = await _cluster(client)
         snapshots = Snapshots(client, arguments.namespace)
         enrolments, leases = Enrolments(client, authority, cluster), Leases(client, arguments.namespace)
-        broker = Broker(client, enrolments, snapshots, leases, mask_keys)
+        metrics, ledger, deadlines = Metrics(), Ledger(client), Deadlines()
+        notifier = _notifier(arguments, metrics)
+
+        def tell(request: Request) -> None:
+            metrics.approvals.labels(request.status.state).inc()
+            if notifier is not None:
+                notifier.tell(request)
+
+        approvals = Approvals(ledger, snapshots, deadlines, tell)
+        verdicts = Verdicts(ledger, snapshots, deadlines, arguments.approval_retention, tell)
+        broker = Broker(client, enrolments, snapshots, leases, mask_keys, approvals, metrics)
         serving = Serving(arguments.tls_cert, arguments.tls_key, authority.pem)
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             followers = [
                 tasks.create_task(snapshots.run()),
+                tasks.create_task(ledger.run()),
+                tasks.create_task(verdicts.run()),
                 tasks.create_task(serving.run()),
                 tasks.create_task(_publish(client, arguments.namespace, authority)),
             ]
+            if notifier is not None:
+                followers.append(tasks.create_task(notifier.run()))
             port = await _listen(stack, broker.application(), arguments.address, arguments.port, serving.context)
             watched = await _listen(stack, broker.observation(), arguments.address, arguments.metrics_port, None)
             _log.info("serving gateways on port %d, metrics on port %d", port, watched)
@@ -76,6 +97,13 @@ async def serve(arguments: argparse.Namespace) -> None:
             await asyncio.sleep(arguments.drain)
             for follower in followers:
                 follower.cancel()
+
+
+def _notifier(arguments: argparse.Namespace, metrics: Metrics) -> Notifier | None:
+    if arguments.notify_dir is None:
+        return None
+    receiver = Receiver(arguments.notify_dir, arguments.notify_format, arguments.notify_text)
+    return Notifier(receiver, lambda result: metrics.notifications.labels(result).inc())
 
 
 async def _listen(
@@ -119,6 +147,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tls-cert", type=Path, default=Path("/etc/chaperone-tls/tls.crt"), help="serving certificate")
     parser.add_argument("--tls-key", type=Path, default=Path("/etc/chaperone-tls/tls.key"), help="its key")
     parser.add_argument("--drain", type=float, default=DRAIN_S, help="seconds from not ready to the listener's end")
+    parser.add_argument(
+        "--approval-retention", type=float, default=RETENTION_S, help="seconds for which ended requests are kept"
+    )
+    parser.add_argument("--notify-dir", type=Path, default=None, help="folder with url and key of a webhook to notify")
+    parser.add_argument("--notify-format", choices=("JSON", "Slack"), default="JSON", help="of notifications")
+    parser.add_argument("--notify-text", action="store_true", help="notifications hold the masked text of commands")
     parser.add_argument("--kubeconfig", default=None, help="default: the pod's service account")
     parser.add_argument("--context", default=None, help="context of the kubeconfig")
     return parser

@@ -25,6 +25,14 @@ class Metrics:
         self.waiters = Gauge(
             "chaperone_broker_waiters", "Calls that wait for a change of policy.", registry=self.registry
         )
+        self.approvals = Counter(
+            "chaperone_broker_approvals", "Approval requests that this replica made or moved, by state.", ["state"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.notifications = Counter(
+            "chaperone_broker_notifications", "Events for the receiver of notifications, by result.", ["result"],
+            registry=self.registry,
+        )  # fmt: skip
         self.snapshots = Gauge("chaperone_broker_snapshots", "Namespaces with policy.", registry=self.registry)
 
     def text(self) -> bytes:

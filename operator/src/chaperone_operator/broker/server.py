@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from chaperone_operator.broker import pod as pods
+from chaperone_operator.broker.approval import Approvals, Use
 from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import Refused
 from chaperone_operator.broker.lease import Leases
@@ -25,12 +26,15 @@ from chaperone_operator.broker.maskkey import MaskKeys
 from chaperone_operator.broker.metrics import CONTENT_TYPE, Metrics
 from chaperone_operator.broker.peer import Peers
 from chaperone_operator.broker.snapshots import MAX_WAIT_S, Snapshots
+from chaperone_operator.broker.ticket import NAME, Wanted
 from chaperone_operator.kube import ApiError, Client
 
 MAX_BODY_BYTES: Final = 16_384  # a certificate request and a key have 1 kB
+MAX_ASKED_BYTES: Final = 512 * 1024  # a command of 16 KiB, each byte escaped, and what it touches
 CALL_TIMEOUT_S: Final = 20.0  # several calls to the API server; the gateway itself gives up after 10 s
 MAX_REVIEWS: Final = 16  # tokens under review at once: each costs the API server a signature check and a look-up
-_ROUTES: Final = frozenset({"/v1/certificates", "/v1/config", "/v1/bundle", "/v1/leases", "/v1/mask-key"})
+_APPROVALS: Final = "/v1/approvals"
+_ROUTES: Final = frozenset({"/v1/certificates", "/v1/config", "/v1/bundle", "/v1/leases", "/v1/mask-key", _APPROVALS})
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +46,7 @@ class _Exchange(msgspec.Struct):
     stream_key: str
 
 
-class _Wanted(msgspec.Struct):
+class _Lease(msgspec.Struct):
     target: str
 
 
@@ -50,31 +54,45 @@ class Broker:
     """Routes of the broker."""
 
     def __init__(
-        self, client: Client, enrolments: Enrolments, snapshots: Snapshots, leases: Leases, mask_keys: MaskKeys
+        self,
+        client: Client,
+        enrolments: Enrolments,
+        snapshots: Snapshots,
+        leases: Leases,
+        mask_keys: MaskKeys,
+        approvals: Approvals,
+        metrics: Metrics,
     ) -> None:
         self._client = client
         self._enrolments = enrolments
         self._snapshots = snapshots
         self._leases = leases
         self._mask_keys = mask_keys
+        self._approvals = approvals
         self._peers = Peers()
         self._is_stopping = False
         self._reviews = asyncio.Semaphore(MAX_REVIEWS)
-        self.metrics = Metrics()
+        self.metrics = metrics
         self._by_address = Limit(per_minute=60, burst=60)  # before anything is known of the caller
         self._exchanges = Limit(per_minute=6, burst=6)  # a gateway that cannot enrol is restarted with growing pauses
         self._reads = Limit(per_minute=60, burst=30)  # one long poll after the other, and a bundle for each change
         self._given = Limit(per_minute=60, burst=60)  # one a target every 15 minutes, and again after failures
         self._keys = Limit(per_minute=60, burst=30)  # one for each change of a policy that hashes
+        self._asked = Limit(per_minute=30, burst=10)  # each is an object in etcd, and a person's time
+        self._polls = Limit(per_minute=240, burst=60)  # long polls, uses and withdrawals of all that a pod has open
 
     def application(self) -> web.Application:
         """The HTTPS application for gateways."""
-        app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY_BYTES)
+        app = web.Application(middlewares=[self._answer], client_max_size=MAX_ASKED_BYTES)
         app.router.add_post("/v1/certificates", self._certificates)
         app.router.add_get("/v1/config", self._config)
         app.router.add_get("/v1/bundle", self._bundle)
         app.router.add_post("/v1/leases", self._lease)
         app.router.add_get("/v1/mask-key", self._mask_key)
+        app.router.add_post(_APPROVALS, self._ask)
+        app.router.add_get(_APPROVALS + "/{name}", self._show)
+        app.router.add_delete(_APPROVALS + "/{name}", self._cancel)
+        app.router.add_post(_APPROVALS + "/{name}/use", self._use)
         return app
 
     def observation(self) -> web.Application:
@@ -108,11 +126,7 @@ class Broker:
         peer = self._peers.of(request)
         self._reads.take(peer.pod_uid)
         revision = request.query.get("revision", "")
-        try:
-            wait_s = min(float(request.query.get("wait", "0")), MAX_WAIT_S)
-        except ValueError:
-            raise Refused(400, "Bad request", "The parameter wait is a number of seconds.") from None
-        snapshot = await self._snapshots.wait(peer.namespace, revision, max(wait_s, 0))
+        snapshot = await self._snapshots.wait(peer.namespace, revision, _wait_s(request))
         if snapshot is None:
             return web.Response(status=304)
         return web.Response(body=snapshot.config(peer.identity), content_type="application/json")
@@ -130,7 +144,7 @@ class Broker:
     async def _lease(self, request: web.Request) -> web.Response:
         peer = self._peers.of(request)
         self._given.take(peer.pod_uid)
-        target = (await _body(request, _Wanted)).target
+        target = (await _body(request, _Lease)).target
         await self._enrolments.check_current(peer)
         lease = await self._leases.give(peer, self._snapshots.of(peer.namespace), target)
         _log.info("lease of %s for pod %s/%s (%s)", target, peer.namespace, peer.pod, peer.pod_uid)
@@ -143,6 +157,34 @@ class Broker:
         await self._enrolments.check_current(peer)
         _log.info("mask key for pod %s/%s (%s)", peer.namespace, peer.pod, peer.pod_uid)
         return _json(self._mask_keys.give(peer.namespace))
+
+    async def _ask(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._asked.take(peer.pod_uid)
+        wanted = await _body(request, Wanted, MAX_ASKED_BYTES)
+        pod = await self._enrolments.check_current(peer)
+        shown = await self._approvals.ask(peer, pod, wanted)
+        _log.info("approval request %s of pod %s/%s (%s)", shown.name, peer.namespace, peer.pod, peer.pod_uid)
+        return _json(shown)
+
+    async def _show(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._polls.take(peer.pod_uid)
+        return _json(await self._approvals.show(peer, _name(request), _wait_s(request)))
+
+    async def _use(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._polls.take(peer.pod_uid)
+        use = await _body(request, Use)
+        await self._enrolments.check_current(peer)
+        shown = await self._approvals.use(peer, _name(request), use)
+        _log.info("approval %s used by pod %s/%s (%s)", shown.name, peer.namespace, peer.pod, peer.pod_uid)
+        return _json(shown)
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._polls.take(peer.pod_uid)
+        return _json(await self._approvals.cancel(peer, _name(request)))
 
     async def _healthy(self, _: web.Request) -> web.Response:
         return web.Response(text="ok")
@@ -165,7 +207,8 @@ class Broker:
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        route = request.path if request.path in _ROUTES else "other"
+        path = _APPROVALS if request.path.startswith(_APPROVALS + "/") else request.path
+        route = path if path in _ROUTES else "other"
         began = time.perf_counter()
         response = await self._settled(request, handler)
         self.metrics.calls.labels(route, str(response.status)).inc()
@@ -175,7 +218,7 @@ class Broker:
         return response
 
     async def _settled(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        waits_s = MAX_WAIT_S if request.path == "/v1/config" else 0
+        waits_s = MAX_WAIT_S if request.method == "GET" and "wait" in request.query else 0
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S + waits_s):
                 return await handler(request)
@@ -198,13 +241,29 @@ class Broker:
             return _problem(500, "Internal error", "The broker failed; its log names the call.")
 
 
-async def _body[T](request: web.Request, shape: type[T]) -> T:
+def _wait_s(request: web.Request) -> float:
+    try:
+        return max(0, min(float(request.query.get("wait", "0")), MAX_WAIT_S))
+    except ValueError:
+        raise Refused(400, "Bad request", "The parameter wait is a number of seconds.") from None
+
+
+def _name(request: web.Request) -> str:
+    name = request.match_info["name"]
+    if not NAME.fullmatch(name):
+        raise Refused(404, "No such request", "There is no approval request of that name.")
+    return name
+
+
+async def _body[T](request: web.Request, shape: type[T], most: int = MAX_BODY_BYTES) -> T:
     raw = await request.read()
+    if len(raw) > most:
+        raise web.HTTPRequestEntityTooLarge(most, len(raw))
     try:
         return msgspec.json.decode(raw, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError):
         fields = ", ".join(shape.__annotations__)
-        raise Refused(400, "Bad request", f"The body is a JSON object with the texts {fields}.") from None
+        raise Refused(400, "Bad request", f"The body is a JSON object with {fields}.") from None
 
 
 def _json(answer: msgspec.Struct) -> web.Response:

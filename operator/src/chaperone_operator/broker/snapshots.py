@@ -12,8 +12,9 @@ from typing import Final
 
 import msgspec
 
+from chaperone_operator.approval import Settings
 from chaperone_operator.broker.errors import Refused
-from chaperone_operator.kube import CONFIG_MAPS, Client, Object
+from chaperone_operator.kube import CONFIG_MAPS, ApiError, Client, Object
 from chaperone_operator.mirror import Key, Mirror
 
 LABEL: Final = "chaperone.dev/snapshot=true"
@@ -21,6 +22,7 @@ PREFIX: Final = "snapshot-"
 MAX_WAIT_S: Final = 30  # the longest a gateway may wait for a change; load balancers cut idle connections at 60
 MAX_WAITERS: Final = 8192  # calls that wait at once; one a gateway
 MAX_MANIFEST_BYTES: Final = 4096
+NOTHING: Final = base64.b64encode(b"{}").decode()
 
 _log = logging.getLogger(__name__)
 
@@ -32,18 +34,47 @@ class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca_secret: str = ""
 
 
+class Target(msgspec.Struct):
+    """A target of a gateway's configuration."""
+
+    name: str
+    protocol: str
+
+
+class Owner(msgspec.Struct):
+    """The accountable human of an identity."""
+
+    name: str
+    email: str = ""
+
+
+class Identity(msgspec.Struct):
+    """The identity of a gateway's configuration."""
+
+    owner: Owner
+
+
+class Described(msgspec.Struct):
+    """A GatewayConfig, as far as the broker reads it."""
+
+    identity: Identity
+    targets: tuple[Target, ...]
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     """One namespace's policy under one revision.
 
     Attributes:
         configs: GatewayConfig of each identity, as JSON.
         leases: identity → target → where the credential lies.
+        approvals: `policy/rule` → the approval that the rule asks for.
     """
 
     revision: str
     bundle: bytes
     configs: dict[str, msgspec.Raw]
     leases: dict[str, dict[str, LeaseRef]]
+    approvals: dict[str, Settings] = {}
 
     def config(self, identity: str) -> bytes:
         """The configuration of an identity's gateways.
@@ -62,8 +93,15 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     def names_target(self, identity: str, target: str) -> bool:
         """Whether the identity's configuration lists the target."""
-        config = msgspec.json.decode(self.config(identity), type=_Config)
-        return any(one.name == target for one in config.targets)
+        return any(one.name == target for one in self.described(identity).targets)
+
+    def described(self, identity: str) -> Described:
+        """Of the configuration of an identity, what the broker itself looks at.
+
+        Raises:
+            Refused: 404.
+        """
+        return msgspec.json.decode(self.config(identity), type=Described)
 
 
 class Snapshots:
@@ -129,6 +167,26 @@ class Snapshots:
             self.waiters -= 1
         return current
 
+    def revision(self, namespace: str) -> str:
+        """The revision that this replica knows, "" when it knows none."""
+        found = self._snapshots.get(namespace)
+        return found.revision if found is not None else ""
+
+    async def stored_revision(self, namespace: str) -> str:
+        """The revision that the API server has now, which this replica may not have seen yet; "" when there is none.
+
+        Raises:
+            ApiError: the API server does not answer.
+            ValueError: what is stored cannot be read.
+        """
+        try:
+            found = await self._mirror.client.get(CONFIG_MAPS, PREFIX + namespace, self._mirror.namespace)
+        except ApiError as error:
+            if error.status != 404:
+                raise
+            return ""
+        return parse(found).revision
+
     def _changed(self, key: Key) -> None:
         name = key[1]
         if not name.startswith(PREFIX):
@@ -147,14 +205,6 @@ class Snapshots:
             waiting.set()
 
 
-class _Target(msgspec.Struct):
-    name: str
-
-
-class _Config(msgspec.Struct):
-    targets: tuple[_Target, ...]
-
-
 class _Manifest(msgspec.Struct):
     revision: str
 
@@ -170,6 +220,8 @@ def parse(config_map: Object) -> Snapshot:
         bundle, gateway, leases = (
             base64.b64decode(data[name], validate=True) for name in ("bundle.tar.gz", "gateway.json", "leases.json")
         )
+        # Absent where no rule asks for an approval.
+        approvals = base64.b64decode(data.get("approvals.json", NOTHING), validate=True)
     except (KeyError, TypeError, binascii.Error) as error:
         raise ValueError(f"binaryData lacks a part or is no base64 ({error})") from error
     try:
@@ -178,6 +230,7 @@ def parse(config_map: Object) -> Snapshot:
             bundle,
             msgspec.json.decode(gateway, type=dict[str, msgspec.Raw]),
             msgspec.json.decode(leases, type=dict[str, dict[str, LeaseRef]]),
+            msgspec.json.decode(approvals, type=dict[str, Settings]),
         )
     except (msgspec.DecodeError, tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(str(error)) from error
