@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
+from chaperone_sidecar.masking.mask import Masker
+from chaperone_sidecar.masking.rule import MaskRule
 from chaperone_sidecar.protocols.postgresql import grammar
 from chaperone_sidecar.protocols.postgresql.lineage import Lineage, trace
+from chaperone_sidecar.protocols.postgresql.plan import Planner
 from chaperone_sidecar.protocols.postgresql.schema import Column, NotLookedUp, Relation, Schema, Type
 
 CORPORA = Path(__file__).parents[1] / "corpora"
 RULES = [json.loads(line) for line in (CORPORA / "postgresql_lineage.jsonl").read_text().splitlines()]
-TEXT, INT, NUMERIC, JSONB, ADDRESS = 25, 23, 1700, 3802, 9001
+TEXT, INT, NUMERIC, JSONB, ADDRESS = 25, 23, 1700, 3802, 16400
 CLASSIFIED = "public.c.email"
 
 
@@ -178,6 +181,18 @@ def test_a_hostile_text_ends_soon(text: str) -> None:
         trace(statement, schema)
         spent.append(time.process_time() - begin)
     assert min(spent) < 0.1
+
+
+@pytest.mark.parametrize("method", ["Hash", "Partial"])
+@pytest.mark.parametrize(
+    "expression", ["left(email, 1)", "length(email)", "email || ''", "coalesce(email, 'a')", "count(email)", "(c)"]
+)
+def test_what_derives_from_a_column_shows_no_part_and_no_hash(method: str, expression: str) -> None:
+    planner = Planner(Masker([MaskRule(method, (CLASSIFIED,))], key=b"k" * 32), "Deny")
+    tree = grammar.parse(f"SELECT email, {expression} FROM c GROUP BY c.id".encode())[0]["stmt"]
+    classes = planner.plan(tree, trace(tree, known())).classes
+    assert classes is not None
+    assert [found.method if found is not None else None for found in classes] == [method, "Redact"]
 
 
 def test_views_over_views_are_followed_and_bounded() -> None:

@@ -30,6 +30,7 @@ from chaperone_sidecar.protocols.postgresql.schema import Column, NotLookedUp, R
 NAMES = ("c", "o", "v", "c2", "o2")
 pytestmark = pytest.mark.peer
 QUERIES = int(os.environ.get("CHAPERONE_QUERIES", "200"))
+CANCELED = "57014"
 OBJECTS = """
 CREATE TABLE c (id int, email text, name text, n int, team int, doc jsonb);
 CREATE TABLE o (id int, customer_id int, total numeric, note text, team int);
@@ -163,6 +164,9 @@ def test_what_has_no_part_in_an_answer_has_none(databases: list[psycopg.Connecti
             count["masked"] += 1
         for other in databases[1:]:
             answer = run(other, text)
+            if CANCELED in (state(first), state(answer)):  # how long it takes is not traced
+                count["slow"] += 1
+                return
             assert state(answer) == state(first), (text, state(first), state(answer))
             assert answer.ntuples == first.ntuples, text
             one, two = rows(first, shown), rows(answer, shown)
@@ -174,6 +178,7 @@ def test_what_has_no_part_in_an_answer_has_none(databases: list[psycopg.Connecti
     check()
     print(dict(count))
     assert count["free"] > count["all"] // 5, count
+    assert count["slow"] < count["all"] // 50, count
     assert count["masked"] > count["all"] // 20, count
 
 

@@ -51,6 +51,7 @@ CREATE TABLE parents (id int, body text);
 CREATE TABLE only_child () INHERITS (parents);
 INSERT INTO only_child VALUES (1, '{NAME}');
 CREATE VIEW customer_view AS SELECT id, name AS who FROM customers WHERE name IS NOT NULL;
+CREATE DOMAIN letter AS text CHECK (VALUE < 'M');
 CREATE TYPE mood AS ENUM ('fine', 'grim');
 COMMENT ON TABLE customers IS 'ask {EMAIL}';
 ALTER TABLE customers OWNER TO agent_rw;

@@ -22,13 +22,15 @@ CLASSIFIED = {"public.c.email", "public.c.n", "public.c.doc", "public.v.mail"} |
 }
 _HIDDEN = {"email", "n", "doc", "mail"}
 _WORDS = ["'x'", "'1'", "''", "'@'", "'a'"]
-_TOTAL = ["lower({0})", "upper({0})", "btrim({0})", "reverse({0})", "left({0}, 2)", "right({0}, {1})", "md5({0})",
-          "substr({0}, 2)", "substring({0}, 1, 3)", "replace({0}, 'a', 'bc')", "concat({0}, {1})", "concat_ws('-', {0}, {2})",  # noqa: E501
-          "translate({0}, 'ab', 'cd')", "initcap({0})", "({0})::varchar(3)", "({0})::char(4)"]  # fmt: skip
+_TOTAL = ["lower({0})", "upper({0})", "reverse({0})", "left({0}, 2)", "right({0}, 2)", "md5({0})", "initcap({0})",
+          "substr({0}, 2)", "substring({0}, 1, 3)", "concat({0}, {1})", "concat_ws('-', {0}, {2})",
+          "({0})::varchar(3)", "({0})::name"]  # fmt: skip
 _PARTIAL = ["repeat({0}, 2)", "lpad({0}, 5)", "split_part({0}, '@', 1)", "encode(({0})::bytea, 'hex')",
-            "regexp_replace({0}, 'a', 'b')", "({0})::int::text", "chr(ascii({0}))", "format('%I', {0})", "substr({0}, 1, {1})",  # noqa: E501
+            "regexp_replace({0}, 'a', 'b')", "({0})::int::text", "chr(ascii({0}))", "format('%I', {0})",
             "array_to_string(string_to_array({0}, '@'), '')", "xmlelement(name a, {0})::text", "quote_literal({0})",
-            "substring({0} from '(a)')", "repeat('x', {1})", "(({0})::jsonb)::text", "nullif({0}, 'a')"]  # fmt: skip
+            "substring({0} from '(a)')", "repeat('x', {1})", "(({0})::jsonb)::text", "nullif({0}, 'a')",
+            "substr({0}, 1, {1})", "btrim({0})", "replace({0}, 'a', 'bc')", "translate({0}, 'ab', 'cd')",
+            "({0})::char(4)", "right({0}, {1})", "({0}).quote_ident", "least({0}, 'm')"]  # fmt: skip
 
 
 class Writer:

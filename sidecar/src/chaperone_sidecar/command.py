@@ -60,11 +60,15 @@ class Access(msgspec.Struct, frozen=True, gc=False):
 
 
 class Facts(msgspec.Struct, frozen=True, gc=False):
-    """What the classifier found out about one command."""
+    """What the classifier found out about one command.
+
+    `alone` are the objects that it names without what inherits from them, wherever it names them (`FROM ONLY t`).
+    """
 
     accesses: tuple[Access, ...]
     resolution: Resolution
     why_unknown: str = ""  # one sentence for the refusal when an access is `unknown`
+    alone: frozenset[str] = frozenset()
 
 
 class Command(msgspec.Struct, frozen=True, gc=False):

@@ -89,15 +89,15 @@ class Masker:
 
         Args:
             column: `schema.table.column`, or with the database before it.
-            is_derived: the output is an expression over the column. Partial then shows nothing: an expression may
-                move what is hidden to where it is shown.
+            is_derived: the output is an expression over the column. Partial then shows nothing, for an expression may
+                move what is hidden to where it is shown, and Hash neither: of a part there are few, to compare with.
         """
         if column not in self._classes:
             if len(self._classes) >= MAX_CACHED_COLUMNS:
                 self._classes.clear()
             self._classes[column] = self._class_of(column)
         found = self._classes[column]
-        if found is not None and is_derived and found.method == "Partial":
+        if found is not None and is_derived and found.method in ("Partial", "Hash"):
             return ColumnClass(found.kind, "Redact")
         return found
 

@@ -140,7 +140,7 @@ _NOT_WALKED: Final = "The statement has a shape that this gateway doesn't know; 
 
 def _classified(trees: list[Node]) -> Classified:
     found: dict[Access, None] = {}
-    why = ""
+    whole = Walk()
     statements: list[Statement] = []
     for tree in trees:
         walk = Walk()
@@ -152,10 +152,10 @@ def _classified(trees: list[Node]) -> Classified:
             walk.unknown(_NOT_WALKED)
             statements.append(Statement("other"))
         found.update(walk.found or dict.fromkeys(_TOUCHES_NOTHING.accesses))
-        why = why or walk.why_unknown
+        whole.include(walk)
     if not found:  # blanks and comments only: drivers ping with them
         return Classified(_TOUCHES_NOTHING)
-    facts = _facts(found, why)
+    facts = _facts(found, whole)
     return Classified(
         facts,
         tuple(statements),
@@ -166,12 +166,13 @@ def _classified(trees: list[Node]) -> Classified:
     )
 
 
-def _facts(found: dict[Access, None], why: str) -> Facts:
+def _facts(found: dict[Access, None], walk: Walk) -> Facts:
     accesses = tuple(sorted(found, key=lambda access: (_EFFECT_ORDER[access.effect], access.object)))
     if any(access.effect is Effect.UNKNOWN for access in accesses):
-        return Facts(accesses, Resolution.UNRESOLVED, why)
+        return Facts(accesses, Resolution.UNRESOLVED, walk.why_unknown)
+    alone = frozenset(walk.alone - walk.whole)
     named = any(access.object and access.effect not in _OBJECTLESS for access in accesses)
-    return Facts(accesses, Resolution.SYNTACTIC if named else Resolution.NONE)
+    return Facts(accesses, Resolution.SYNTACTIC if named else Resolution.NONE, alone=alone)
 
 
 def _statement(tree: dict[str, Any]) -> Statement:

@@ -25,6 +25,9 @@ _SENSITIVE: Final = words(
     pg_stat_get_backend_client_addr pg_stat_get_backend_client_port pg_stat_get_backend_userid
     pg_stat_get_wal_receiver pg_stat_get_wal_senders pg_stat_statements"""
 )
+# Functions of one argument that have effects, besides those with the prefix; `t.f` and `(t).f` may call them.
+_AS_ATTRIBUTE: Final = words("nextval ts_stat brin_summarize_new_values gin_clean_pending_list")
+_AS_ATTRIBUTE_PREFIXES: Final = ("pg_", "lo_", "binary_upgrade_")  # of the server's own; a column may begin so, too
 _TRANSACTION_ID: Final = frozenset({"txid_current", "pg_current_xact_id"})  # spend a number, change nothing else
 _TEXT_TYPES: Final = frozenset({"text", "varchar", "name", "regclass", "cstring", "bpchar"})
 
@@ -50,6 +53,20 @@ def call(path: Sequence[str], arguments: Sequence[dict[str, Any]]) -> tuple[Acce
     if schema == "information_schema" and name in CATALOG.safe_information_schema:
         return ()
     return (Access(_foreign_effect(name), join(schema, name)),)
+
+
+def attribute(name: str) -> tuple[Access, ...]:
+    """The effects of `x.name`, where that may call a function: the server looks for one if it finds no such column.
+
+    Only functions of the server with effects, and those that reach out, are told from columns by their names.
+
+    Raises:
+        Ambiguous: it would call `nextval`.
+    """
+    is_of_server = name in _AS_ATTRIBUTE or name.startswith(_AS_ATTRIBUTE_PREFIXES)
+    if (is_of_server and name in CATALOG.other_functions) or name.startswith(("dblink", "postgres_fdw_")):
+        return _unqualified(name, ())
+    return ()
 
 
 def _unqualified(name: str, arguments: Sequence[dict[str, Any]]) -> tuple[Access, ...]:

@@ -16,7 +16,7 @@ from chaperone_sidecar.protocols.postgresql.columns.definition import define
 from chaperone_sidecar.protocols.postgresql.columns.modification import copied_in, copied_out
 from chaperone_sidecar.protocols.postgresql.columns.trace import Trace, Unresolved
 from chaperone_sidecar.protocols.postgresql.columns.value import EMPTY, Item
-from chaperone_sidecar.protocols.postgresql.relations import Ambiguous
+from chaperone_sidecar.protocols.postgresql.relations import Ambiguous, words
 from chaperone_sidecar.protocols.postgresql.schema import Schema
 
 type Node = dict[str, Any]
@@ -52,6 +52,8 @@ class Lineage(msgspec.Struct, frozen=True, gc=False):
 
 
 _ROWS: Final = frozenset({"SelectStmt", "InsertStmt", "UpdateStmt", "DeleteStmt", "MergeStmt"})
+# Options of EXPLAIN with which nothing runs; with all others it may count and measure what it has run.
+_ESTIMATES: Final = words("costs format generic_plan settings summary verbose")
 _CODE: Final = frozenset({"ExecuteStmt", "CallStmt", "DoStmt"})
 _MALFORMED: Final = (KeyError, TypeError, IndexError, AttributeError, ValueError, StopIteration)
 
@@ -91,20 +93,25 @@ def _statement(state: Trace, statement: Node) -> tuple[Item, ...] | None:
         columns = state.rows(statement, {}, None)
         has_rows = kind == "SelectStmt" or "returningClause" in node
         return columns if has_rows else None
-    if kind in {"DeclareCursorStmt", "PrepareStmt", "ViewStmt"}:
+    if kind in {"DeclareCursorStmt", "PrepareStmt"}:
         return _statement(state, node["query"])
-    if kind == "CreateTableAsStmt":
+    if kind in {"CreateTableAsStmt", "ViewStmt"}:  # under that name no rule would know the columns
         columns = _statement(state, node["query"]) or ()
         state.decide(*(item.value for item in columns))
         return columns
     if kind == "ExplainStmt":
+        options = {option["DefElem"]["defname"] for option in node.get("options", ())}
+        state.is_measured = not options <= _ESTIMATES
         _statement(state, node["query"])
         return (Item("QUERY PLAN", EMPTY),)
     if kind == "CopyStmt":
         if node.get("is_from"):
             copied_in(state, node)
             return None
-        return _statement(state, node["query"]) if "query" in node else copied_out(state, node)
+        copied = _statement(state, node["query"]) if "query" in node else copied_out(state, node)
+        if any(option["DefElem"]["defname"] == "encoding" for option in node.get("options", ())):
+            state.decide(*(item.value for item in copied or ()))  # it fails on letters that the encoding lacks
+        return copied
     if kind in _CODE:
         state.unresolved("What the statement runs is in another text.")
     else:

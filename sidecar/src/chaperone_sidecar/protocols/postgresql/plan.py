@@ -16,6 +16,7 @@ from chaperone_sidecar.command import Access, Effect
 from chaperone_sidecar.masking.methods import strictest_class
 from chaperone_sidecar.masking.rule import OPAQUE, ColumnClass, Unmaskable
 from chaperone_sidecar.protocols.postgresql.lineage import Lineage, Output
+from chaperone_sidecar.protocols.postgresql.relations import TELLING
 
 if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
     from chaperone_sidecar.masking.mask import Masker
@@ -24,20 +25,7 @@ if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
 _TABLELESS: Final = frozenset({"VariableShowStmt"})
 _HOLD: Final = 0x20  # CURSOR_OPT_HOLD of the grammar's version
 # Samples of other tables' values and other people's statements: sensitive wherever a column is.
-_SAMPLES: Final = frozenset(
-    {
-        *(f"pg_catalog.pg_statistic.stavalues{number}" for number in range(1, 6)),
-        "pg_catalog.pg_statistic_ext_data.stxdexpr",
-        "pg_catalog.pg_statistic_ext_data.stxdmcv",
-        *(
-            f"pg_catalog.{view}.{column}"
-            for view in ("pg_stats", "pg_stats_ext_exprs")
-            for column in ("most_common_vals", "histogram_bounds", "most_common_elems")
-        ),
-        "pg_catalog.pg_stats_ext.most_common_vals",
-        "pg_catalog.pg_stat_activity.query",
-    }
-)
+_SAMPLES: Final = frozenset(f"{relation}.{column}" for relation, told in TELLING.items() for column in told)
 SAMPLE: Final = ColumnClass("sample", "Null")
 
 

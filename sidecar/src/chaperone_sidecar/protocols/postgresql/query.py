@@ -253,6 +253,28 @@ def _call(walk: Walk, node: Node, scope: Scope) -> list[Any]:
     return [arguments, node.get("agg_order"), node.get("agg_filter"), node.get("over")]
 
 
+@handles("ColumnRef")
+def _column(walk: Walk, node: Node, scope: Scope) -> None:
+    if len(node["fields"]) > 1:
+        _attribute(walk, node["fields"][-1])
+
+
+@handles("A_Indirection")
+def _indirection(walk: Walk, node: Node, scope: Scope) -> list[Any]:
+    for step in node["indirection"]:
+        _attribute(walk, step)
+    return [node["arg"], node["indirection"]]
+
+
+def _attribute(walk: Walk, step: Node) -> None:
+    """Note a function that is called as if it were a column: `('/etc/passwd').pg_read_file`."""
+    try:
+        for access in functions.attribute(step["String"]["sval"]) if "String" in step else ():
+            walk.found[access] = None
+    except relations.Ambiguous as error:
+        walk.unknown(str(error))
+
+
 @handles("A_Expr")
 def _operator(walk: Walk, node: Node, scope: Scope) -> list[Any]:
     if len(node["name"]) > 1 or node["kind"] in _NAMED_OPERATORS:  # the others are words: IN, LIKE, BETWEEN

@@ -51,6 +51,17 @@ _SENSITIVE_INFORMATION: Final = words(
     """user_mapping_options _pg_user_mappings foreign_server_options _pg_foreign_servers foreign_data_wrapper_options
     _pg_foreign_data_wrappers"""
 )
+# Columns of the server's own relations that hold values of other tables, or other people's statements.
+TELLING: Final = {
+    "pg_catalog.pg_prepared_xacts": words("gid"),
+    "pg_catalog.pg_stat_activity": words("query"),
+    "pg_catalog.pg_statistic": words("stavalues1 stavalues2 stavalues3 stavalues4 stavalues5"),
+    "pg_catalog.pg_statistic_ext_data": words("stxdexpr stxdmcv"),
+    "pg_catalog.pg_stats": words("most_common_vals histogram_bounds most_common_elems"),
+    "pg_catalog.pg_stats_ext": words("most_common_vals"),
+    "pg_catalog.pg_stats_ext_exprs": words("most_common_vals histogram_bounds most_common_elems"),
+}
+_TELLING_ALONE: Final = frozenset({"pg_catalog.pg_stat_activity"})  # what else it has says nothing of values
 _PART: Final = re.compile(r'\s*(?:"((?:[^"]|"")+)"|([A-Za-z_\x80-\U0010ffff][\w$\x80-\U0010ffff]*))\s*')
 _LONG_BYTES: Final = 60  # a character of four bytes may have been cut off after this
 
@@ -94,6 +105,13 @@ def is_sensitive(name: str) -> bool:
     if schema == "information_schema":
         return relname in _SENSITIVE_INFORMATION
     return relname in _SENSITIVE
+
+
+def is_telling(name: str, column: str) -> bool:
+    """Whether nobody can say what a column of the server's own relation shows; of sensitive ones, most."""
+    if column in TELLING.get(name, ()):
+        return True
+    return is_sensitive(name) and name not in _TELLING_ALONE
 
 
 def is_system(name: str) -> bool:

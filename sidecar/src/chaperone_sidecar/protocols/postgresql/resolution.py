@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 from chaperone_sidecar.command import Access, Effect, Facts, Resolution
 from chaperone_sidecar.protocols.postgresql import grammar, relations
 from chaperone_sidecar.protocols.postgresql.grammar import ParseError
@@ -64,7 +66,7 @@ def resolve(facts: Facts, schema: Schema) -> Facts:
         resolution = Resolution.CATALOG
     if not implied and resolution is facts.resolution:
         return facts
-    return Facts(facts.accesses + implied, resolution, facts.why_unknown)
+    return msgspec.structs.replace(facts, accesses=facts.accesses + implied, resolution=resolution)
 
 
 _ORDER: Final = {effect: place for place, effect in enumerate(Effect)}
@@ -102,6 +104,7 @@ class _Search:
         self._schema = schema
         self.implied: dict[_Key, Access] = {}
         self.is_cut = False
+        self._alone = facts.alone
         self._named = {(access.effect, access.object) for access in facts.accesses}
         for access in facts.accesses:
             name = access.object
@@ -113,23 +116,31 @@ class _Search:
         is_changing = bool({(Effect.MODIFY, root), (Effect.DELETE, root)} & self._named)
         has_reach = effect is not Effect.CREATE and (effect is not Effect.BULK_WRITE or is_changing)
         waiting: deque[_Key] = deque([(effect, root)])
+        is_alone = root in self._alone
+        again: set[_Key] = set()
         while waiting:
-            for key in self._behind(*waiting.popleft(), has_reach=has_reach):
-                if key in self._named or key in self.implied:  # followed for itself, or already
+            for key in self._behind(*waiting.popleft(), has_reach=has_reach, is_alone=is_alone):
+                if key in self.implied or key in again:
+                    continue
+                if key in self._named:  # followed for itself, if all of it was meant there
+                    if key[1] in self._alone:
+                        again.add(key)
+                        waiting.append(key)
                     continue
                 if len(self.implied) >= MAX_IMPLIED:
                     self.is_cut = True
                     return
                 self.implied[key] = Access(*key, through=root)
                 waiting.append(key)
+            is_alone = False
 
-    def _behind(self, effect: Effect, name: str, *, has_reach: bool) -> Iterator[_Key]:
-        """What one more step leads to."""
+    def _behind(self, effect: Effect, name: str, *, has_reach: bool, is_alone: bool) -> Iterator[_Key]:
+        """What one more step leads to; `is_alone`: not to what inherits from it."""
         found = self._relation(name)
         if found is None:
             return
         if found.kind not in VIEWS:
-            if has_reach or effect in _READS:
+            if not is_alone and (has_reach or effect in _READS):
                 yield from ((effect, child) for child in found.children)
             if found.parent:
                 yield effect, found.parent

@@ -92,7 +92,7 @@ def _explain(walk: Walk, node: Node, scope: Scope) -> None:
     for access in planned.found if "analyze" in options else map(_planned, planned.found):
         if access is not None:
             walk.found[access] = None
-    walk.why_unknown = walk.why_unknown or planned.why_unknown
+    walk.include(planned)
 
 
 def _planned(access: Access) -> Access | None:
@@ -132,7 +132,7 @@ def _rows_of(walk: Walk, query: Node, *, is_bulk: bool) -> None:
     rows = Walk()
     rows.statement(query)
     walk.found.update(rows.found)
-    walk.why_unknown = walk.why_unknown or rows.why_unknown
+    walk.include(rows)
     if is_bulk:
         walk.add(
             Effect.BULK_READ,

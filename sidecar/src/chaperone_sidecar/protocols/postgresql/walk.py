@@ -29,13 +29,13 @@ _NO_NAMES: Final[Scope] = frozenset()
 MAX_NAMES: Final = 256  # CTE names in one statement; each scope is a set of its own, and honest SQL has a dozen
 
 LEAVES: Final = words(
-    """A_Const A_Star Alias BitString Boolean ColumnRef CurrentOfExpr Float Integer MergeSupportFunc ParamRef
+    """A_Const A_Star Alias BitString Boolean CurrentOfExpr Float Integer MergeSupportFunc ParamRef
     ReturningOption RoleSpec SQLValueFunction SetToDefault String TypeName
     alias aliascolnames argType arg_names collClause coldeflist collation collname colnames fk_attrs fk_del_set_cols
     format including join_using_alias keys opclass pk_attrs returning search_clause typeName va_cols"""
 )
 PLAIN: Final = words(
-    """A_ArrayExpr A_Indices A_Indirection BoolExpr BooleanTest CaseExpr CaseWhen CoalesceExpr CollateClause ColumnDef
+    """A_ArrayExpr A_Indices BoolExpr BooleanTest CaseExpr CaseWhen CoalesceExpr CollateClause ColumnDef
     CommonTableExpr Constraint DefElem FunctionParameter GroupingFunc GroupingSet IndexElem JoinExpr JsonArgument
     JsonArrayAgg JsonArrayConstructor JsonArrayQueryConstructor JsonFuncExpr JsonIsPredicate JsonKeyValue JsonObjectAgg
     JsonObjectConstructor JsonParseExpr JsonScalarExpr JsonSerializeExpr JsonTable JsonTableColumn JsonTablePathSpec
@@ -59,12 +59,20 @@ class Walk:
         self.found: dict[Access, None] = {}
         self.why_unknown = ""
         self.names = 0
+        self.alone: set[str] = set()  # named with ONLY
+        self.whole: set[str] = set()  # named without
         self._todo: list[tuple[dict[str, Any] | list[Any], Scope]] = []
 
     def add(self, effect: Effect, *objects: str) -> None:
         """Note an effect on each of the objects."""
         for name in objects:
             self.found[Access(effect, name)] = None
+
+    def include(self, other: Walk) -> None:
+        """Note what another walk found out of a part, but for its effects."""
+        self.why_unknown = self.why_unknown or other.why_unknown
+        self.alone |= other.alone
+        self.whole |= other.whole
 
     def unknown(self, why: str) -> None:
         """Note that the statement isn't understood; the first reason is the one that is told."""
@@ -74,10 +82,12 @@ class Walk:
     def resolve(self, node: Node) -> tuple[str, ...]:
         """The objects that a `RangeVar` may mean; none, and the statement unknown, when that cannot be told."""
         try:
-            return relations.relation(node)
+            found = relations.relation(node)
         except Ambiguous as error:
             self.unknown(str(error))
             return ()
+        (self.whole if node.get("inh") else self.alone).update(found)
+        return found
 
     def read(self, names: Iterable[str]) -> None:
         """Note that relations are read."""

@@ -5,18 +5,19 @@ What is in none of the tables is not resolved: it may run code or give a column 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from chaperone_sidecar.protocols.postgresql.columns.scope import Entry, Scope, Source
 from chaperone_sidecar.protocols.postgresql.columns.source import relation_source
 from chaperone_sidecar.protocols.postgresql.columns.trace import Node, Trace
 from chaperone_sidecar.protocols.postgresql.columns.value import OPAQUE
-from chaperone_sidecar.protocols.postgresql.relations import words
+from chaperone_sidecar.protocols.postgresql.relations import strings, words
 
 # They neither show a value nor give one another name.
 HARMLESS: Final = words(
     """TransactionStmt VariableSetStmt VariableShowStmt DiscardStmt ListenStmt NotifyStmt UnlistenStmt DeallocateStmt
-    ClosePortalStmt FetchStmt LockStmt CheckPointStmt VacuumStmt ClusterStmt ReindexStmt ConstraintsSetStmt
+    ClosePortalStmt FetchStmt LockStmt CheckPointStmt VacuumStmt ReindexStmt ConstraintsSetStmt
     TruncateStmt DropStmt CommentStmt GrantStmt GrantRoleStmt CreateRoleStmt AlterRoleStmt AlterRoleSetStmt
     DropRoleStmt CreateSeqStmt AlterSeqStmt CreateEnumStmt AlterEnumStmt RefreshMatViewStmt CreatedbStmt DropdbStmt
     AlterDatabaseStmt AlterDatabaseSetStmt AlterSystemStmt AlterOwnerStmt AlterDefaultPrivilegesStmt SecLabelStmt"""
@@ -36,7 +37,11 @@ def define(trace: Trace, kind: str, node: Node) -> None:
         return
     if kind == "CreateStmt" and not any(key in node for key in ("inhRelations", "partbound", "ofTypename")):
         if not any("TableLikeClause" in element for element in node.get("tableElts", ())):
+            _keys(trace, node.get("tableElts", ()))
             return
+    elif kind == "ClusterStmt" and "relation" in node:  # rows come in the order in which they lie
+        trace.decide(relation_source(trace, node["relation"], {}).as_row())
+        return
     elif kind == "IndexStmt":
         _index(trace, node)
         return
@@ -58,12 +63,27 @@ def _index(trace: Trace, node: Node) -> None:
     """An index fails on what it cannot hold, or on what is there twice."""
     source = relation_source(trace, node["relation"], {})
     scope = Scope([Entry(source)])
-    for element in node.get("indexParams", ()):
+    for element in [*node.get("indexParams", ()), *node.get("indexIncludingParams", ())]:
         inner = element["IndexElem"]
         found = source.find(inner["name"]) if "name" in inner else trace.expression(inner["expr"], scope)
         trace.decide(found if found is not None else OPAQUE)
     if "whereClause" in node:
         trace.decide(trace.expression(node["whereClause"], scope))
+
+
+def _keys(trace: Trace, elements: Iterable[Node]) -> None:
+    """A foreign key tells of each row that is inserted whether the other table has its value."""
+    constraints = [
+        inner["Constraint"]
+        for element in elements
+        for inner in (element["ColumnDef"].get("constraints", ()) if "ColumnDef" in element else [element])
+    ]
+    for constraint in constraints:
+        if constraint["contype"] == "CONSTR_FOREIGN":
+            source = relation_source(trace, constraint["pktable"], {})
+            named = strings(constraint.get("pk_attrs", []))
+            found = [source.find(name) or OPAQUE for name in named] or [source.as_row()]
+            trace.decide(*found)
 
 
 def _rename(trace: Trace, node: Node) -> None:

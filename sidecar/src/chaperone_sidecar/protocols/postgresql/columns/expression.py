@@ -12,7 +12,7 @@ import msgspec
 
 from chaperone_sidecar.protocols.postgresql.columns import total
 from chaperone_sidecar.protocols.postgresql.columns.scope import Scope
-from chaperone_sidecar.protocols.postgresql.columns.target import expanded
+from chaperone_sidecar.protocols.postgresql.columns.target import expanded, fields_of_type
 from chaperone_sidecar.protocols.postgresql.columns.trace import (
     Node,
     Trace,
@@ -34,6 +34,7 @@ from chaperone_sidecar.protocols.postgresql.columns.value import (
     merged,
     row,
 )
+from chaperone_sidecar.protocols.postgresql.kind import FIRST_USER_OID
 from chaperone_sidecar.protocols.postgresql.relations import CATALOG, strings, words
 from chaperone_sidecar.protocols.postgresql.walk import LEAVES, PLAIN
 
@@ -51,7 +52,7 @@ _CONDITIONS: Final = frozenset({"BoolExpr", "NullTest", "BooleanTest", "A_Expr"}
 def used(trace: Trace, values: list[Value], of_type: int = 0) -> Value:
     """The result of something that is not total: the values decide, and are origins of the result."""
     trace.decide(*values)
-    return derived(values, of_type=of_type)
+    return derived(values, of_type=of_type, growth=max((value.growth for value in values), default=1))
 
 
 # --- leaves ---------------------------------------------------------------------------------------------------------
@@ -119,20 +120,20 @@ def _indirection(trace: Trace, node: Node, scope: Scope) -> Value:
             value = _field(trace, value, step["String"]["sval"])
         elif "A_Indices" in step:
             bounds = [step["A_Indices"][key] for key in ("lidx", "uidx") if key in step["A_Indices"]]
-            places = trace.expressions(bounds, scope)
-            trace.decide(*(place for place in places if not place.is_fixed))
-            value = derived([value, *places], is_pure=all(place.is_fixed for place in places), growth=value.growth)
+            value = used(trace, [value, *trace.expressions(bounds, scope)])  # NULL where there is none of that place
         # A star that is no target of its own leaves the row as it is.
     return value
 
 
 def _field(trace: Trace, value: Value, name: str) -> Value:
-    if value.fields is None:
-        return derived([value], is_pure=value.is_pure, growth=value.growth)  # a column of a composite type
-    found = [item.value for item in value.fields if item.name == name]
+    found = [item.value for item in value.fields or () if item.name == name]
     if found:
         return merged(found)
-    return _call(trace, (name,), [value])
+    if value.fields is not None or 0 < value.type < FIRST_USER_OID:
+        return _call(trace, (name,), [value])
+    if name in fields_of_type(trace, value.type):
+        return derived([value], is_pure=value.is_pure, growth=value.growth)
+    return used(trace, [value])  # a column of a composite type, or a call of a function of it
 
 
 # --- operators ------------------------------------------------------------------------------------------------------
@@ -231,9 +232,7 @@ def _coalesce(trace: Trace, node: Node, scope: Scope) -> Value:
 
 @expression("MinMaxExpr")
 def _greatest(trace: Trace, node: Node, scope: Scope) -> Value:
-    values = trace.expressions(node["args"], scope)
-    result = total.greatest(values)
-    return result if result is not None else used(trace, values)
+    return used(trace, trace.expressions(node["args"], scope))  # which of them it is shows by its length
 
 
 @expression("A_ArrayExpr")
@@ -265,7 +264,7 @@ def _cast(trace: Trace, node: Node, scope: Scope) -> Value:
     value = trace.expression(node["arg"], scope)
     type_name = node["typeName"]
     kind = type_of(type_name)
-    if value.is_fixed and ("A_Const" in node["arg"] or "ParamRef" in node["arg"]):
+    if kind and value.is_fixed and ("A_Const" in node["arg"] or "ParamRef" in node["arg"]):
         return Value(type=kind, is_fixed=True, literal=value.literal if kind == TEXT else None)
     result = total.cast(value, kind, has_modifier="typmods" in type_name) if kind else None
     return result if result is not None else used(trace, [value], kind)

@@ -23,9 +23,7 @@ _NO_QUERIES: Final[Queries] = {}  # the target of a modification never is a WITH
 
 @rows("InsertStmt")
 def _insert(trace: Trace, node: Node, queries: Queries, outer: Scope | None) -> tuple[Item, ...]:
-    queries = with_queries(trace, node, queries, outer)
-    trace.queries = queries
-    target = _target(trace, node["relation"])
+    queries, target = _opened(trace, node, queries, outer)
     names = [column["ResTarget"]["name"] for column in node.get("cols", ())]
     for column in node.get("cols", ()):
         _indices(trace, column["ResTarget"], Scope((), outer))
@@ -69,32 +67,22 @@ def _conflict(trace: Trace, node: Node, target: Source, written: dict[str, Value
 
 @rows("UpdateStmt")
 def _update(trace: Trace, node: Node, queries: Queries, outer: Scope | None) -> tuple[Item, ...]:
-    queries = with_queries(trace, node, queries, outer)
-    trace.queries = queries
-    target = _target(trace, node["relation"])
-    scope = _with_target(trace, target, node.get("fromClause", []), queries, outer)
-    if "whereClause" in node:
-        trace.decide(trace.expression(node["whereClause"], scope))
+    queries, target = _opened(trace, node, queries, outer)
+    scope = _met(trace, node, target, queries, outer)
     _assign(trace, node["targetList"], scope, target)
     return _returning(trace, node, scope, target)
 
 
 @rows("DeleteStmt")
 def _delete(trace: Trace, node: Node, queries: Queries, outer: Scope | None) -> tuple[Item, ...]:
-    queries = with_queries(trace, node, queries, outer)
-    trace.queries = queries
-    target = _target(trace, node["relation"])
-    scope = _with_target(trace, target, node.get("usingClause", []), queries, outer)
-    if "whereClause" in node:
-        trace.decide(trace.expression(node["whereClause"], scope))
+    queries, target = _opened(trace, node, queries, outer)
+    scope = _met(trace, node, target, queries, outer)
     return _returning(trace, node, scope, target)
 
 
 @rows("MergeStmt")
 def _merge(trace: Trace, node: Node, queries: Queries, outer: Scope | None) -> tuple[Item, ...]:
-    queries = with_queries(trace, node, queries, outer)
-    trace.queries = queries
-    target = _target(trace, node["relation"])
+    queries, target = _opened(trace, node, queries, outer)
     source = sources(trace, [node["sourceRelation"]], queries, outer)
     scope = Scope([*source.entries, Entry(target)], outer)  # RETURNING * has the source's columns first
     trace.decide(trace.expression(node["joinCondition"], scope))
@@ -114,6 +102,15 @@ def _merge(trace: Trace, node: Node, queries: Queries, outer: Scope | None) -> t
     return _returning(trace, node, scope, target)
 
 
+def _opened(trace: Trace, node: Node, queries: Queries, outer: Scope | None) -> tuple[Queries, Source]:
+    """The WITH queries that a modification sees, and its target."""
+    trace.queries = with_queries(trace, node, queries, outer)
+    target = _target(trace, node["relation"])
+    if trace.is_measured:  # how much is logged of a change tells how much of the old row was the same
+        trace.decide(target.as_row())
+    return trace.queries, target
+
+
 def _target(trace: Trace, node: Node) -> Source:
     """The relation that is modified, with values of its own: those of a second look at it are other rows'."""
     found = relation_source(trace, node, _NO_QUERIES)
@@ -121,10 +118,13 @@ def _target(trace: Trace, node: Node) -> Source:
     return Source(found.name, columns, qualified=found.qualified, is_table=True, unknown=found.open)
 
 
-def _with_target(trace: Trace, target: Source, others: list[Node], queries: Queries, outer: Scope | None) -> Scope:
-    """The scope of a modification: its target is seen with the other items, but not by LATERAL ones among them."""
-    found = sources(trace, others, queries, outer)
-    return Scope([Entry(target), *found.entries], outer)
+def _met(trace: Trace, node: Node, target: Source, queries: Queries, outer: Scope | None) -> Scope:
+    """The scope of UPDATE and DELETE: the target is seen with the other items, but not by LATERAL ones among them."""
+    found = sources(trace, node.get("fromClause") or node.get("usingClause") or [], queries, outer)
+    scope = Scope([Entry(target), *found.entries], outer)
+    if "whereClause" in node:
+        trace.decide(trace.expression(node["whereClause"], scope))
+    return scope
 
 
 def _assign(trace: Trace, nodes: list[Node], scope: Scope, target: Source, *, excluded: Source | None = None) -> None:

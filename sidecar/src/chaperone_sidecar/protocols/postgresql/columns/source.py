@@ -46,11 +46,6 @@ _PAIRS: Final = {
     "json_each": ("key", "value"), "jsonb_each": ("key", "value"),
     "json_each_text": ("key", "value"), "jsonb_each_text": ("key", "value"),
 }  # fmt: skip
-# Columns of the server's own relations that hold values of other tables, or other sessions' statements.
-_TELLING: Final = {
-    "pg_catalog.pg_stat_activity": words("query"),
-    "pg_catalog.pg_prepared_xacts": words("gid"),
-}
 
 
 def sources(trace: Trace, items: list[Node], queries: Queries, outer: Scope | None) -> Scope:
@@ -82,7 +77,8 @@ def item_of(trace: Trace, node: Node, queries: Queries, left: Scope) -> Sources:
             trace.decide(*trace.expressions(inner.get("args"), left))
             if "repeatable" in inner:
                 trace.decide(trace.expression(inner["repeatable"], left))
-            if relations.strings(inner["method"])[-1] not in {"system", "bernoulli"}:
+            method = strings(inner["method"])
+            if method[-1] not in {"system", "bernoulli"} or method[:-1] not in ([], ["pg_catalog"]):
                 trace.unresolved("What rows a foreign TABLESAMPLE method takes is not known here.")
             return source, entries
         else:
@@ -135,15 +131,12 @@ def columns_of(trace: Trace, found: Relation, *, is_only: bool = False) -> tuple
     if known is not None:
         return known
     related = _related(trace, found, is_only=is_only)
-    is_sensitive = relations.is_sensitive(found.name)
-    telling = _TELLING.get(found.name)
     within = _view(trace, found) if found.kind in VIEWS and not relations.is_system(found.name) else None
     columns = []
     for place, column in enumerate(found.columns):
         own = frozenset([f"{name}.{column.name}" for name in related])
         value = Value(
-            origins=own, type=column.type, is_direct=True,
-            is_opaque=is_sensitive if telling is None else column.name in telling,
+            origins=own, type=column.type, is_direct=True, is_opaque=relations.is_telling(found.name, column.name),
         )  # fmt: skip
         if within is not None:
             inner = within[place]

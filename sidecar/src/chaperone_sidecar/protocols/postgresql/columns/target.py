@@ -26,7 +26,10 @@ def expanded(trace: Trace, node: Node, scope: Scope) -> list[Item]:
     value = trace.expression(node, scope)
     if value.fields is not None:
         return _all(trace, value.fields, None)
-    return _all(trace, tuple(Item(name, _piece(value)) for name in _fields_of_type(trace, value.type)), None)
+    names_of_type = fields_of_type(trace, value.type)
+    if not names_of_type:
+        raise Unresolved("A * stands for the fields of a type that is not known here; name them.")
+    return _all(trace, tuple(Item(name, _piece(value)) for name in names_of_type), None)
 
 
 def _all(trace: Trace, columns: tuple[Item, ...], unknown: Value | None) -> list[Item]:
@@ -40,9 +43,8 @@ def _piece(value: Value) -> Value:
     return derived([value], is_pure=value.is_pure, growth=value.growth)
 
 
-def _fields_of_type(trace: Trace, oid: int) -> list[str]:
-    found = trace.schema.type(oid) if oid else None
+def fields_of_type(trace: Trace, oid: int) -> list[str]:
+    """The names of the columns of a composite type; none for one that is not known."""
+    found = trace.schema.type(oid) if trace.schema.has_type(oid) else None
     relation: Relation | None = trace.schema.relation_by_oid(found.relation) if found is not None else None
-    if relation is None:
-        raise Unresolved("A * stands for the fields of a type that is not known here; name them.")
-    return [column.name for column in relation.columns]
+    return [column.name for column in relation.columns] if relation is not None else []

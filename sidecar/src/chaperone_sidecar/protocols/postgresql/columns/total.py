@@ -1,8 +1,9 @@
 """Functions, operators and casts that are total.
 
-Whatever a value is, they neither fail nor change how many rows there are. Only through these may a column pass without
-deciding; LINEAGE.md says why each is here. A value must not grow without bound either, for a fault of size tells its
-length: `growth` counts how many values one may hold together. What is not total is None here.
+Whatever a value is, they neither fail nor change how many rows there are; what they give is NULL only where a value is,
+and is as long as the values are long: the length of a row shows, for gateway and server have limits. Only through
+these may a column pass without deciding; LINEAGE.md says why each is here. A value must not grow without bound either:
+`growth` counts how many values one may hold together. What is not total is None here.
 """
 
 from __future__ import annotations
@@ -12,20 +13,18 @@ from typing import Final
 
 from chaperone_sidecar.protocols.postgresql.columns.value import (
     ARRAYS,
-    BYTEA,
     INTEGER,
-    INTEGERS,
-    JSON,
-    JSONB,
+    NAME,
     SCALARS,
     TEXT,
     TEXTS,
+    VARCHAR,
     WIDENING,
     Value,
     derived,
     is_mergeable,
-    merged,
 )
+from chaperone_sidecar.protocols.postgresql.kind import BYTEA, JSON, JSONB
 from chaperone_sidecar.protocols.postgresql.relations import words
 
 MAX_GROWTH: Final = 64  # of a value put together: a thousand such are still no gigabyte
@@ -62,15 +61,11 @@ def _sum(values: Sequence[Value], of_type: int) -> Value | None:
     return derived(values, of_type=of_type, is_pure=True, growth=growth)
 
 
-def _text(least: int, most: int) -> Rule:
-    """All arguments are texts, and so is the result, which is no longer."""
-
-    def rule(values: Sequence[Value]) -> Value | None:
-        if not (least <= len(values) <= most and all(map(_is_text, values))):
-            return None
-        return derived(values, of_type=TEXT, is_pure=True, growth=values[0].growth)
-
-    return rule
+def _text(values: Sequence[Value]) -> Value | None:
+    """Of one text another one, of as many letters."""
+    if len(values) != 1 or not _is_text(values[0]):
+        return None
+    return derived(values, of_type=TEXT, is_pure=True, growth=values[0].growth)
 
 
 def _size(values: Sequence[Value]) -> Value | None:
@@ -80,7 +75,8 @@ def _size(values: Sequence[Value]) -> Value | None:
 
 
 def _cut(values: Sequence[Value]) -> Value | None:
-    if len(values) != 2 or not _is_text(values[0]) or values[1].type not in INTEGERS:
+    """`left`: of the length that a fixed number says, lest a column's number shows as a length."""
+    if len(values) != 2 or not _is_text(values[0]) or not values[1].is_fixed:
         return None
     return derived(values, of_type=TEXT, is_pure=True, growth=values[0].growth)
 
@@ -92,17 +88,6 @@ def _part(values: Sequence[Value]) -> Value | None:
     if len(values) == 3 and not (isinstance(values[2].literal, int) and values[2].literal >= 0):
         return None
     return derived(values, of_type=TEXT, is_pure=True, growth=values[0].growth)
-
-
-def _replace(values: Sequence[Value]) -> Value | None:
-    """What is put in must be a literal, and grows the text by as much as it is longer than what it is put in for."""
-    if len(values) != 3 or not all(map(_is_text, values)):
-        return None
-    old, new = values[1].literal, values[2].literal
-    if not isinstance(old, str) or not isinstance(new, str):
-        return None
-    growth = values[0].growth * (-(-len(new) // len(old)) if old and len(new) > len(old) else 1)
-    return derived(values, of_type=TEXT, is_pure=True, growth=growth) if growth <= MAX_GROWTH else None
 
 
 def _concat(values: Sequence[Value]) -> Value | None:
@@ -164,7 +149,7 @@ def _count(values: Sequence[Value]) -> Value | None:
 
 
 def _one_of(values: Sequence[Value]) -> Value | None:
-    """`min`, `first_value`: one of the values, as it stands."""
+    """`first_value`: one of the values, as it stands, and not for what it is."""
     if len(values) != 1 or values[0].type not in SCALARS:
         return None
     return derived(values, of_type=values[0].type, is_pure=True, growth=values[0].growth)
@@ -194,11 +179,11 @@ def _digest(values: Sequence[Value]) -> Value | None:
     return derived(values, of_type=TEXT, is_pure=True)
 
 
+_CUT: Final = frozenset({TEXT, VARCHAR, NAME})
 _JSONB_TAKES: Final = frozenset({JSONB}) | ARRAYS
 _RULES: Final[dict[str, Rule]] = {
-    "lower": _text(1, 1), "upper": _text(1, 1), "initcap": _text(1, 1), "reverse": _text(1, 1),
-    "btrim": _text(1, 2), "ltrim": _text(1, 2), "rtrim": _text(1, 2), "translate": _text(3, 3),
-    "left": _cut, "right": _cut, "substr": _part, "substring": _part, "replace": _replace,
+    "lower": _text, "upper": _text, "initcap": _text, "reverse": _text,
+    "left": _cut, "right": _cut, "substr": _part, "substring": _part,
     "length": _size, "char_length": _size, "character_length": _size, "octet_length": _size,
     "concat": _concat, "concat_ws": _concat, "md5": _digest,
     "to_json": _json(JSON, SCALARS), "row_to_json": _json(JSON, SCALARS), "json_build_array": _json(JSON, SCALARS),
@@ -206,8 +191,8 @@ _RULES: Final[dict[str, Rule]] = {
     "json_build_object": _object(JSON, SCALARS), "jsonb_build_object": _object(JSONB, _JSONB_TAKES),
     "array_agg": _aggregate(0), "string_agg": _aggregate(TEXT, 2),
     "json_agg": _json_aggregate(JSON), "jsonb_agg": _json_aggregate(JSONB),
-    "count": _count, "min": _one_of, "max": _one_of, "any_value": _one_of,
-    "first_value": _one_of, "last_value": _one_of, "nth_value": _nth, "lag": _neighbour, "lead": _neighbour,
+    "count": _count, "any_value": _one_of, "first_value": _one_of, "last_value": _one_of, "nth_value": _nth,
+    "lag": _neighbour, "lead": _neighbour,
     "row_number": _nothing, "rank": _nothing, "dense_rank": _nothing,
 }  # fmt: skip
 NAMES: Final = frozenset(_RULES)
@@ -221,13 +206,7 @@ def call(name: str, values: Sequence[Value]) -> Value | None:
 
 def operator(name: str, values: Sequence[Value]) -> Value | None:
     """The value of an operator of `pg_catalog`, if it is total for these operands."""
-    if len(values) != 2:
-        return None
-    if name == "||":
-        return _joined(values)
-    if name in {"->", "->>"} and values[0].type == JSONB and values[1].literal is not None:
-        return derived(values, of_type=JSONB if name == "->" else TEXT, is_pure=True, growth=values[0].growth)
-    return None
+    return _joined(values) if name == "||" and len(values) == 2 else None
 
 
 def array(values: Sequence[Value]) -> Value | None:
@@ -235,14 +214,12 @@ def array(values: Sequence[Value]) -> Value | None:
     return _sum(values, 0) if _are_scalars(values) and is_mergeable(values) else None
 
 
-def greatest(values: Sequence[Value]) -> Value | None:
-    """GREATEST and LEAST: all of one type that can be compared."""
-    return merged(list(values)) if _are_scalars(values) and is_mergeable(values) else None
-
-
 def cast(value: Value, of_type: int, *, has_modifier: bool) -> Value | None:
-    """A cast of that value, if it is total: to text, cut off where it is too long, to the same type, or a wider one."""
-    if of_type in TEXTS or (not has_modifier and value.type and of_type == value.type):
+    """A cast of that value, if it is total: to text, cut off where it is too long, to the same type, or a wider one.
+
+    Not to char(n): back to text it would be shorter by its blanks.
+    """
+    if of_type in _CUT or (not has_modifier and value.type and of_type == value.type):
         if value.is_fixed:
             return Value(type=of_type, is_fixed=True, literal=value.literal)
         return derived([value], of_type=of_type, is_pure=True, growth=value.growth)

@@ -37,7 +37,8 @@ class Trace:
     """One statement being traced.
 
     `scope_queries` are the WITH queries in sight of the expression at hand. `decide` notes columns that decide; inside
-    a view (`depth_of_views` over 0) it notes nothing, for the view's text is its owner's.
+    a view (`depth_of_views` over 0) it notes nothing, for the view's text is its owner's. `is_measured`: the sizes of
+    what the statement reads and writes are told (EXPLAIN ANALYZE), so every value in it decides.
     """
 
     def __init__(self, schema: Schema) -> None:
@@ -48,6 +49,7 @@ class Trace:
         self.queries: Queries = {}
         self.views: dict[str, tuple[Item, ...]] = {}
         self.depth_of_views = 0
+        self.is_measured = False
         self._work = 0
         self._depth = 0
 
@@ -107,9 +109,12 @@ class Trace:
             if self._depth > MAX_DEPTH:
                 raise Exhausted("The statement nests too deep to say where its columns come from; split it.")
             try:
-                return handler(self, inner, scope)
+                value = handler(self, inner, scope)
             finally:
                 self._depth -= 1
+            if self.is_measured:
+                self.decide(value)
+            return value
         raise Unresolved("The statement has an expression without a type; rewrite it.")
 
     def expressions(self, nodes: Iterable[Node] | None, scope: Scope) -> list[Value]:
@@ -130,6 +135,8 @@ class Trace:
                     self.queries = before
             if len(columns) > MAX_COLUMNS:
                 raise Exhausted("The statement has more columns than the server allows.")
+            if self.is_measured:
+                self.decide(*(item.value for item in columns))
             return columns
         raise Unresolved("The statement has an empty query; rewrite it.")
 

@@ -7,39 +7,39 @@ from typing import Final
 
 import msgspec
 
+from chaperone_sidecar.protocols.postgresql import kind as kinds
+from chaperone_sidecar.protocols.postgresql.kind import BYTEA, JSON, JSONB
+
 NOTHING: Final[frozenset[str]] = frozenset()
 
-# OIDs of the server's own types (pg_type.dat); they never change.
+# OIDs of the server's own types (pg_type.dat), as in `kind`; they never change.
 TEXT: Final = 25
+VARCHAR: Final = 1043
+NAME: Final = 19
+PADDED: Final = 1042  # char(n): as text it loses its blanks
 INTEGER: Final = 23
 BIGINT: Final = 20
 BOOLEAN: Final = 16
-JSON: Final = 114
-JSONB: Final = 3802
-BYTEA: Final = 17
 TYPES: Final = {
-    "text": TEXT, "varchar": 1043, "bpchar": 1042, "name": 19, "char": 18, "int2": 21, "int4": INTEGER, "int8": BIGINT,
-    "bool": BOOLEAN, "numeric": 1700, "float4": 700, "float8": 701, "date": 1082, "time": 1083, "timestamp": 1114,
-    "timestamptz": 1184, "interval": 1186, "uuid": 2950, "json": JSON, "jsonb": JSONB, "bytea": BYTEA, "inet": 869,
-    "oid": 26,
+    "text": TEXT, "varchar": VARCHAR, "bpchar": PADDED, "name": NAME, "char": 18, "int2": 21, "int4": INTEGER,
+    "int8": BIGINT, "bool": BOOLEAN, "numeric": 1700, "float4": 700, "float8": 701, "date": 1082, "time": 1083,
+    "timestamp": 1114, "timestamptz": 1184, "interval": 1186, "uuid": 2950, "json": JSON, "jsonb": JSONB,
+    "bytea": BYTEA, "inet": 869, "oid": 26,
 }  # fmt: skip
-TEXTS: Final = frozenset({18, 19, TEXT, 1042, 1043})
+# Without "char": before 16 its upper half became text that is no valid text, on which all functions of text fail.
+TEXTS: Final = frozenset({TEXT, VARCHAR, NAME, PADDED})
 INTEGERS: Final = frozenset({21, INTEGER, BIGINT})
 # Base types whose values every function of `total` takes without a fault. Arrays, json and xml are not among them.
 SCALARS: Final = TEXTS | frozenset(
-    {BOOLEAN, BYTEA, 20, 21, 23, 26, 650, 700, 701, 829, 869, 1082, 1083, 1114, 1184, 1186, 1266, 1700, 2950}
+    {BOOLEAN, BYTEA, 18, 20, 21, 23, 26, 650, 700, 701, 829, 869, 1082, 1083, 1114, 1184, 1186, 1266, 1700, 2950}
 )
 # Arrays of such: they become jsonb without a fault, but putting two together may raise one.
-ARRAYS: Final = frozenset(
-    {1000, 1001, 1002, 1003, 1005, 1007, 1009, 1014, 1015, 1016, 1021, 1022, 1028, 1041, 1115, 1182, 1183, 1185, 1187,
-     1231, 2951}
-)  # fmt: skip
-# From the one to any of the others every value has a counterpart.
+ARRAYS: Final = frozenset(array for array, element in kinds.ARRAYS.items() if element in SCALARS)
+# From the one to any of the others every value has a counterpart, which is written with as many digits.
 WIDENING: Final = {
     21: frozenset({INTEGER, BIGINT, 1700, 700, 701}),
     INTEGER: frozenset({BIGINT, 1700, 701}),
-    BIGINT: frozenset({1700, 701}),
-    700: frozenset({701}),
+    BIGINT: frozenset({1700}),
 }
 
 
@@ -102,7 +102,7 @@ def is_mergeable(values: Iterable[Value]) -> bool:
     types = {value.type for value in values if value.type or not value.is_fixed}
     if 0 in types:
         return len(types) == 1 and sum(not value.is_fixed for value in values) == 1
-    if len(types) <= 1 or types <= TEXTS:
+    if len(types) <= 1 or types <= TEXTS - {PADDED}:
         return True
     return any(all(kind == target or target in WIDENING.get(kind, ()) for kind in types) for target in types)
 
