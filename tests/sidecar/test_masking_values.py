@@ -323,3 +323,30 @@ def test_rules_that_cannot_be_obeyed_are_refused(rule, said):
 def test_the_gateway_does_not_load_re2_before_it_has_masks():
     code = "import sys, chaperone_sidecar.main, chaperone_sidecar.gateway; sys.exit('re2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+GROUPED = "4716892311450065"
+
+
+@pytest.mark.parametrize("sign", [",", ".", " ", "'", "\u00a0", "\u2009", "\u202f", "\u2019"])
+@pytest.mark.parametrize("frame", ["${}.00", "{},00 EUR", "costs {} now", '{{"${}.00"}}', "-{}"])
+def test_a_card_is_found_between_the_signs_of_thousands(sign, frame):
+    digits = sign.join([GROUPED[:1], *(GROUPED[i : i + 3] for i in range(1, 16, 3))])
+    masked = REDACT.mask_value(frame.format(digits).encode())
+    assert b"[PaymentCard]" in masked
+    assert b"065" not in masked
+    assert REDACT.may_hit(frame.format(digits).encode())
+
+
+def test_lists_of_numbers_and_amounts_are_left_alone():
+    for text in (b"{4,716,892,311,450,065}", b"[4,716,892,311,450,065]", b"1,234,567.89", b"4716892311450065.5"):
+        assert REDACT.mask_value(text) == text
+    assert REDACT.mask_value(b"4716892311450065.000") == b"[PaymentCard]"
+
+
+@pytest.mark.parametrize("shift", range(8))
+def test_a_text_of_bits_is_read(shift):
+    bits = "1" * shift + "".join(f"{byte:08b}" for byte in b"mail alice@example.com") + "1"
+    masked = REDACT.mask_value(b"bits " + bits.encode())
+    assert masked.startswith(b"bits ")
+    assert b"".join(b"%c" % int(masked[i : i + 8], 2) for i in range(5, len(masked), 8)) == b"[Email]"

@@ -6,6 +6,8 @@ same rules, and only if that changed anything is the wrapped text replaced. Wrap
 - escapes: JSON's \\u0040, percent signs, HTML entities, digits of other alphabets, characters of no width. They are
   undone from quote to quote, so JSON, arrays and composites stay well formed, keys included.
 - floats of sixteen digits and more, which are written 4.1e+15; they are written out over the whole value.
+- digits with signs between thousands, as money has them, and with decimals of nothing.
+- bits: texts of zeros and ones.
 - hexadecimal text (bytea is that) and base64. Their triggers are texts that unwrap to ASCII, so identifiers, hashes
   and UUIDs do not pay. Either is replaced as a whole, by text that is wrapped the same way.
 
@@ -47,6 +49,10 @@ _ESCAPE: Final = (
 _HEX: Final = rb"(?:[2-7][0-9A-Fa-f]){9}|(?:[2-7][0-9A-Fa-f]00){5}|(?:00[2-7][0-9A-Fa-f]){5}"
 # Groups of four letters that decode to three bytes below 128, with either alphabet.
 _BASE64: Final = rb"(?:[A-Za-f][A-HQ-Xg-nw-z0-3][ABEFIJMNQRUVYZcdghklopstwx014589][A-Za-z0-9+/_-]){3}"
+# Bits of bytes below 128.
+_BITS: Final = rb"(?:0[01]{7}){9}"
+# Five groups at least, or decimals of nothing: fourteen digits are the fewest of a card.
+_THOUSANDS: Final = rb"\d(?:(?:[,.' ]|\xc2\xa0|\xe2\x80[\x89\x99\xaf])\d{3}){4}|\d{14}\.0"
 # A float that has the digits of a card is written like this.
 _EXPONENT: Final = rb"\de\+1[5-8]"
 TRIGGERS: Final = (
@@ -55,9 +61,17 @@ TRIGGERS: Final = (
     Trigger(_HEX, "hex"),
     Trigger(_BASE64, "base64"),
     Trigger(_EXPONENT, "number"),
+    Trigger(_THOUSANDS, "number"),
+    Trigger(_BITS, "hex"),
 )
 
 _FLOAT: Final = re.compile(rb"(?<![\d.])(\d)(?:\.(\d{1,17}))?e\+(1[5-8])(?!\d)")
+# Behind a bracket it is a list of numbers. Decimals would hide the number before them from detectors.
+_GROUPED: Final = re.compile(
+    rb"(?<![\d{\[(,.])\d{1,3}(?P<sign>[,.' ]|\xc2\xa0|\xe2\x80[\x89\x99\xaf])\d{3}(?:(?P=sign)\d{3}){3,5}(?!\d)"
+    rb"(?:[.,]\d{1,2}(?!\d))?|(?<![\d.])\d{14,19}\.0+(?!\d)"
+)
+_BIT_RUN: Final = re.compile(rb"[01]{72,}")
 _QUOTED: Final = re.compile(rb'[^"]+')
 _UNICODE_ESCAPE: Final = re.compile(rb"\\+u([0-9A-Fa-f]{4})")
 _PERCENT: Final = re.compile(rb"%([2-7][0-9A-Fa-f])")
@@ -65,6 +79,8 @@ _ENTITY: Final = re.compile(rb"&(?:#[0-9]{2,4}|#[xX][0-9A-Fa-f]{2,4}|commat);")
 _HEX_RUN: Final = re.compile(rb"(?:\\x)?[0-9A-Fa-f]{18,}")
 _BASE64_RUN: Final = re.compile(rb"[A-Za-z0-9+/_-]{12,}(?:\r?\n[A-Za-z0-9+/_-]+)*={0,2}")
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
+_DECIMALS: Final = re.compile(rb"[.,](?:\d{1,2}|0+)\Z")
+_NOT_DIGIT: Final = bytes(byte for byte in range(256) if not 48 <= byte <= 57)
 _DASHES: Final = dict.fromkeys(map(ord, "‐‑‒–—―−﹣－"), "-")
 _BEFORE: Final = frozenset((b":", b",", b"[", b"{", b" "))
 _AFTER: Final = frozenset((b",", b"]", b"}", b" ", b"\n"))
@@ -81,6 +97,7 @@ class Values:
         self._replace = replace
         self._hex = compiled(_HEX)
         self._base64 = compiled(_BASE64)
+        self._bit = compiled(_BITS)
 
     def mask(self, data: bytes, depth: int = 0) -> bytes | None:
         """Mask one value; None is NULL. The same object comes back when there is nothing to mask."""
@@ -130,6 +147,10 @@ class Values:
             return self._each(_HEX_RUN, data, lambda part: self._hexadecimal(part, depth))
         if trigger == 3:
             return self._each(_BASE64_RUN, data, lambda part: self._base64_text(part, depth))
+        if trigger == 5:
+            return self._each(_GROUPED, data, lambda part: self._grouped(part, depth))
+        if trigger == 6:
+            return self._each(_BIT_RUN, data, lambda part: self._bits(part, depth))
         plain = _FLOAT.sub(_written_out, data)
         masked = self.mask(plain, depth + 1)
         return data if masked == plain else masked
@@ -170,6 +191,21 @@ class Values:
                     return None
                 if masked != text:
                     return prefix + self._whole(text, depth).hex().encode()
+        return part
+
+    def _grouped(self, part: bytes, depth: int) -> bytes | None:
+        digits = _DECIMALS.sub(b"", part).translate(None, _NOT_DIGIT)
+        masked = self.mask(digits, depth + 1)
+        return part if masked == digits else masked
+
+    def _bits(self, part: bytes, depth: int) -> bytes | None:
+        for offset in sorted({match % 8 for match in _starts(self._bit, part)}):
+            plain = _packed(part[offset : len(part) - (len(part) - offset) % 8])
+            masked = self.mask(plain, depth + 1)
+            if masked is None:
+                return None
+            if masked != plain:
+                return b"".join([b"%08d" % int(f"{byte:b}") for byte in self._whole(plain, depth)])
         return part
 
     def _base64_text(self, part: bytes, depth: int) -> bytes | None:
@@ -225,6 +261,10 @@ def _is_number(data: bytes, span: Span) -> bool:
     """Whether a span is a bare number of JSON, or of an array."""
     before, after = data[span.start - 1 : span.start], data[span.end : span.end + 1]
     return data[span.start : span.end].isdigit() and before in _BEFORE and after in _AFTER
+
+
+def _packed(bits: bytes) -> bytes:
+    return int(bits, 2).to_bytes(len(bits) // 8, "big")
 
 
 def _starts(program: Program, data: bytes) -> set[int]:

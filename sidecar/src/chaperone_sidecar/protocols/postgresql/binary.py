@@ -12,7 +12,7 @@ from typing import Final
 
 from chaperone_sidecar.protocols.postgresql import kind
 from chaperone_sidecar.protocols.postgresql.kind import Types
-from chaperone_sidecar.protocols.postgresql.scalar import SCALARS, Texts, hstore, malformed
+from chaperone_sidecar.protocols.postgresql.scalar import EXTENSIONS, SCALARS, Texts, malformed
 
 MAX_DEPTH: Final = 12  # arrays of composites of arrays …; one level costs 12 bytes, so a value could have millions
 MAX_DIMENSIONS: Final = 6  # the server's MAXDIM
@@ -76,7 +76,7 @@ class Reader:
             if one.kind in ("r", "m"):
                 oid = one.element
                 continue
-            return one.kind in ("c", "e") or kind.extension(one) in ("citext", "hstore")
+            return one.kind in ("c", "e") or kind.extension(one) in EXTENSIONS
         return False
 
     def may_hide(self, oid: int) -> bool:
@@ -90,7 +90,7 @@ class Reader:
         if element:
             return self.may_hide(element)
         one = kind.found(oid, self._types)
-        return one is None or not (one.kind == "e" or kind.extension(one) in ("citext", "hstore"))
+        return one is None or not (one.kind == "e" or kind.extension(one) in EXTENSIONS.keys() - {"cube"})
 
     def _texts(self, oid: int, value: bytes, depth: int) -> Texts:
         if oid in kind.TEXT_OIDS or oid in (kind.JSON, kind.XML):
@@ -129,12 +129,10 @@ class Reader:
             if inner is not None and inner.kind == "r":
                 bound = inner.element
             return self._multirange(value, kind.RANGES.get(bound, bound), depth)
-        name = kind.extension(one)
-        if name == "citext":
-            return [value]
-        if name == "hstore":
-            return hstore(value)
-        raise UnknownBinary(oid)
+        extension = EXTENSIONS.get(kind.extension(one))
+        if extension is None:
+            raise UnknownBinary(oid)
+        return extension(value, self._is_thorough)
 
     def _array(self, value: bytes, depth: int) -> Texts:
         dimensions, _, element = struct.unpack_from(">iiI", value)

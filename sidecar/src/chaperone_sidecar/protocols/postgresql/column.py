@@ -1,7 +1,7 @@
 """One column of an answer: what the client gets for each of its values.
 
 A client must be able to decode whatever it gets, so text stands only where the type takes any text; elsewhere a value
-that is masked is NULL. The README's table says it type by type. `RowMask` and `CopyMask` find the values.
+that is masked is NULL. README.md's table says it type by type. `RowMask` and `CopyMask` find the values.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ type Setting = Literal["Deny", "Redact", "Allow"]
 NULL_CELL: Final = b"\xff\xff\xff\xff"
 
 _IN_PLACE: Final = frozenset({"text", "json", "jsonb", "xml"})
+_OCTAL: Final = re.compile(rb"\\(?:([0-3][0-7]{2})|\\)")
+_TAG: Final = re.compile(rb"<[^>]*>?|>")
+_ATTRIBUTE: Final = re.compile(rb"""("|')(?:(?!\1).)*\1""", re.DOTALL)
 _NOT_STRUCTURE: Final = re.compile(rb'[^{}(),"\\=>]+')
 _MARKUP: Final = ((b"&", b"&amp;"), (b"<", b"&lt;"), (b">", b"&gt;"))
 
@@ -70,10 +73,10 @@ class Column:
             column_class = None
         self.is_read = self._kind in ("other", "money") or (is_binary and self._kind not in _IN_PLACE)
         self.hides = False
-        if column_class is None and masker.has_detectors and self.is_read:
-            if not is_binary:
-                self.hides = self._kind == "money"
-            elif oid and not reader.is_known(self._oid):
+        if column_class is None and masker.has_detectors and not is_binary:
+            self.hides = self._kind in ("money", "bytea")
+        elif column_class is None and masker.has_detectors and self.is_read:
+            if oid and not reader.is_known(self._oid):
                 self.hides = unmaskable != "Deny"
                 if unmaskable == "Redact":
                     column_class = OPAQUE
@@ -133,10 +136,14 @@ class Column:
             return value if masked is text else None if masked is None else b"\x01" + masked
         if self._kind in ("json", "jsonb"):
             return self._json(value)
+        if self._kind == "bytea" and any(mask_value(text) != text for text in self.read(value) or ()):
+            return None
         masked = mask_value(value)
         if masked is None or masked == value:
             return value if masked is not None else None
-        if self._kind == "bytea" and not _is_bytea(masked, value):
+        if self._kind == "bytea" and not _is_bytea(masked):
+            return None
+        if self._kind == "xml" and _markup(masked) != _markup(value):
             return None
         if self._kind == "texts" and _structure(masked) != _structure(value):
             return None
@@ -151,6 +158,8 @@ class Column:
             NotLookedUp: a type in the value that nobody asked the database for yet.
         """
         if not self._is_binary:
+            if self._kind == "bytea":  # hexadecimal is masked where it stands; the old form hides NUL and UTF-8
+                return [] if value.startswith(b"\\x") else scalar.bytes_texts(_plain_bytea(value))
             return [value, *scalar.money_texts(value)] if self._kind == "money" else [value]
         if not self._oid:
             texts = scalar.guesses(value)
@@ -208,16 +217,18 @@ def _structure(literal: bytes) -> bytes:
 
 def _plain_bytea(value: bytes) -> bytes:
     if not value.startswith(b"\\x"):
-        return value
+        return _OCTAL.sub(lambda match: bytes((int(match[1], 8),)) if match[1] else b"\\", value)
     try:
         return bytes.fromhex(value[2:].decode("ascii"))
     except ValueError:
         return value
 
 
-def _is_bytea(masked: bytes, before: bytes) -> bool:
-    """Whether masking has left a bytea literal: hexadecimal, or in the old form without new backslashes."""
-    if before.startswith(b"\\x"):
-        digits = masked[2:]
-        return masked.startswith(b"\\x") and len(digits) % 2 == 0 and re.fullmatch(rb"[0-9a-fA-F]*", digits) is not None
-    return masked.count(b"\\") == before.count(b"\\") and masked.isascii()
+def _is_bytea(masked: bytes) -> bool:
+    """Whether masking has left a bytea literal in hexadecimal."""
+    return masked.startswith(b"\\x") and len(masked) % 2 == 0 and re.fullmatch(rb"[0-9a-fA-F]*", masked[2:]) is not None
+
+
+def _markup(text: bytes) -> list[bytes]:
+    """The tags of XML without the values in them: masking must not touch them, nor make new ones."""
+    return [_ATTRIBUTE.sub(b"", tag) for tag in _TAG.findall(text)]

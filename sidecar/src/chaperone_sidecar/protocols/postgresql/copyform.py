@@ -122,7 +122,6 @@ class Lines:
             rb"(%b(?:%b)*%b|[^%b%b]*)(%b|\Z)" % (quote, inside, quote, delimiter, quote, delimiter), re.DOTALL
         )
         self._escaped = re.compile(sign + rb"(.)", re.DOTALL)
-        self._signs = re.compile(rb"[%b%b\n\r]" % (delimiter, quote))
         self._to_escape = re.compile(rb"[%b%b]" % (quote, sign))
         self._outside = re.compile(rb"[%b\n]" % quote)
         self._inside = re.compile(rb"%b" % quote if quote == sign else rb"%b|%b[^\n]?" % (quote, sign), re.DOTALL)
@@ -184,16 +183,18 @@ class Lines:
             return field
         return self._escaped.sub(lambda match: match.group(1), field[1:-1])
 
-    def field(self, value: bytes | None, before: bytes) -> bytes:
-        """A value as a field; between quotes if `before` was, or if it has to be."""
+    def field(self, value: bytes | None) -> bytes:
+        """A masked value as a field.
+
+        In CSV it is always between quotes: the server quotes what equals the null string or holds a delimiter, which
+        would be a question about the value, of the client's choice.
+        """
         form = self._form
         if value is None:
             return form.null
         if not self._is_csv:
             return escape(value).replace(form.delimiter, b"\\" + form.delimiter)
-        if before.startswith(form.quote) or value == form.null or self._signs.search(value):
-            return form.quote + self._to_escape.sub(lambda match: form.escape + match.group(), value) + form.quote
-        return value
+        return form.quote + self._to_escape.sub(lambda match: form.escape + match.group(), value) + form.quote
 
 
 def unescape(field: bytes) -> bytes:

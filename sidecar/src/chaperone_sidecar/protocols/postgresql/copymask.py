@@ -229,7 +229,7 @@ class CopyMask:
                 continue
             new = self._columns[index].mask(value)
             if new is None or new != value:
-                fields[index] = lines.field(new, field)
+                fields[index] = lines.field(new)
         return lines.join(fields) + record[len(line) :]
 
     def _tuple(self, record: bytes) -> bytes:

@@ -23,11 +23,11 @@ JSONB: Final = 3802
 XML: Final = 142
 BYTEA: Final = 17
 
-TEXT_OIDS: Final = frozenset({18, 19, 25, 705, 1042, 1043, 1790, 2275})  # "char" name text unknown bpchar varchar …
-# int2 int4 oid float4 bool char dates times uuid macaddr, references by OID: no detector but a policy's own finds
+TEXT_OIDS: Final = frozenset({19, 25, 705, 1042, 1043, 1790, 2275})  # name text unknown bpchar varchar refcursor …
+# int2 int4 oid float4 bool "char" dates times uuid macaddr, references by OID: no detector but a policy's own finds
 # anything in so few digits.
 SMALL_OIDS: Final = frozenset(
-    {16, 21, 23, 26, 27, 28, 29, 700, 829, 1082, 1083, 1114, 1184, 1186, 1266, 1560, 1562, 2950, 2278}
+    {16, 18, 21, 23, 26, 27, 28, 29, 700, 829, 1082, 1083, 1114, 1184, 1186, 1266, 2950, 2278}
     | {24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191}
 )
 # Array → element.

@@ -218,7 +218,7 @@ class Results:
         """Mask an ErrorResponse, NoticeResponse, NotificationResponse or ParameterStatus."""
         kind = raw[0]
         if kind == messages.NOTIFICATION_RESPONSE:
-            return textmask.mask_notification(raw, self._masker)
+            return textmask.mask_notification(raw, self._masker, self._planner.unmaskable)
         if kind == messages.PARAMETER_STATUS:
             return textmask.mask_parameter_status(raw, self._masker)
         return textmask.mask_error(raw, self._masker)

@@ -207,7 +207,7 @@ def _bits(value: bytes, is_thorough: bool) -> Texts:
     (count,) = _INT32.unpack_from(value)
     if not 0 <= count <= 8 * (len(value) - 4) or len(value) - 4 != (count + 7) // 8:
         raise malformed()
-    return ["".join([f"{byte:08b}" for byte in value[4:]])[:count].encode()]
+    return ["".join([f"{byte:08b}" for byte in value[4:]])[:count].encode(), *bytes_texts(value[4:])]
 
 
 def _boolean(value: bytes, is_thorough: bool) -> Texts:
@@ -230,13 +230,18 @@ def _snapshot(value: bytes, is_thorough: bool) -> Texts:
     return [text for place in range(4, len(value), 8) for text in _int8(value[place : place + 8], is_thorough)]
 
 
+def _count(value: bytes, item_bytes: int) -> int:
+    """How many items a value says that it has, each of `item_bytes` at least."""
+    count: int = _INT32.unpack_from(value)[0]
+    if not 0 <= count <= (len(value) - 4) // item_bytes:
+        raise malformed()
+    return count
+
+
 def _tsvector(value: bytes, is_thorough: bool) -> Texts:
-    (count,) = _INT32.unpack_from(value)
     out: Texts = []
     place = 4
-    if not 0 <= count <= len(value):
-        raise malformed()
-    for _ in range(count):
+    for _ in range(_count(value, 3)):
         end = value.index(b"\x00", place)
         out.append(value[place:end])
         place = end + 3 + 2 * int.from_bytes(value[end + 1 : end + 3], "big")
@@ -244,12 +249,9 @@ def _tsvector(value: bytes, is_thorough: bool) -> Texts:
 
 
 def _tsquery(value: bytes, is_thorough: bool) -> Texts:
-    (count,) = _INT32.unpack_from(value)
     out: Texts = []
     place = 4
-    if not 0 <= count <= len(value):
-        raise malformed()
-    for _ in range(count):
+    for _ in range(_count(value, 2)):
         if value[place] == 1:  # an operand: weight, whether a prefix, text
             end = value.index(b"\x00", place + 3)
             out.append(value[place + 3 : end])
@@ -259,14 +261,11 @@ def _tsquery(value: bytes, is_thorough: bool) -> Texts:
     return out
 
 
-def hstore(value: bytes) -> Texts:
+def _hstore(value: bytes, is_thorough: bool) -> Texts:
     """Keys and values."""
-    (count,) = _INT32.unpack_from(value)
     out: Texts = []
     place = 4
-    if not 0 <= count <= (len(value) - 4) // 8:
-        raise malformed()
-    for _ in range(2 * count):
+    for _ in range(2 * _count(value, 8)):
         (size,) = _INT32.unpack_from(value, place)
         place += 4
         if size >= 0:
@@ -277,10 +276,15 @@ def hstore(value: bytes) -> Texts:
     return out
 
 
+# Types of extensions, by their names.
+EXTENSIONS: Final[dict[str, Callable[[bytes, bool], Texts]]] = {
+    "citext": _raw, "cube": _floats, "hstore": _hstore,
+    **dict.fromkeys(("ltree", "lquery", "ltxtquery"), _versioned),
+}  # fmt: skip
 # OID → what renders it.
 SCALARS: Final[dict[int, Callable[[bytes, bool], Texts]]] = {
     kind.JSONB: _versioned, kind.BYTEA: bytes_texts, kind.MONEY: _money,
-    16: _boolean, 20: _int8, 21: _integer, 23: _integer, 26: _integer, 27: _raw, 28: _integer, 29: _integer,
+    16: _boolean, 18: _raw, 20: _int8, 21: _integer, 23: _integer, 26: _integer, 27: _raw, 28: _integer, 29: _integer,
     600: _floats, 601: _floats, 602: _floats, 603: _floats, 604: _floats, 628: _floats, 718: _floats,
     650: _inet, 869: _inet, 700: _float4, 701: _float8, 774: _mac, 829: _mac, 1082: _date, 1083: _time,
     1114: _timestamp, 1184: _timestamp, 1186: _interval, 1266: _time, 1560: _bits, 1562: _bits, 1700: _numeric,

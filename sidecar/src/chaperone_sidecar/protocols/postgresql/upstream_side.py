@@ -330,7 +330,8 @@ class UpstreamSide:
             step.code = cut.rule
         else:
             text = step.refusal or self._masked_text(frame.raw)
-            step.code = messages.sqlstate(frame.body)
+            # As the client hears it: a function may have made the code of a value.
+            step.code = messages.sqlstate(frame.body if step.refusal else text[5:])
         if step.kind == "query":
             self._release_ending()
             self._ending = text
