@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import psycopg
 import pytest
 from fix_broker import Broker, Pod, secret
@@ -218,3 +219,27 @@ async def test_open_sessions_follow_limits_that_change(
             assert len(await (await agent.execute("SELECT id FROM orders")).fetchall()) == 1000
             async with await connect(port) as third:
                 assert await (await third.execute("SELECT 1")).fetchone() == (1,)
+
+
+async def test_a_configuration_of_a_later_version_closes_the_gateway_until_one_comes_that_it_can_read(
+    broker: Broker, collector_with: Callable[..., Collector], opa_with: Callable[[bytes], Opa], postgres: Postgres,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    collector = collector_with()
+    await install(broker, postgres, collector)
+    readable = compiled(broker, postgres, "read")
+    later = compiled(broker, postgres, "read", "delete")
+    configs = {name: config | {"mystery": 1} for name, config in msgspec.json.decode(later.gateway).items()}
+    unreadable = msgspec.structs.replace(later, gateway=msgspec.json.encode(configs))
+    await broker.put_snapshot(readable)
+    async with running(broker, collector, opa_with(readable.bundle), tmp_path, "older") as (gateway, port, seen):
+        agent = await connect(port)
+        assert await (await agent.execute("SELECT 1")).fetchone() == (1,)
+        await broker.put_snapshot(unreadable)
+        await until(lambda: not seen[-1].targets)
+        with pytest.raises(psycopg.Error, match="no longer as it was"):
+            await agent.execute("SELECT 1")
+        await broker.put_snapshot(readable)  # the revision that was in force before
+        await until(lambda: gateway.config.revision == readable.revision)
+        async with await connect(port) as again:
+            assert await (await again.execute("SELECT 1")).fetchone() == (1,)

@@ -46,6 +46,9 @@ class Nothing:
     async def learn_types(self, oids: Collection[int]) -> bool:
         return False
 
+    async def marks(self, names: Collection[str]) -> None:
+        return None
+
     def invalidate(self) -> None:
         pass
 

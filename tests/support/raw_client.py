@@ -65,9 +65,10 @@ def client(gateway: Gateway) -> Iterator[Client]:
         one.close()
 
 
-def bind(portal: bytes = b"", statement: bytes = b"") -> bytes:
-    """A Bind without parameters."""
-    return m.frame(m.BIND, portal + b"\0" + statement + b"\0" + bytes(6))
+def bind(portal: bytes = b"", statement: bytes = b"", *formats: int) -> bytes:
+    """A Bind without parameters, for columns in these formats."""
+    asked = b"".join(one.to_bytes(2, "big") for one in formats)
+    return m.frame(m.BIND, portal + b"\0" + statement + b"\0" + bytes(4) + len(formats).to_bytes(2, "big") + asked)
 
 
 def execute(portal: bytes = b"", max_rows: int = 0) -> bytes:

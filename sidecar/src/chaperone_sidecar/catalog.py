@@ -20,7 +20,7 @@ import logging
 import ssl
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, Protocol
 
 from chaperone_sidecar.config import Target
@@ -179,6 +179,21 @@ class Catalog:
             lambda: [oid for oid in wanted if not self.schema.has_type(oid)],
             self._ask_types,
         )
+
+    async def marks(self, names: Collection[str]) -> Mapping[str, str] | None:
+        """The marks of these relations as they are now, without those that are absent. Suspends; keeps nothing.
+
+        Returns:
+            None: the database cannot be asked.
+        """
+        asked = [parts for name in names if (parts := lookup.split(name)) is not None]
+        found: list[dict[str, str]] = [] if asked else [{}]
+
+        async def ask(connection: _Connection, wanted: list[tuple[str, str]]) -> bool:
+            found.append(lookup.marks(await connection.ask(lookup.MARKS, wanted)))
+            return True
+
+        return found[0] if await self._learn(lambda: [] if found else asked, ask) else None
 
     def rest(self) -> None:
         """Forget everything and close the connection; the next question opens another."""

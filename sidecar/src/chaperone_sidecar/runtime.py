@@ -28,7 +28,7 @@ from chaperone_sidecar.backend import Dial, PostgresBackends
 from chaperone_sidecar.config import GatewayConfig
 from chaperone_sidecar.credentials.broker import LONG_POLL_S, Broker
 from chaperone_sidecar.credentials.lease import Leases
-from chaperone_sidecar.errors import BrokerUnavailable, ChaperoneError
+from chaperone_sidecar.errors import BrokerUnavailable, ChaperoneError, ConfigError
 from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.ids import Ids
@@ -186,7 +186,17 @@ class Runtime:
         while True:
             revision = gateway.config.revision
             asked = partial(self._next_config, revision, LONG_POLL_S)
-            found = await patiently("the broker does not give the next policy; the last one stays", asked)
+            try:
+                found = await patiently("the broker does not give the next policy; the last one stays", asked)
+            except ConfigError as error:
+                # What it says is not known, so neither is what it forbids or masks: nothing is served until one comes
+                # that can be read. It is asked for without a revision, for it may be one that was in force before.
+                logger.error("the next policy cannot be understood, so nothing is served: %s", error)
+                nothing = msgspec.structs.replace(gateway.config, revision="", targets=())
+                gateway.reconfigure(nothing)
+                self._on_config(nothing)
+                await asyncio.sleep(RETRY_LONGEST_S)
+                continue
             if found is None:
                 continue
             config, mask_key = found

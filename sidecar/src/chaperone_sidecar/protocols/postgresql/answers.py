@@ -42,6 +42,11 @@ MAX_NAMED_ACCESSES: Final = 5
 UNMASKABLE_HINT: Final = (
     "Ask for the columns by their names and in the text format, or have the policy's unmaskable set to Redact or Allow."
 )
+_DONE: Final = {
+    True: "The database had completed the command by then.",
+    False: "The database cancelled the command.",
+    None: "The database cancelled the command or had completed it by then.",
+}
 _ONLY_PROTOCOL: Final = "Chaperone knows only what was prepared through the protocol and not changed by SQL since."
 AUTHENTICATION_OK: Final = messages.frame(messages.AUTHENTICATION, b"\x00\x00\x00\x00")
 
@@ -67,9 +72,14 @@ def refusal(decision: Decision, command: Command) -> bytes:
     return error(code, message, detail=detail, hint=hint)
 
 
-def cut(reached: Reached | Unmaskable, *, is_complete: bool) -> bytes:
-    """The error that ends the answer of a command which passed a limit, or could not be masked, on the way."""
-    done = "The database had completed the command by then." if is_complete else "The database cancelled the command."
+def cut(reached: Reached | Unmaskable, *, is_complete: bool | None) -> bytes:
+    """The error that ends the answer of a command which passed a limit, or could not be masked, on the way.
+
+    Args:
+        reached: why.
+        is_complete: whether the database had completed the command; None where that is not said.
+    """
+    done = _DONE[is_complete]
     if isinstance(reached, Unmaskable):
         return error(INSUFFICIENT_PRIVILEGE, f"cut by Chaperone: {reached}", detail=done, hint=UNMASKABLE_HINT)
     return error(

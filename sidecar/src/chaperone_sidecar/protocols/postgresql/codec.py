@@ -12,6 +12,7 @@ here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final, Literal
 
 import msgspec
@@ -261,6 +262,15 @@ class BackendCodec:
         rest = self._buffer.rest()
         self._buffer = _Buffer()
         return rest
+
+
+def frames(run: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    """The frames of a run that is whole and well formed."""
+    place = 0
+    while place < len(run):
+        after = place + 1 + int.from_bytes(run[place + 1 : place + 5], "big")
+        yield run[place:after]
+        place = after
 
 
 def _take(buffer: _Buffer, kind: int, size: int) -> Frame | None:

@@ -66,7 +66,6 @@ class Flight:
     def __init__(self) -> None:
         self._steps: deque[Step] = deque()
         self.segment = 0
-        self.answered_segment = -1
         self.is_skipping = False
         """Whether the client's messages are swallowed until its Sync, because it hears or heard of an error."""
 
@@ -99,8 +98,6 @@ class Flight:
         """The first step is answered."""
         step = self._steps.popleft()
         step.is_over = True
-        if step.kind in ("query", "sync"):
-            self.answered_segment = step.segment
         return step
 
     def skip_to_sync(self) -> list[Step]:

@@ -5,8 +5,9 @@ wrote, and never become part of a statement. Each row of an answer is one JSON t
 another shape, or is larger than anybody asked for, is a `ProtocolError` of the upstream. Statements name nothing
 outside pg_catalog, and the connection searches nothing else.
 
-`RELATIONS` needs no lock on what it looks at, so nobody who locks a table can hide what is behind a view.
-`DEFINITIONS` does: the server opens the relations of a view to write it down.
+`MARKS` says whether relations are what they were. It and `RELATIONS` need no lock on what they look at, so nobody who
+locks a table can hide what is behind a view. `DEFINITIONS` does: the server opens the relations of a view to write it
+down.
 """
 
 from __future__ import annotations
@@ -52,6 +53,14 @@ _EDGES: Final = f"""
       FROM pg_inherits i JOIN pg_class k ON k.oid = i.inhrelid
      WHERE i.inhrelid = here.oid AND k.relkind IN {_KINDS}
 """  # noqa: S608 - made of this module's own texts
+# What says that a relation was touched: the transactions that wrote its rows in the catalogs. A name that was taken
+# away and given back is another row.
+_MARK: Final = """encode(sha256(convert_to(concat_ws(' ', c.oid, c.xmin, c.relkind,
+        (SELECT string_agg(concat(a.attnum, ':', a.xmin), ',' ORDER BY a.attnum)
+           FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0),
+        (SELECT string_agg(concat(w.oid, ':', w.xmin), ',' ORDER BY w.oid) FROM pg_rewrite w WHERE w.ev_class = c.oid),
+        (SELECT string_agg(concat(i.inhrelid, ':', i.inhparent, ':', i.xmin), ',' ORDER BY i.inhrelid, i.inhparent)
+           FROM pg_inherits i WHERE c.oid IN (i.inhrelid, i.inhparent))), 'UTF8')), 'hex')"""
 RELATIONS: Final = f"""
 WITH RECURSIVE here(oid) AS (
     SELECT c.oid
@@ -65,7 +74,7 @@ WITH RECURSIVE here(oid) AS (
      WHERE k.oid = edge.next AND k.relkind IN {_KINDS}
 )
 SELECT json_build_object(
-    'oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind,
+    'oid', c.oid::int8, 'schema', n.nspname, 'name', c.relname, 'kind', c.relkind, 'mark', {_MARK},
     'columns', (
         SELECT coalesce(json_agg(json_build_array(a.attname, a.attnum, a.atttypid::int8) ORDER BY a.attnum), '[]')
           FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
@@ -77,6 +86,13 @@ SELECT json_build_object(
   JOIN pg_class c ON c.oid = here.oid
   JOIN pg_namespace n ON n.oid = c.relnamespace
  ORDER BY here.place
+"""  # noqa: S608 - made of this module's own texts
+MARKS: Final = f"""
+SELECT json_build_array(n.nspname, c.relname, {_MARK})
+  FROM json_array_elements($1::json) AS wanted(name)
+  JOIN pg_namespace n ON n.nspname = (wanted.name->>0) COLLATE "C"
+  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = (wanted.name->>1) COLLATE "C"
+ WHERE c.relkind IN {_KINDS}
 """  # noqa: S608 - made of this module's own texts
 DEFINITIONS: Final = f"""
 SELECT json_build_array(view.oid::int8, CASE
@@ -124,6 +140,7 @@ class _Row(msgspec.Struct, frozen=True):
 
 class _RelationRow(_Row, frozen=True):
     kind: RelationKind
+    mark: str
     columns: tuple[tuple[str, int, Oid], ...]
     edges: tuple[tuple[str, str, str], ...]
 
@@ -194,7 +211,7 @@ _EXPECTED: Final = m.ASYNCHRONOUS | frozenset({m.PARSE_COMPLETE, m.BIND_COMPLETE
 
 def request(question: str, about: list[tuple[str, str]] | list[int]) -> bytes:
     """The messages that ask a question about names or OIDs."""
-    value = msgspec.json.encode([str(one) for one in about] if question is not RELATIONS else about)
+    value = msgspec.json.encode([str(one) if isinstance(one, int) else one for one in about])
     return m.encode_parse(b"", question.encode()) + m.encode_bind(value) + m.encode_execute(0) + m.SYNC_FRAME
 
 
@@ -243,7 +260,18 @@ def _relation(row: _RelationRow, parents: Mapping[str, tuple[str, ...]]) -> Rela
         reads=_along(row, "reads") if row.kind in VIEWS else (),
         parent=next(iter(_along(row, "parent")), ""),
         parents=_ancestors(name, parents),
+        mark=row.mark,
     )
+
+
+def marks(values: Iterable[bytes]) -> dict[str, str]:
+    """The marks in an answer to `MARKS`, by the names of the relations.
+
+    Raises:
+        ProtocolError: side=upstream.
+    """
+    rows = [_decode(value, tuple[str, str, str]) for value in values]
+    return {f"{schema}.{name}": mark for schema, name, mark in rows}
 
 
 def with_definitions(found: list[Relation], values: Iterable[bytes]) -> list[Relation]:

@@ -16,7 +16,8 @@ from chaperone_sidecar.command import Access, Effect
 from chaperone_sidecar.masking.methods import strictest_class
 from chaperone_sidecar.masking.rule import OPAQUE, ColumnClass, Unmaskable
 from chaperone_sidecar.protocols.postgresql.lineage import Lineage, Output
-from chaperone_sidecar.protocols.postgresql.relations import TELLING
+from chaperone_sidecar.protocols.postgresql.relations import TELLING, is_system
+from chaperone_sidecar.protocols.postgresql.schema import Relation
 
 if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
     from chaperone_sidecar.masking.mask import Masker
@@ -34,18 +35,18 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 
     `classes` says how each output column is masked, None that no number of columns is known; then rows may come only
     where `is_tableless`. `origins` are the base columns of each output, for comparison with what the server says, and
-    `direct` whether it is the value of one as it stands. `cursor` is the cursor whose rows a FETCH returns, `declares`
-    the one that this statement makes, which outlives its transaction where `is_held`; `copy` is the tree of a COPY.
+    `direct` whether it is the value of one as it stands. The cursor that the statement makes outlives its transaction
+    where `is_held`; `copy` is the tree of a COPY. `known` are the relations that the plan was made with, the server's
+    own left out, and None for a name that was absent: the plan is true as long as they are what they were.
     """
 
     classes: tuple[ColumnClass | None, ...] | None = None
     origins: tuple[frozenset[str], ...] = ()
     direct: tuple[bool, ...] = ()
     is_tableless: bool = False
-    cursor: str = ""
-    declares: str = ""
     is_held: bool = False
     copy: dict[str, Any] | None = None
+    known: dict[str, Relation | None] = {}
 
 
 UNPLANNED: Final = Plan()
@@ -69,20 +70,20 @@ class Planner:
         """Whether any of the base columns is masked as a whole."""
         return any(self.column_class(column) is not None for column in columns)
 
-    def plan(self, tree: dict[str, Any], lineage: Lineage) -> Plan:
-        """The plan of one statement."""
+    def plan(self, tree: dict[str, Any], lineage: Lineage, known: dict[str, Relation | None]) -> Plan:
+        """The plan of one statement, whose lineage was traced through the `known` relations."""
         ((kind, node),) = tree.items()
         if kind == "FetchStmt":
-            return Plan(cursor=node.get("portalname", ""))
+            return UNPLANNED  # what the cursor shows was planned when it was declared
         outputs = lineage.outputs
         return Plan(
             classes=None if outputs is None else tuple(self._class(output) for output in outputs),
             origins=() if outputs is None else tuple(output.origins for output in outputs),
             is_tableless=kind in _TABLELESS,
             direct=() if outputs is None else tuple(output.is_direct for output in outputs),
-            declares=node.get("portalname", "") if kind == "DeclareCursorStmt" else "",
             is_held=kind == "DeclareCursorStmt" and bool(node.get("options", 0) & _HOLD),
             copy=node if kind == "CopyStmt" else None,
+            known={name: relation for name, relation in known.items() if not is_system(name)},
         )
 
     def why_not(self, lineage: Lineage) -> str:

@@ -3,7 +3,7 @@
 A name is what the gateway decided on and records, so it must never disagree with the backend. A `Parse` that the
 backend skips after an error leaves the older statement under the same name; therefore a name changed in one segment
 may be used in a later one only after the backend has answered the first (`is_settled`), and skipped changes are taken
-back.
+back. What is not known any more is not there: the client hears that the name does not exist.
 """
 
 from __future__ import annotations
@@ -49,11 +49,16 @@ class Statement(msgspec.Struct, gc=False, eq=False):
     answer: Answer | None = None
 
 
-class Portal(msgspec.Struct, frozen=True, gc=False):
-    """A statement with its parameters."""
+class Portal(msgspec.Struct, gc=False, eq=False):
+    """A statement with its parameters.
+
+    `fetched` is the result of a FETCH: the server reads it whole when the portal is executed first, and hands out the
+    rest of it later, whatever the cursor's name stands for then.
+    """
 
     statement: Statement
     params: bytes
+    fetched: Answer | None = None
 
 
 class Change[T](msgspec.Struct, frozen=True, gc=False):
@@ -64,52 +69,60 @@ class Change[T](msgspec.Struct, frozen=True, gc=False):
     segment: int
 
 
+class _Name[T](msgspec.Struct, gc=False, eq=False):
+    """What a name stands for at the backend, and its changes that are under way, oldest first."""
+
+    known: T | None = None
+    changes: list[Change[T]] = []
+
+
 class Names[T]:
-    """Names of one kind (statements, or portals) and what they stand for."""
+    """Names of one kind (statements, or portals) and what they stand for.
+
+    Theory of operation. The backend makes changes in the order in which they were sent, or skips them, so a name is
+    what was confirmed last and a queue of what was not answered yet. SQL may give a name another meaning at any
+    place between them. From the moment such a text is sent, nothing that was sent before it tells anything: the queue
+    is dropped with the rest, and a change that is in no queue is not looked at when its answer comes.
+    """
 
     def __init__(self) -> None:
-        self._sent: dict[bytes, Change[T]] = {}
-        self._known: dict[bytes, T] = {}
+        self._names: dict[bytes, _Name[T]] = {}
 
     @property
     def is_full(self) -> bool:
         """Whether another name would pass the bound."""
-        return len(self._sent) >= MAX_NAMES
+        return len(self._names) >= MAX_NAMES
 
     def send(self, name: bytes, value: T | None, segment: int) -> Change[T]:
         """The client sent a change of this name in `segment`."""
         change = Change(name[:NAME_BYTES], value, segment)
-        self._sent[change.name] = change
+        self._names.setdefault(change.name, _Name()).changes.append(change)
         return change
 
     def find(self, name: bytes) -> T | None:
         """What the name stands for, if everything sent so far succeeds."""
-        change = self._sent.get(name[:NAME_BYTES])
-        return change.value if change is not None else None
+        found = self._names.get(name[:NAME_BYTES])
+        if found is None:
+            return None
+        return found.changes[-1].value if found.changes else found.known
 
-    def is_settled(self, name: bytes, segment: int, answered_segment: int) -> bool:
+    def is_settled(self, name: bytes, segment: int) -> bool:
         """Whether `find` can be trusted in `segment`: changed in it, or in one that the backend has answered."""
-        change = self._sent.get(name[:NAME_BYTES])
-        return change is None or change.segment == segment or change.segment <= answered_segment
+        found = self._names.get(name[:NAME_BYTES])
+        return found is None or not found.changes or found.changes[-1].segment == segment
 
     def confirm(self, change: Change[T]) -> None:
         """The backend has made this change."""
-        if change.value is not None:
-            self._known[change.name] = change.value
-            return
-        self._known.pop(change.name, None)
-        if self._sent.get(change.name) is change:
-            del self._sent[change.name]
+        found = self._answered(change)
+        if found is not None:
+            found.known = change.value
+            self._tidy(change.name, found)
 
     def take_back(self, change: Change[T]) -> None:
         """The backend skipped this change: the name stands for what it stood for before."""
-        if self._sent.get(change.name) is not change:
-            return
-        known = self._known.get(change.name)
-        if known is None:
-            del self._sent[change.name]
-        else:
-            self._sent[change.name] = Change(change.name, known, change.segment)
+        found = self._answered(change)
+        if found is not None:
+            self._tidy(change.name, found)
 
     def forget(self, name: str) -> None:
         """A statement goes upstream that may give this name another meaning, or all names where it is empty."""
@@ -121,16 +134,28 @@ class Names[T]:
 
     def drop(self, name: bytes) -> None:
         """What the name stands for is not known any more."""
-        self._sent.pop(name, None)
-        self._known.pop(name, None)
+        self._names.pop(name[:NAME_BYTES], None)
 
     def keep(self, is_kept: Callable[[T], bool]) -> None:
-        """Forget the names whose value, as sent or as known, is not to be kept."""
-        for name, change in tuple(self._sent.items()):
-            if change.value is not None and not is_kept(change.value):
-                self.drop(name)
+        """Forget the names of which a value, as known or under way, is not to be kept."""
+        for name, found in tuple(self._names.items()):
+            values = (found.known, *(change.value for change in found.changes))
+            if any(value is not None and not is_kept(value) for value in values):
+                del self._names[name]
 
     def clear(self) -> None:
         """A statement goes upstream that drops all names behind the protocol's back (DISCARD ALL, COMMIT, …)."""
-        self._sent.clear()
-        self._known.clear()
+        self._names.clear()
+
+    def _answered(self, change: Change[T]) -> _Name[T] | None:
+        """The name of a change that the backend has answered, unless it was forgotten since the change was sent."""
+        found = self._names.get(change.name)
+        for place, one in enumerate(found.changes if found is not None else ()):
+            if one is change and found is not None:
+                del found.changes[place]
+                return found
+        return None
+
+    def _tidy(self, name: bytes, found: _Name[T]) -> None:
+        if found.known is None and not found.changes:
+            del self._names[name]

@@ -7,7 +7,7 @@ where columns are masked, a second parse for the lineage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -27,7 +27,7 @@ from chaperone_sidecar.protocols.postgresql.lineage import Lineage
 from chaperone_sidecar.protocols.postgresql.plan import Plan, Planner
 from chaperone_sidecar.protocols.postgresql.resolution import names as relations_of
 from chaperone_sidecar.protocols.postgresql.resolution import resolve
-from chaperone_sidecar.protocols.postgresql.schema import NotLookedUp, Schema
+from chaperone_sidecar.protocols.postgresql.schema import NotLookedUp, Schema, Watched
 
 if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
     from chaperone_sidecar.protocols.postgresql.results import Results
@@ -37,6 +37,8 @@ type Reads[T] = Generator[Offload, Any, T]
 MAX_ROUNDS: Final = (
     8  # questions to the catalog for one text: a view of views needs none of its own, `learn` follows them
 )
+
+MAX_NAMES_AT_ONCE: Final = 400  # of one text, beside the one that was missing; a look-up takes 500
 
 _NO_CATALOG: Final = "The database's catalog cannot be read now, so it is not known which columns the statement shows."
 _NOT_RESOLVED: Final = (
@@ -55,6 +57,8 @@ _DATA: Final = frozenset(
 # What changes the schema, or may. A function that the database's owner made is taken not to: it would cost each call
 # all that is known, and what it did is seen when the catalog is asked again.
 _CHANGING: Final = frozenset({Effect.SCHEMA, Effect.DESTROY, Effect.PRIVILEGE, Effect.EXTERNAL_IO, Effect.UNKNOWN})
+# The server's own that are effects of another kind: they wait, and lock.
+_HARMLESS: Final = ("pg_catalog.pg_sleep", "pg_catalog.pg_advisory_", "pg_catalog.pg_try_advisory_")
 
 
 class Catalog(Protocol):
@@ -76,6 +80,10 @@ class Catalog(Protocol):
 
     async def learn_types(self, oids: Collection[int]) -> bool:
         """Look types up."""
+        ...
+
+    async def marks(self, names: Collection[str]) -> Mapping[str, str] | None:
+        """The marks of relations as they are now; None when the database cannot be asked."""
         ...
 
     def invalidate(self) -> None:
@@ -124,6 +132,28 @@ class Reader:
     def read(self, text: bytes) -> Reads[Classified]:
         """Read a text and keep what it means."""
         generation = self.catalog.generation
+        classified, is_known = yield from self._resolved(text)
+        if self._has_columns:
+            concealed = msgspec.structs.replace(classified, conceals=True)  # until it is known to need none
+            classified = yield from self._planned(text, concealed, is_known=is_known)
+        elif self.planner is not None and any(statement.kind == "copy_out" for statement in classified.statements):
+            traced = yield from self._trace(text, lambda _tree, _schema: Lineage())
+            classified = msgspec.structs.replace(classified, plans=traced[0] if traced is not None else ())
+        if self.find(text) is None and generation == self.catalog.generation and is_known:
+            self._cache.keep(text, classified)
+        return classified
+
+    def read_unsettled(self, text: bytes) -> Reads[Classified]:
+        """Read a text inside a transaction that has changed the schema, where the catalog is no witness."""
+        classified, _ = yield from self._resolved(text)
+        facts, names = classified.facts, relations_of(classified.facts)
+        if facts.resolution is Resolution.CATALOG:  # what was before is looked through; what is now was not seen
+            facts = msgspec.structs.replace(facts, resolution=Resolution.SYNTACTIC)
+        why = self._said(_UNSETTLED) if self._has_columns and (names or _hides(classified)) else ""
+        return msgspec.structs.replace(classified, facts=facts, unmaskable=why, conceals=self._has_columns)
+
+    def _resolved(self, text: bytes) -> Reads[tuple[Classified, bool]]:
+        """What the text does, and to what, and whether the catalog could be asked for its names."""
         classified: Classified
         if len(text) <= INLINE_BYTES:
             classified = classify(text)
@@ -133,30 +163,7 @@ class Reader:
         facts = resolve(classified.facts, self.catalog.schema) if is_known else _unresolved(classified.facts)
         if facts is not classified.facts:
             classified = msgspec.structs.replace(classified, facts=facts)
-        if self._has_columns:
-            concealed = msgspec.structs.replace(classified, conceals=True)  # until it is known to need none
-            classified = yield from self._planned(text, concealed, is_known=is_known)
-        elif self.planner is not None and any(statement.kind == "copy_out" for statement in classified.statements):
-            traced = yield from self._trace(text, lambda _tree: Lineage())
-            classified = msgspec.structs.replace(classified, plans=traced[0] if traced is not None else ())
-        if self.find(text) is None and generation == self.catalog.generation and is_known:
-            self._cache.keep(text, classified)
-        return classified
-
-    def read_unsettled(self, text: bytes) -> Reads[Classified]:
-        """Read a text inside a transaction that has changed the schema, where the catalog is no witness."""
-        classified: Classified
-        if len(text) <= INLINE_BYTES:
-            classified = classify(text)
-        else:
-            classified = yield Offload(lambda: classify_apart(text))
-        names = relations_of(classified.facts)
-        is_known = yield from self._learn(names)
-        facts = resolve(classified.facts, self.catalog.schema) if is_known else _unresolved(classified.facts)
-        if facts.resolution is Resolution.CATALOG:  # what was before is looked through; what is now was not seen
-            facts = msgspec.structs.replace(facts, resolution=Resolution.SYNTACTIC)
-        why = self._said(_UNSETTLED) if self._has_columns and (names or _hides(classified)) else ""
-        return msgspec.structs.replace(classified, facts=facts, unmaskable=why, conceals=self._has_columns)
+        return classified, is_known
 
     def _learn(self, names: Collection[str]) -> Reads[bool]:
         schema = self.catalog.schema
@@ -178,7 +185,8 @@ class Reader:
             return (
                 replace(classified, unmaskable=self._said(_NO_CATALOG)) if names or _hides(classified) else classified
             )
-        traced = yield from self._trace(text, lambda tree: lineage.trace(tree, self.catalog.schema))
+        named = dict.fromkeys(access.object for access in classified.facts.accesses if "." in access.object)
+        traced = yield from self._trace(text, lineage.trace, tuple(named))
         if traced is None:
             return replace(classified, unmaskable=self._said(_NO_CATALOG))
         plans, lineages = traced
@@ -189,16 +197,22 @@ class Reader:
         )
 
     def _trace(
-        self, text: bytes, trace: Callable[[dict[str, Any]], Lineage]
+        self, text: bytes, trace: Callable[[dict[str, Any], Schema], Lineage], named: tuple[str, ...] = ()
     ) -> Reads[tuple[tuple[Plan, ...], list[Lineage]] | None]:
-        """Plans and lineages of the text's statements; None when the catalog cannot say what is needed."""
+        """Plans and lineages of the text's statements; None when the catalog cannot say what is needed.
+
+        `named` are objects of the text: where one is missing (the server's own), all of them are asked for at once.
+        """
         planner = self.planner
 
         def work(trees: list[dict[str, Any]]) -> tuple[tuple[Plan, ...], list[Lineage]]:
-            lineages = [trace(tree["stmt"]) for tree in trees]
-            pairs = zip(trees, lineages, strict=True)
-            plans = tuple(planner.plan(tree["stmt"], one) for tree, one in pairs) if planner else ()
-            return plans, lineages
+            lineages, plans = [], []
+            for tree in trees:
+                schema = Watched(self.catalog.schema)
+                lineages.append(trace(tree["stmt"], schema))
+                if planner is not None:
+                    plans.append(planner.plan(tree["stmt"], lineages[-1], schema.known))
+            return tuple(plans), lineages
 
         for _ in range(MAX_ROUNDS):
             try:
@@ -213,7 +227,7 @@ class Reader:
                 name = missing.name
             except ParseError:
                 return None
-            if not (yield Offload(lambda name=name: self.catalog.learn([name]))):  # type: ignore[misc]
+            if not (yield from self._learn((name, *named[:MAX_NAMES_AT_ONCE]))):
                 return None
         return None
 
@@ -250,8 +264,11 @@ def changes_schema(facts: Facts) -> bool:
 
 
 def runs_code(facts: Facts) -> bool:
-    """Whether the command runs code that its text does not show."""
-    return any(access.effect in (Effect.EXECUTE_CODE, Effect.UNKNOWN) for access in facts.accesses)
+    """Whether the command runs code that its text does not show, and that may change what names stand for."""
+    return any(
+        access.effect in (Effect.EXECUTE_CODE, Effect.UNKNOWN) and not access.object.startswith(_HARMLESS)
+        for access in facts.accesses
+    )
 
 
 def _hides(classified: Classified) -> bool:

@@ -39,7 +39,8 @@ class Relation(msgspec.Struct, frozen=True, gc=False):
     it is too long to be kept or could not be had: then nothing can be said of the view's columns. `reads` are the
     relations in that query, at any depth, known without the text. `children` are the relations that inherit from it and
     are no partitions of it, less temporary ones; `parent` is the partitioned table of which it is a partition.
-    `parents` are all that it inherits from or is a partition of, theirs included: its rows are theirs too.
+    `parents` are all that it inherits from or is a partition of, theirs included: its rows are theirs too. `mark` is
+    another text once the relation's name, columns, rule or place in a hierarchy were changed, even if changed back.
     """
 
     oid: int
@@ -51,6 +52,7 @@ class Relation(msgspec.Struct, frozen=True, gc=False):
     reads: tuple[str, ...] = ()
     parent: str = ""
     parents: tuple[str, ...] = ()
+    mark: str = ""
 
 
 class Type(msgspec.Struct, frozen=True, gc=False):
@@ -128,3 +130,26 @@ class Schema:
         self._relations.clear()
         self._by_oid.clear()
         self._types.clear()
+
+
+class Watched(Schema):
+    """A schema as it stands, and what was asked of it: `known` is what the relations were taken for."""
+
+    def __init__(self, schema: Schema) -> None:
+        super().__init__()
+        self._relations = schema._relations
+        self._by_oid = schema._by_oid
+        self._types = schema._types
+        self.known: dict[str, Relation | None] = {}
+
+    def relation(self, name: str) -> Relation | None:
+        """See `Schema.relation`."""
+        found = self.known[name] = super().relation(name)
+        return found
+
+    def relation_by_oid(self, oid: int) -> Relation | None:
+        """See `Schema.relation_by_oid`."""
+        found = super().relation_by_oid(oid)
+        if found is not None:
+            self.known[found.name] = found
+        return found

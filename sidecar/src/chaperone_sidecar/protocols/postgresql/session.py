@@ -47,9 +47,10 @@ from chaperone_sidecar.protocols.postgresql import answers, messages, startup
 from chaperone_sidecar.protocols.postgresql.classify import Classified
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, FrontendCodec
 from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
-from chaperone_sidecar.protocols.postgresql.plan import UNPLANNED, Plan
-from chaperone_sidecar.protocols.postgresql.prepared import Answer, Change, Names, Portal, Statement
-from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema, runs_code
+from chaperone_sidecar.protocols.postgresql.namespace import Namespace, fetched
+from chaperone_sidecar.protocols.postgresql.plan import UNPLANNED
+from chaperone_sidecar.protocols.postgresql.prepared import Answer, Names, Portal, Statement
+from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
 
 type Effects[T] = Generator[SessionEffect, Any, T]
@@ -78,13 +79,9 @@ class Session:
         self._reader: Reader | None = None
         self._client = FrontendCodec()
         self._flight = Flight()
-        self._statements: Names[Statement] = Names()
-        self._portals: Names[Portal] = Names()
-        self._cursors: Names[Plan] = Names()  # made by DECLARE, where results are masked
+        self._names = Namespace()
         self._meter = meter
-        self._upstream = UpstreamSide(
-            BackendCodec(), self._flight, self._statements, self._portals, self._cursors, meter
-        )
+        self._upstream = UpstreamSide(BackendCodec(), self._flight, self._names, meter)
         self._receipt: Receipt | None = None
         self._is_first = True
         self._may_ask_tls = True
@@ -201,6 +198,7 @@ class Session:
         self._upstream.on_changed = self._reader.catalog.invalidate
         if self._reader.results is not None:
             self._upstream.mask(self._reader.results)
+            self._names.is_masked = True
         self._upstream.key = (opened.process_id, opened.secret)
         self._client.started()
         yield ToClient(answers.welcome(opened.parameters, opened.process_id, opened.secret))
@@ -257,8 +255,7 @@ class Session:
         if step.is_over or receipt is None:
             self._copying = None
             if step.is_unread and step.endings:
-                self._statements.clear()
-                self._portals.clear()
+                self._names.clear()
             return False
         if frame.type in _COPY:
             self._held_syncs = 0  # the server would have read them before this
@@ -322,8 +319,7 @@ class Session:
             yield from self._query_poisoned(answers.spool_full())
             return
         step = Step("query", self._flight.segment, intent=intent, is_unread=classified.is_unread)
-        yield from self._plan(step, classified.plans)
-        self._forget_names(classified)
+        yield from self._follow(step, classified)
         self._flight.add(step)
         if classified.may_copy_in:
             self._copying = step
@@ -367,7 +363,7 @@ class Session:
             raise ProtocolError(f"A message of type {chr(kind)!r} is not allowed here.")
 
     def _parse(self, message: messages.Parse, raw: bytes) -> Effects[None]:
-        if self._statements.is_full:
+        if self._names.statements.is_full:
             yield from self._poison(answers.too_many_names("prepared statements"))
             return
         classified = yield from self._classify(message.query)
@@ -379,27 +375,27 @@ class Session:
             return
         answer = self._answer(classified, message.types)
         statement = Statement(message.query, classified, self._generation(), answer)
-        change = self._statements.send(message.statement, statement, self._flight.segment)
+        change = self._names.statements.send(message.statement, statement, self._flight.segment)
         step = Step("parse", self._flight.segment, statement=change)
         self._uncovered_parses.append((step, command, decision))
         yield from self._later(step, raw)
 
     def _bind(self, message: messages.Bind, raw: bytes) -> Effects[None]:
-        yield from self._settle(self._statements, message.statement)
-        statement = self._statements.find(message.statement)
+        yield from self._settle(self._names.statements, message.statement)
+        statement = self._names.statements.find(message.statement)
         if statement is None:
             yield from self._poison(answers.unknown_statement(message.statement))
             return
-        if self._portals.is_full:
+        if self._names.portals.is_full:
             yield from self._poison(answers.too_many_names("portals"))
             return
         portal = Portal(statement, bytes(message.params))
-        change = self._portals.send(message.portal, portal, self._flight.segment)
+        change = self._names.portals.send(message.portal, portal, self._flight.segment)
         yield from self._later(Step("bind", self._flight.segment, portal=change), raw)
 
     def _execute(self, message: messages.Execute, raw: bytes) -> Effects[None]:
-        yield from self._settle(self._portals, message.portal)
-        portal = self._portals.find(message.portal)
+        yield from self._settle(self._names.portals, message.portal)
+        portal = self._names.portals.find(message.portal)
         if portal is None:
             yield from self._poison(answers.unknown_portal(message.portal))
             return
@@ -413,9 +409,8 @@ class Session:
             yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
             return
         step = Step("execute", self._flight.segment, intent=intent, is_unread=statement.classified.is_unread)
-        if self._upstream.results is not None:
-            yield from self._plan_execute(step, message.portal, portal)
-        self._forget_names(statement.classified)
+        yield from self._follow(step, statement.classified, portal)
+        yield from self._describe_result(step, message.portal, portal)
         self._uncovered_parses = [
             waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
         ]  # this intent records their text
@@ -431,7 +426,7 @@ class Session:
             self._copying = step
 
     def _describe(self, message: messages.Describe, raw: bytes) -> Effects[None]:
-        names: Names[Any] = self._statements if message.kind == messages.STATEMENT else self._portals
+        names: Names[Any] = self._names.statements if message.kind == messages.STATEMENT else self._names.portals
         yield from self._settle(names, message.name)
         # A name that only the backend knows is one that SQL made (DECLARE), and that was decided then.
         step = Step("describe", self._flight.segment)
@@ -445,9 +440,9 @@ class Session:
     def _close(self, message: messages.Close, raw: bytes) -> Effects[None]:
         step = Step("close", self._flight.segment)
         if message.kind == messages.STATEMENT:
-            step.statement = self._statements.send(message.name, None, self._flight.segment)
+            step.statement = self._names.statements.send(message.name, None, self._flight.segment)
         else:
-            step.portal = self._portals.send(message.name, None, self._flight.segment)
+            step.portal = self._names.portals.send(message.name, None, self._flight.segment)
         yield from self._later(step, raw)
 
     def _sync(self, raw: bytes) -> Effects[None]:
@@ -500,11 +495,11 @@ class Session:
             yield ToUpstream(waiting, self._opened())
 
     def _settle(self, names: Names[Any], name: bytes) -> Effects[None]:
-        if names.is_settled(name, self._flight.segment, self._flight.answered_segment):
+        segment = self._flight.segment
+        if names.is_settled(name, segment):
             return
         yield from self._cover()
-        segment, flight = self._flight.segment, self._flight
-        yield Wait(lambda: names.is_settled(name, segment, flight.answered_segment))
+        yield Wait(lambda: names.is_settled(name, segment))
 
     # --- the stages before upstream ---------------------------------------------------------------------------------
 
@@ -558,51 +553,29 @@ class Session:
             return None
         return intent
 
-    def _plan(self, step: Step, plans: tuple[Plan, ...]) -> Effects[None]:
-        """Say how the results of a simple query's statements are masked."""
-        if not plans:
-            return
-        declared: dict[str, Plan] = {}
-        cursors: list[Change[Plan]] = []
-        found = []
-        for plan in plans:
-            followed = plan
-            if plan.cursor:
-                followed = declared.get(plan.cursor) or (yield from self._plan_of_cursor(plan.cursor))
-            elif plan.declares:
-                declared[plan.declares] = plan
-                cursors.append(self._cursors.send(plan.declares.encode(), plan, self._flight.segment))
-            found.append(followed)
-        step.plans, step.cursors = tuple(found), tuple(cursors)
+    def _follow(self, step: Step, classified: Classified, active: Portal | None = None) -> Effects[None]:
+        """A statement goes upstream: follow what it does to names, and say how its results are masked."""
+        for name in fetched(classified) if self._names.is_masked else ():
+            yield from self._settle(self._names.portals, name)
+            yield from self._settle(self._names.cursors, name)
+        step.plans, step.cursors = self._names.follow(classified, self._flight.segment, active)
+        if changes_schema(classified.facts):
+            self._upstream.changing_segment = self._flight.segment
+        self._reading_changed |= classified.changes_reading
 
-    def _plan_execute(self, step: Step, name: bytes, portal: Portal) -> Effects[None]:
+    def _describe_result(self, step: Step, name: bytes, portal: Portal) -> Effects[None]:
         """Say how the result of an Execute is masked; ask the backend for its shape where nobody has."""
         answer = portal.statement.answer
         if answer is None:
             return
-        plan = answer.plan
-        if plan.cursor:  # its rows have another shape with each cursor of the name
-            answer = Answer((yield from self._plan_of_cursor(plan.cursor)))
-        elif plan.declares:
-            step.cursors = (self._cursors.send(plan.declares.encode(), plan, self._flight.segment),)
-            step.plans = (plan,)
+        if fetched(portal.statement.classified):  # its rows have another shape with each cursor of the name
+            answer = portal.fetched = portal.fetched or Answer(step.plans[0])
         step.answer = answer
         step.formats = messages.result_formats(portal.params)
         if answer.shape is None and answer.asked_segment != self._flight.segment:
             answer.asked_segment = self._flight.segment
             asked = Step("describe", self._flight.segment, answer=answer, is_hidden=True)
             yield from self._later(asked, messages.encode_describe_portal(name))
-
-    def _plan_of_cursor(self, name: str) -> Effects[Plan]:
-        """The plan of what FETCH reads: a portal of the protocol, or a cursor that DECLARE made."""
-        key = name.encode()
-        yield from self._settle(self._portals, key)
-        yield from self._settle(self._cursors, key)
-        portal, cursor = self._portals.find(key), self._cursors.find(key)
-        if portal is not None:
-            answer = portal.statement.answer
-            return answer.plan if cursor is None and answer is not None else UNPLANNED
-        return cursor or UNPLANNED
 
     def _answer(self, classified: Classified, types: tuple[int, ...]) -> Answer | None:
         if self._upstream.results is None:
@@ -616,31 +589,6 @@ class Session:
         if self._reader is None:
             raise ProtocolError("The session has not started.")
         return self._reader
-
-    def _forget_names(self, classified: Classified) -> None:
-        """A statement goes upstream that changes what names or strings mean."""
-        if changes_schema(classified.facts):
-            self._upstream.changing_segment = self._flight.segment
-        if self._upstream.results is not None and runs_code(classified.facts):
-            self._cursors.clear()  # it may close one and open another of its name
-        if classified.changes_reading:
-            self._reading_changed = True
-        if not classified.changes_names and not classified.changes_portals:
-            return
-        for statement in classified.statements:
-            if statement.kind in ("prepare", "deallocate"):
-                self._statements.forget(statement.name)
-            elif statement.kind in ("declare", "close"):
-                self._portals.forget(statement.name)
-                if statement.kind == "close":
-                    self._cursors.forget(statement.name)
-            elif statement.kind in ("commit", "rollback"):  # drops all portals
-                self._portals.clear()
-                self._cursors.keep(lambda plan: plan.is_held)
-            elif statement.kind == "discard" and statement.name == "all":
-                self._statements.clear()
-                self._portals.clear()
-                self._cursors.clear()
 
     def _opened(self) -> Receipt:
         if self._receipt is None:

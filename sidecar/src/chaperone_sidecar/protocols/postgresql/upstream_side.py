@@ -20,10 +20,9 @@ from chaperone_sidecar.errors import LimitReached, ProtocolError, Unmaskable
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.protocols.postgresql import answers, messages
-from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
+from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows, frames
 from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
-from chaperone_sidecar.protocols.postgresql.plan import Plan
-from chaperone_sidecar.protocols.postgresql.prepared import Names, Portal, Statement
+from chaperone_sidecar.protocols.postgresql.namespace import Namespace
 
 if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
     from chaperone_sidecar.protocols.postgresql.results import Results
@@ -37,20 +36,10 @@ type Effects[T] = Generator[SessionEffect, Any, T]
 class UpstreamSide:
     """Matches what the backend says to the steps of a flight."""
 
-    def __init__(
-        self,
-        codec: BackendCodec,
-        flight: Flight,
-        statements: Names[Statement],
-        portals: Names[Portal],
-        cursors: Names[Plan],
-        meter: Meter,
-    ) -> None:
+    def __init__(self, codec: BackendCodec, flight: Flight, names: Namespace, meter: Meter) -> None:
         self._codec = codec
         self._flight = flight
-        self._statements = statements
-        self._portals = portals
-        self._cursors = cursors
+        self._names = names
         self._meter = meter
         self.results: Results | None = None  # the masks, where there are any
         self._out = bytearray()
@@ -173,18 +162,43 @@ class UpstreamSide:
 
     def _masked_rows(self, results: Results, rows: Rows) -> Effects[None]:
         step = self._row_step()
-        if step.cut is not None or not self._count(step, rows):
-            self._owes_tail = False  # the client never has the beginning of a row
+        if step.cut is not None:
             return
         try:
             if self._codec.row_bytes_left:
                 raise results.too_long()
             if step.mask is None:
                 step.mask = yield from results.of_execute(step)
-            self._out += yield from results.rows(step.mask, rows.data)
+            self._show(step, (yield from results.rows(step.mask, rows.data)), rows.count)
         except Unmaskable as error:
-            self._cut(step, error)
-            self._owes_tail = False
+            self._cut_whole(step, error)
+
+    def _show(self, step: Step, data: bytes | memoryview, count: int) -> None:
+        """Count masked rows and pass them on, up to the one that passes a limit.
+
+        What the backend sent, and in which pieces it came, tells how long the masked values are: it must decide neither
+        how much is counted nor where the result ends.
+        """
+        if self._take(step, data, step.rows + count) is None:
+            return
+        for row in frames(data):
+            reached = self._take(step, row, step.rows + 1)
+            if reached is not None:
+                self._cut_whole(step, reached)
+                return
+
+    def _take(self, step: Step, data: bytes | memoryview, count: int) -> Reached | None:
+        reached = self._meter.take(count, len(data))
+        if reached is None:
+            step.rows = count
+            step.size_bytes += len(data)
+            self._out += data
+        return reached
+
+    def _cut_whole(self, step: Step, why: Reached | Unmaskable) -> None:
+        """Cut a command of whose rows the client has no beginning without its end."""
+        self._cut(step, why)
+        self._owes_tail = False
 
     def _described(self, results: Results, step: Step, frame: Frame) -> Effects[None]:
         """Learn from the backend what comes, before it comes."""
@@ -200,10 +214,18 @@ class UpstreamSide:
             elif frame.type == messages.COPY_OUT_RESPONSE:
                 step.mask = yield from results.of_copy(step, bytes(frame.raw))
             elif frame.type == messages.COPY_DONE:
-                self._out += results.finish(step)
+                self._show(step, results.finish(step), 0)
         except Unmaskable as error:
-            self._cut(step, error)
-            self._owes_tail = False
+            self._cut_whole(step, error)
+
+    def _shown_as_empty(self, results: Results, step: Step) -> Effects[None]:
+        """That there are no rows tells something, too."""
+        if step.cut is not None:
+            return
+        try:
+            yield from results.of_nothing(step)
+        except Unmaskable as error:
+            self._cut_whole(step, error)
 
     def _masked_text(self, raw: bytes) -> bytes:
         return raw if self.results is None else self.results.text(raw)
@@ -232,6 +254,8 @@ class UpstreamSide:
         elif kind == messages.READY_FOR_QUERY:
             yield from self._ready(step, frame)
         elif kind in messages.ENDINGS:
+            if self.results is not None and step.kind == "execute" and step.mask is None:
+                yield from self._shown_as_empty(self.results, step)
             yield from self._end(step, frame)
         else:
             self._acknowledge(step, kind)
@@ -277,9 +301,9 @@ class UpstreamSide:
             raise _unexpected(f"a message of type {chr(kind)!r} in answer to {step.kind}")
         self._flight.finish()
         if step.statement is not None:
-            self._statements.confirm(step.statement)
+            self._names.statements.confirm(step.statement)
         if step.portal is not None:
-            self._portals.confirm(step.portal)
+            self._names.portals.confirm(step.portal)
 
     def _end(self, step: Step, frame: Frame) -> Effects[None]:
         """CommandComplete and its like."""
@@ -308,7 +332,7 @@ class UpstreamSide:
         """
         yield from self._conclude(step, "error")
         follower = self._flight.first()
-        error = answers.cut(reached, is_complete=True)
+        error = answers.cut(reached, is_complete=self._said(is_complete=True))
         if follower is None and step.intent is not None:
             self._flight.add(Step("poison", self._flight.segment, refusal=error))
             self._flight.is_skipping = True
@@ -320,13 +344,17 @@ class UpstreamSide:
             yield ToClient(self._out)  # answers of commands before it
             raise reached if isinstance(reached, Unmaskable) else LimitReached(reached)
 
+    def _said(self, *, is_complete: bool) -> bool | None:
+        """What the client hears of a command's end: of masked results it would tell how long the values are."""
+        return is_complete if self.results is None else None
+
     def _error(self, step: Step, frame: Frame) -> Effects[None]:
         self.copy_receipt = None
         cut = step.cut
         if cut is None and (running := self._flight.running()) is not None and running.segment == step.segment:
             cut = running.cut  # the cancel met what prepares the command
         if cut is not None:
-            text = answers.cut(cut, is_complete=False)
+            text = answers.cut(cut, is_complete=self._said(is_complete=False))
             step.code = cut.rule
         else:
             text = step.refusal or self._masked_text(frame.raw)
@@ -347,7 +375,6 @@ class UpstreamSide:
     def _skip(self, failed: Step) -> Effects[None]:
         """What the backend does not look at until Sync never ran, and its names are what they were."""
         for skipped in self._flight.skip_to_sync():
-            self.take_back(skipped)
             yield from self._conclude(skipped, "error" if skipped is failed else "aborted")
 
     def _ready(self, step: Step, frame: Frame) -> Effects[None]:
@@ -364,27 +391,29 @@ class UpstreamSide:
         if step.kind == "query":
             yield from self._conclude(step, "error" if step.code else "ok")
             if step.cut is not None and not self._ending:
-                self._ending = answers.cut(step.cut, is_complete=True)
+                self._ending = answers.cut(step.cut, is_complete=self._said(is_complete=True))
             self._release_ending()
         self._out += frame.raw
 
     def _conclude(self, step: Step, status: Literal["ok", "error", "aborted"]) -> Effects[None]:
         for cursor in step.cursors:
             if status == "ok":
-                self._cursors.confirm(cursor)
-            elif len(step.plans) == 1:
-                self._cursors.take_back(cursor)
-            else:  # which of the text's statements stand is not known
-                self._cursors.drop(cursor.name)
+                self._names.cursors.confirm(cursor)
+            elif len(step.plans) > 1:  # which of the text's statements stand is not known
+                self._names.cursors.drop(cursor.name)
+        if status != "ok":
+            self.take_back(step)
         if step.intent is not None:
             yield Conclude(step.intent, status, step.code, step.rows, step.size_bytes)
 
     def take_back(self, step: Step) -> None:
         """The names of a step that never ran are what they were."""
         if step.statement is not None:
-            self._statements.take_back(step.statement)
+            self._names.statements.take_back(step.statement)
         if step.portal is not None:
-            self._portals.take_back(step.portal)
+            self._names.portals.take_back(step.portal)
+        for cursor in step.cursors:
+            self._names.cursors.take_back(cursor)
 
     def _release_ending(self) -> None:
         """What was kept back was not the last word of the simple query after all, or its outcome is recorded now."""
