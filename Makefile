@@ -26,8 +26,9 @@ demo: ## Show it all in a cluster, from nothing to `verify: OK`; CHAPERONE_PROVI
 	tools/setup.sh cluster
 	$(RUN) chaperone-demo
 
-bench: setup ## Print direct : pgbouncer : Chaperone
+bench: setup ## Print direct : pgbouncer : Chaperone, statements and rows
 	$(RUN) python bench/postgresql.py
+	$(RUN) python bench/postgresql_rows.py
 
 clean: ## Remove what builds leave in the checkout (the cache stays)
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

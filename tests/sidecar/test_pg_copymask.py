@@ -140,3 +140,11 @@ def test_forms_in_which_values_cannot_be_told_are_refused(options: dict[str, str
 @given(st.binary())
 def test_escapes_are_undone_by_their_opposite(value: bytes) -> None:
     assert unescape(escape(value)) == value
+
+
+@pytest.mark.parametrize("value", [b"phone:\t4155551234", b"two\nlines, phone\t\t4155551234"])
+def test_a_value_is_found_through_the_escapes_that_copy_writes(value: bytes) -> None:
+    [record] = written("text", [(value, None, b"x")])
+    masked = run(mask_of("text"), m.frame(m.COPY_DATA, record), [])
+    assert masked == written("text", [(MASKER.mask_value(value), None, b"x")])[0]
+    assert b"4155551234" not in masked

@@ -16,6 +16,7 @@ from chaperone_tools.compile import MODULES, built, extensions
 ROOT = Path(__file__).parents[2]
 SHARED_TESTS = (
     "tests/sidecar/test_pg_codec.py",
+    "tests/sidecar/test_pg_rowmask_cells.py",
     "tests/sidecar/test_spool.py",
     "tests/evidence/test_notes_and_entries.py",
     "tests/evidence/test_canonical_form.py",

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import Final
 
 import re2
 
@@ -36,24 +36,15 @@ MAX_CUSTOM_PROGRAM: Final = 2000
 MAX_CUSTOM_SPANS: Final = 256
 
 JOINT: Final = b"\x00"
+ANY_FILTER: Final = -1  # each bit set: nothing is known of what may hit
+
+_UNANCHORED: Final = re2._Anchor.UNANCHORED
 
 _CLASS_OR_ESCAPE: Final = re.compile(r"\[\^?\]?(?:\[:\^?\w+:\]|\\.|[^\]\\])*\]|\\[^Az]", re.DOTALL)
+_LOOKS_AROUND: Final = re.compile(
+    rb"\\[bB]"
+)  # "\\b" in a class or behind a backslash counts, too: slower, no less safe
 _ANCHOR: Final = re.compile(r"[\^$]|\\[Az]")
-
-
-class Match(Protocol):
-    """What RE2 found."""
-
-    def start(self) -> int: ...  # noqa: D102
-    def end(self) -> int: ...  # noqa: D102
-    def span(self) -> tuple[int, int]: ...  # noqa: D102
-
-
-class Program(Protocol):
-    """A compiled expression of RE2; the package has no types."""
-
-    def search(self, text: bytes | memoryview, pos: int = 0) -> Match | None: ...  # noqa: D102
-    def finditer(self, text: bytes | memoryview) -> Iterator[Match]: ...  # noqa: D102
 
 
 def options() -> re2.Options:
@@ -65,10 +56,20 @@ def options() -> re2.Options:
     return made
 
 
-def compiled(pattern: bytes) -> Program:
-    """Compile an expression of ours, or one that `custom` has looked at."""
-    program: Program = re2.compile(pattern, options())
-    return program
+class Program:
+    """A compiled expression of RE2, as the binding has it: the package's own `search` costs twice the time."""
+
+    def __init__(self, pattern: bytes) -> None:
+        self._match: Callable[[object, bytes | memoryview, int, int], list[tuple[int, int]]]
+        self._match = re2.compile(pattern, options())._regexp.Match
+
+    def search(self, text: bytes | memoryview, start: int = 0) -> tuple[int, int] | None:
+        """Where the first match at or after `start` is."""
+        size = len(text)
+        if start > size:
+            return None
+        span = self._match(_UNANCHORED, text, start, size)[0]
+        return None if span[0] < 0 else span
 
 
 def _set(patterns: Sequence[bytes]) -> re2.Set:
@@ -127,30 +128,49 @@ class Scanner:
         """Compile; candidates are numbered as given, detectors first."""
         self._detectors = tuple(detectors)
         parts: list[Detector | Trigger] = [*detectors, *triggers]
-        self._alone = [compiled(part.pattern) for part in parts]
+        self._alone = [Program(part.pattern) for part in parts]
         families: dict[str, list[int]] = {}
         for index, part in enumerate(parts):
             # The automata of custom patterns are unknown, so each keeps to itself.
             families.setdefault(part.family if part.family != "custom" else f"custom {index}", []).append(index)
         self._filters = [
-            (compiled(b"|".join(b"(?:%s)" % parts[index].pattern for index in members)), tuple(members))
+            (Program(b"|".join(b"(?:%s)" % parts[index].pattern for index in members)), tuple(members))
             for members in families.values()
         ]
         self._sets = [_set([parts[index].pattern for index in members]) for members in families.values()]
-        self.has_custom = any(detector.family == "custom" for detector in detectors)
+        self._programs = [program for program, _ in self._filters]
+        custom = [detector for detector in detectors if detector.family == "custom"]
+        self.has_custom = bool(custom)
+        # \b asks what stands beside a value, and beside it in a frame are the bytes of lengths.
+        self._looks_around = any(_LOOKS_AROUND.search(detector.pattern) for detector in custom)
 
     def may_hit(self, data: bytes | memoryview) -> bool:
         """Whether anything in `data` may be sensitive; never False for raw frames that hold such a value."""
-        return any(program.search(data) is not None for program, _ in self._filters)
+        return self._looks_around or self._hits(data)
 
-    def candidates(self, data: bytes) -> list[int]:
-        """Which detectors and triggers may hit."""
+    def visit(self, data: bytes, resume: Callable[[int, int], int]) -> None:
+        """Tell of places in raw frames where something may stand; only for detectors that are all our own.
+
+        Our patterns cross no NUL and look at no neighbour. So, where a NUL stands between any two values, a value that
+        may be sensitive is told of by each filter that hits it, unless `resume` has gone past it.
+
+        Args:
+            data: frames.
+            resume: is told the filter's number and where the match begins; says where to go on, behind that.
+        """
+        for number, program in enumerate(self._programs):
+            found = program.search(data)
+            while found is not None:
+                found = program.search(data, resume(number, found[0]))
+
+    def candidates(self, data: bytes, filters: int = ANY_FILTER) -> list[int]:
+        """Which detectors and triggers may hit, of a value that was hit by `filters`, a bit for each."""
         hit: list[int] = []
-        for (program, members), chooser in zip(self._filters, self._sets, strict=True):
-            if program.search(data) is None:
+        for number, (program, members) in enumerate(self._filters):
+            if not filters >> number & 1 or (filters == ANY_FILTER and program.search(data) is None):
                 continue
             # None here means that the Set ran out of memory, for the filter has hit: then all are asked.
-            chosen = chooser.Match(data) if len(members) > 1 else None
+            chosen = self._sets[number].Match(data) if len(members) > 1 else None
             hit += members if chosen is None else [members[index] for index in chosen]
         return hit
 
@@ -160,9 +180,11 @@ class Scanner:
 
     def spans(self, data: bytes, candidates: Sequence[int]) -> list[Span]:
         """As `scan`, with the candidates known."""
-        count = len(self._detectors)
-        found = sorted(span for index in candidates if index < count for span in self._each(index, data))
-        return _merge(found) if len(found) > 1 else found
+        found: list[Span] = []
+        for index in candidates:
+            if index < len(self._detectors):
+                self._each(index, data, found)
+        return _merge(sorted(found)) if len(found) > 1 else found
 
     def triggered(self, candidates: Sequence[int]) -> list[int]:
         """Which of the candidates are triggers, numbered from 0."""
@@ -172,34 +194,36 @@ class Scanner:
     def hit_cells(self, cells: Sequence[bytes]) -> list[int]:
         """Which of many values may be sensitive: one search over all for each filter, and one more for each hit."""
         if self.has_custom:  # a custom expression may look across the joints, each time to the end
-            return [index for index, cell in enumerate(cells) if self.may_hit(cell)]
+            return [index for index, cell in enumerate(cells) if self._hits(cell)]
         joined = JOINT.join(cells)
         starts: list[int] = []
         hits: set[int] = set()
-        for program, _ in self._filters:
+        for program in self._programs:
             found = program.search(joined)
             while found is not None:
                 starts = starts or list(accumulate((len(cell) + 1 for cell in cells), initial=0))
-                index = bisect_right(starts, found.start()) - 1
+                index = bisect_right(starts, found[0]) - 1
                 hits.add(index)
                 found = program.search(joined, starts[index + 1]) if index + 1 < len(cells) else None
         return sorted(hits)
 
-    def _each(self, index: int, data: bytes) -> Iterator[Span]:
+    def _hits(self, data: bytes | memoryview) -> bool:
+        return any(program.search(data) is not None for program in self._programs)
+
+    def _each(self, index: int, data: bytes, found: list[Span]) -> None:
         detector, program = self._detectors[index], self._alone[index]
-        place, count = 0, 0
-        # The end counts: RE2 takes a place past it for the end, so an expression that is empty there never stops.
-        while place <= len(data) and (match := program.search(data, place)) is not None:
-            found = detector.check(data, *match.span())
-            if isinstance(found, int):
-                place = found
+        place, count, size = 0, 0, len(data)
+        while place < size and (match := program.search(data, place)) is not None:
+            span = detector.check(data, match[0], match[1])
+            if isinstance(span, int):
+                place = span
                 continue
             count += 1
-            if detector.family == "custom" and count > MAX_CUSTOM_SPANS:
-                yield Span(found[0], len(data), detector.kind)
+            if count > MAX_CUSTOM_SPANS and detector.family == "custom":
+                found.append(Span(span[0], size, detector.kind))
                 return
-            yield Span(*found, detector.kind)
-            place = found[1]
+            found.append(Span(span[0], span[1], detector.kind))
+            place = span[1]
 
 
 def _merge(spans: list[Span]) -> list[Span]:

@@ -7,12 +7,12 @@ AccessTarget classifies and no rule names is redacted: what a policy says nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from chaperone_sidecar.errors import ConfigError
 from chaperone_sidecar.masking.detectors import BUILTIN, Detector, Span
-from chaperone_sidecar.masking.engine import Scanner, builtin, custom
+from chaperone_sidecar.masking.engine import ANY_FILTER, Scanner, builtin, custom
 from chaperone_sidecar.masking.methods import method, replacement, strictest
 from chaperone_sidecar.masking.rule import Classified, ColumnClass, MaskRule, Method, Pattern
 from chaperone_sidecar.masking.values import TRIGGERS, Values
@@ -61,7 +61,7 @@ class Masker:
         self._key = key
         self._scanner = Scanner(list(detectors.values()), TRIGGERS) if detectors else None
         self._values = Values(self._scanner, self._replace) if self._scanner else None
-        self._inline = Values(self._scanner, self._replace_text) if self._scanner else None
+        self._texts = Values(self._scanner, self._replace_text) if self._scanner else None
         self._classes: dict[str, ColumnClass | None] = {}
 
     @property
@@ -106,8 +106,20 @@ class Masker:
         return self._scanner is not None and self._scanner.may_hit(data)
 
     def hits(self, cells: Sequence[bytes]) -> list[int]:
-        """Which of many values, or of many raw frames, detectors may find something in."""
+        """Which of many values detectors may find something in."""
         return self._scanner.hit_cells(cells) if self._scanner is not None else []
+
+    def visit(self, data: bytes, resume: Callable[[int, int], int]) -> None:
+        """Tell of places in raw frames where detectors may find something; see `Scanner.visit`.
+
+        Not where there are patterns of a policy's own (`has_patterns`).
+        """
+        if self._scanner is not None:
+            self._scanner.visit(data, resume)
+
+    def mask_found(self, data: bytes, filters: int = ANY_FILTER) -> bytes | None:
+        """As `mask_value` for a value of no class, with the filters that `visit` told for it, a bit for each."""
+        return self._values.mask(data, 0, filters) if self._values is not None else data
 
     def mask_value(self, data: bytes, column_class: ColumnClass | None = None, *, is_text: bool = True) -> bytes | None:
         """What the client sees of a value in text format; None is NULL. Untouched values come back as they are.
@@ -127,7 +139,7 @@ class Masker:
 
     def mask_text(self, data: bytes) -> bytes:
         """Mask text in which no NULL can be said: server messages, command texts, lines. Null redacts there."""
-        return (self._inline.mask(data) or b"") if self._inline is not None else data
+        return (self._texts.mask(data) or b"") if self._texts is not None else data
 
     def scan(self, data: bytes) -> list[Span]:
         """What the detectors find in `data` as it stands."""

@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 from chaperone_sidecar.errors import ConfigError
@@ -69,8 +70,13 @@ def replacement(how: Method, kind: str, value: bytes, key: bytes = b"") -> bytes
 
 
 def _label(kind: str, digest: bytes = b"") -> bytes:
-    name = re.sub(rb"[^A-Za-z0-9_-]", b"", kind.encode())[:_KIND_CHARS] or b"masked"
+    name = _name(kind)
     return b"[%s:%s]" % (name, digest) if digest else b"[%s]" % name
+
+
+@lru_cache(256)
+def _name(kind: str) -> bytes:
+    return re.sub(rb"[^A-Za-z0-9_-]", b"", kind.encode())[:_KIND_CHARS] or b"masked"
 
 
 def _digest(kind: str, value: bytes, key: bytes) -> bytes:

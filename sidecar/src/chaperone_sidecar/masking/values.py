@@ -21,11 +21,10 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from itertools import islice
 from typing import Final
 
 from chaperone_sidecar.masking.detectors import Span, Trigger
-from chaperone_sidecar.masking.engine import Program, Scanner, compiled
+from chaperone_sidecar.masking.engine import ANY_FILTER, Program, Scanner
 
 type Replace = Callable[[str, bytes], bytes | None]
 
@@ -34,6 +33,8 @@ MAX_DEPTH: Final = 4
 # nothing; after this many rounds it goes as a whole.
 MAX_ROUNDS: Final = 6
 MAX_STARTS: Final = 64
+MAX_FINAL: Final = 64  # labels such as [Email], one of a kind
+MAX_FINAL_BYTES: Final = 64
 
 # What is one character, or none, and looks like another: soft hyphen, widths of zero, direction marks, full width
 # forms, digits of other alphabets and mathematics; spaces and dashes between digits.
@@ -95,22 +96,40 @@ class Values:
         """`scanner` was built with `TRIGGERS`; `replace` says what stands for a span."""
         self._scanner = scanner
         self._replace = replace
-        self._hex = compiled(_HEX)
-        self._base64 = compiled(_BASE64)
-        self._bit = compiled(_BITS)
+        self._final: set[bytes] = set()  # what stands for values, and is known to need no mask itself
+        self._hex = Program(_HEX)
+        self._base64 = Program(_BASE64)
+        self._bit = Program(_BITS)
 
-    def mask(self, data: bytes, depth: int = 0) -> bytes | None:
-        """Mask one value; None is NULL. The same object comes back when there is nothing to mask."""
+    def mask(self, data: bytes, depth: int = 0, filters: int = ANY_FILTER) -> bytes | None:
+        """Mask one value; None is NULL. The same object comes back when there is nothing to mask.
+
+        Args:
+            data: the value.
+            depth: how many wrappings it was in.
+            filters: which of the scanner's filters hit it, as far as that is known.
+        """
         before = data
         for _ in range(MAX_ROUNDS):
-            masked = self._mask_once(before, depth)
-            if masked is None or masked == before:
-                return masked if masked is None else before
-            before = masked
+            masked = self._mask_once(before, depth, filters)
+            if masked is None:
+                return None
+            if masked == before:
+                if (
+                    before is not data
+                    and depth == 0
+                    and len(self._final) < MAX_FINAL
+                    and len(before) <= MAX_FINAL_BYTES
+                ):
+                    self._final.add(before)
+                return before
+            if masked in self._final:
+                return masked
+            before, filters = masked, ANY_FILTER
         return self._replace("masked", b"")
 
-    def _mask_once(self, data: bytes, depth: int) -> bytes | None:
-        candidates = self._scanner.candidates(data)
+    def _mask_once(self, data: bytes, depth: int, filters: int) -> bytes | None:
+        candidates = self._scanner.candidates(data, filters)
         if not candidates:
             return data
         masked = data
@@ -254,7 +273,7 @@ def _written_out(match: re.Match[bytes]) -> bytes:
 
 
 def _unescaped(match: re.Match[bytes], char: str) -> bytes:
-    return match.group() if char in _KEPT or "\ud800" <= char <= "\udfff" else char.encode()
+    return match.group() if char in _KEPT or 0xD800 <= ord(char) <= 0xDFFF else char.encode()
 
 
 def _is_number(data: bytes, span: Span) -> bool:
@@ -269,4 +288,12 @@ def _packed(bits: bytes) -> bytes:
 
 def _starts(program: Program, data: bytes) -> set[int]:
     """Where the first matches begin: a text has one alignment, so more of them say nothing new."""
-    return {match.start() for match in islice(program.finditer(data), MAX_STARTS)}
+    starts: set[int] = set()
+    place = 0
+    for _ in range(MAX_STARTS):
+        found = program.search(data, place)
+        if found is None:
+            break
+        starts.add(found[0])
+        place = found[1]
+    return starts

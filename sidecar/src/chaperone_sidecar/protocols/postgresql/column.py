@@ -12,6 +12,7 @@ from typing import Final, Literal
 import msgspec
 
 from chaperone_sidecar.errors import Unmaskable
+from chaperone_sidecar.masking.engine import ANY_FILTER
 from chaperone_sidecar.masking.mask import Masker
 from chaperone_sidecar.masking.rule import OPAQUE, ColumnClass
 from chaperone_sidecar.protocols.postgresql import kind, scalar
@@ -37,6 +38,7 @@ class Column:
         is_classified: every value is masked, whatever it is.
         constant: of a classified column, the cell (length and bytes) that stands for each value, if that is one.
         hides: values may hold what cannot be seen in the raw bytes, so each has to be read.
+        is_inert: no detector of ours can find anything in a value.
         is_read: something found makes the value NULL; if not, it is replaced where it stands.
     """
 
@@ -84,6 +86,7 @@ class Column:
                     raise self._unknown(oid)
             else:
                 self.hides = not oid or reader.may_hide(self._oid)
+        self.is_inert = self._oid in kind.SMALL_OIDS and not masker.has_patterns
         self._class = column_class
         self.is_classified = column_class is not None
         self.constant: bytes | None = None
@@ -116,8 +119,12 @@ class Column:
                 masked = b"\x01" + masked
         return masked
 
-    def mask(self, value: bytes) -> bytes | None:
+    def mask(self, value: bytes, filters: int = ANY_FILTER) -> bytes | None:
         """What the client gets for a value; the same object where nothing is found.
+
+        Args:
+            value: the value.
+            filters: of the masker's filters those that hit the value's bytes, as far as that is known.
 
         Raises:
             ProtocolError: side=upstream; a value that is not of its type.
@@ -126,19 +133,26 @@ class Column:
         """
         if self._class is not None:
             return self.classified(value)
-        mask_value = self._masker.mask_value
+        mask_found = self._masker.mask_found
         if self.is_read:
             texts = self.read(value)
-            return None if texts is None or any(mask_value(text) != text for text in texts) else value
+            if texts is None:
+                return None
+            if self.hides:  # what is in it cannot be seen in its bytes
+                filters = ANY_FILTER
+            for text in texts:
+                if mask_found(text, filters) != text:
+                    return None
+            return value
         if self._kind == "jsonb" and self._is_binary:
             (text,) = scalar.SCALARS[kind.JSONB](value, False)
-            masked = self._json(text)
+            masked = self._json(text, filters)
             return value if masked is text else None if masked is None else b"\x01" + masked
         if self._kind in ("json", "jsonb"):
-            return self._json(value)
-        if self._kind == "bytea" and any(mask_value(text) != text for text in self.read(value) or ()):
+            return self._json(value, filters)
+        if self._kind == "bytea" and any(mask_found(text, ANY_FILTER) != text for text in self.read(value) or ()):
             return None
-        masked = mask_value(value)
+        masked = mask_found(value, filters)
         if masked is None or masked == value:
             return value if masked is not None else None
         if self._kind == "bytea" and not _is_bytea(masked):
@@ -175,9 +189,9 @@ class Column:
             raise self._unknown(0)
         return None if self._unmaskable == "Redact" else scalar.bytes_texts(value)
 
-    def _json(self, value: bytes) -> bytes | None:
+    def _json(self, value: bytes, filters: int) -> bytes | None:
         text = value.strip()
-        masked = self._masker.mask_value(text)
+        masked = self._masker.mask_found(text, filters)
         if masked is None or masked == text:
             return value if masked is not None else None
         if _is_json(masked):

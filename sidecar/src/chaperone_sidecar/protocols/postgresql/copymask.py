@@ -10,6 +10,7 @@ A record is held until it is whole, and bounded: one of more than `MAX_RECORD_BY
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -27,6 +28,7 @@ from chaperone_sidecar.protocols.postgresql.kind import Types
 MAX_RECORD_BYTES: Final = 4 << 20  # sessions share 64 MiB; a longer record may go by SELECT, or not at all
 MAX_COLUMNS: Final = 1664
 
+_ESCAPED: Final = re.compile(rb"\\[^N]")  # not only NULL's sign: the values are other bytes than the line
 _SIGNATURE: Final = b"PGCOPY\n\xff\r\n\x00"
 _HEAD_BYTES: Final = len(_SIGNATURE) + 8
 _INT16: Final = struct.Struct(">h")
@@ -136,7 +138,7 @@ class CopyMask:
 
     def _is_clean(self, data: bytes | memoryview) -> bool:
         """Whether a run is of whole frames of whole records, with nothing in them to mask."""
-        if self._frames or self._frame_left or self._record or self._masker.may_hit(data):
+        if self._frames or self._frame_left or self._record or self._may_hit(data):
             return False
         whole = bytes(data)
         place, end = 0, len(whole)
@@ -151,6 +153,14 @@ class CopyMask:
             place = after
         self._has_header = False
         return True
+
+    def _may_hit(self, data: bytes | memoryview) -> bool:
+        """Whether values in lines may be hit; what an escape or a doubled quote stands for, a search cannot see."""
+        if self._masker.may_hit(data):
+            return True
+        if self._is_csv:
+            return self._masker.has_patterns and self._quote in bytes(data)
+        return self._masker.has_detectors and _ESCAPED.search(data) is not None
 
     def _unframe(self, data: bytes) -> None:
         data = self._frames + data
@@ -215,7 +225,7 @@ class CopyMask:
         if self._has_header:
             self._has_header = False
             return record
-        if not (self._must_read or self._masker.may_hit(line)):
+        if not (self._must_read or self._may_hit(line)):
             return record
         lines = self._lines
         fields = lines.fields(line)

@@ -256,11 +256,14 @@ class Reader:
 
 
 def changes_schema(facts: Facts) -> bool:
-    """Whether the command may make the catalog another one."""
-    return any(
-        access.effect in _CHANGING or (access.effect is Effect.EXECUTE_CODE and access.object.startswith("language:"))
-        for access in facts.accesses
-    )
+    """Whether the command may make the catalog another one; asked for each command, and nearly all only read."""
+    for access in facts.accesses:
+        effect = access.effect
+        if effect is Effect.READ:
+            continue
+        if effect in _CHANGING or (effect is Effect.EXECUTE_CODE and access.object.startswith("language:")):
+            return True
+    return False
 
 
 def runs_code(facts: Facts) -> bool:

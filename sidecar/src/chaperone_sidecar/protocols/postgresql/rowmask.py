@@ -1,18 +1,22 @@
 """Masking of rows: whole DataRow frames in, whole DataRow frames out.
 
-Clean rows are not looked into: one search over the raw frames says that they are clean. Where it cannot say so, only
-the rows that may hold something are taken apart. Columns whose binary format hides digits from that search are read in
-every row; classified columns are cut out by the lengths alone. No state is kept between runs, so a run may be given
-again after `NotLookedUp`.
+Clean rows are not looked into: one search of each filter over the raw frames says that they are clean. Where one hits,
+the place says which cell is to be looked at, and the search goes on behind that cell. This holds because our patterns
+cross no NUL, and the first byte of a length is one: a row that is masked has less than 2^24 bytes. A policy's own
+patterns may cross it, or ask what stands beside a value; with those, values are looked at one by one.
+
+Columns whose binary format hides digits from the search are read in every row; classified columns are cut out by the
+lengths alone. No state is kept between runs, so a run may be given again after `NotLookedUp`.
 """
 
 from __future__ import annotations
 
-import struct
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Final
 
 from chaperone_sidecar.errors import ProtocolError, Unmaskable
+from chaperone_sidecar.masking.engine import ANY_FILTER
 from chaperone_sidecar.masking.mask import Masker
 from chaperone_sidecar.masking.rule import ColumnClass
 from chaperone_sidecar.protocols.postgresql import messages as m
@@ -24,8 +28,50 @@ from chaperone_sidecar.protocols.postgresql.shape import Shape
 # A value of this size takes milliseconds to mask, tenths of a second if it is hostile: not for the event loop.
 HEAVY_BYTES: Final = 64 << 10
 
-_INT32: Final = struct.Struct(">i")
-_HEAD: Final = struct.Struct(">BIh")
+_HEAD_BYTES: Final = 7  # of a row: type, length, number of columns
+_TO_NULL: Final = 0  # in place of filters: the cell is NULL, whatever is in it
+_NULL: Final = b"\xff\xff\xff\xff"
+
+
+class _Run:
+    """A run of rows, and where their cells are: found when they are asked for."""
+
+    def __init__(self, data: bytes, columns: Sequence[Column]) -> None:
+        self.data = data
+        self.hits: dict[int, dict[int, int]] = {}
+        """By row and column, which filters hit the cell, a bit for each."""
+        self._columns = columns
+        self._starts: list[int] = []
+        self._cells: dict[int, list[int]] = {}
+
+    @property
+    def starts(self) -> list[int]:
+        """Where rows begin, and where the last one ends."""
+        if not self._starts:
+            self._starts = _starts(self.data)
+        return self._starts
+
+    def cells(self, row: int) -> list[int]:
+        """Where the lengths of a row's cells are, and where the last cell ends."""
+        found = self._cells.get(row)
+        if found is None:
+            starts = self.starts
+            found = self._cells[row] = _cells(self.data, starts[row], starts[row + 1], len(self._columns))
+        return found
+
+    def resume(self, number: int, place: int) -> int:
+        """A filter hits at this place: note the cell, and go on behind it."""
+        row = bisect_right(self.starts, place) - 1
+        cells = self.cells(row)
+        column = bisect_right(cells, place) - 1
+        if column < 0:  # in the head, and what begins there ends before the first cell, which begins with NUL
+            return cells[0]
+        after = cells[column + 1]
+        known = self._columns[column]
+        if after - cells[column] > 4 and not (known.is_classified or known.is_inert):
+            hits = self.hits.setdefault(row, {})
+            hits[column] = hits.get(column, 0) | 1 << number
+        return after
 
 
 class RowMask:
@@ -72,9 +118,9 @@ class RowMask:
             )
             for i, field in enumerate(fields)
         ]
-        self._has_detectors = masker.has_detectors
         self._classified = [i for i, column in enumerate(self._columns) if column.is_classified]
         self._hidden = [i for i, column in enumerate(self._columns) if column.hides]
+        self._looked_at = [i for i, column in enumerate(self._columns) if not column.is_classified]
 
     def rows(self, data: bytes | memoryview) -> bytes | memoryview:
         """Mask a run of whole DataRow frames; the same object comes back when there is nothing to mask.
@@ -84,158 +130,164 @@ class RowMask:
             Unmaskable: a value that cannot be read, and policy denies that.
             NotLookedUp: a type in a value that nobody asked the database for yet; give the run again.
         """
-        if not (self._classified or self._hidden or self._masker.may_hit(data)):
-            return data
-        whole = bytes(data)
-        rows = split(whole, m.DATA_ROW)
-        nulls = self._found_in_hidden(rows) if self._hidden else {}
-        hit = set(nulls)
-        is_changed = bool(self._classified)
-        if is_changed:
-            rows = [self._cut_out(row) for row in rows]
-        if self._has_detectors:
-            masked = b"".join(rows) if is_changed else whole
-            if self._masker.may_hit(masked):
-                hit.update(self._masker.hits(rows))
-            elif not hit:
-                return masked if is_changed else data
-        for index in hit:
-            row = self._masked(rows[index], nulls.get(index, ()))
-            is_changed = is_changed or row is not rows[index]
-            rows[index] = row
-        return b"".join(rows) if is_changed else data
+        run = _Run(data if isinstance(data, bytes) else bytes(data), self._columns)
+        hidden = self._found_in_hidden(run) if self._hidden else ()
+        if self._classified:
+            run = _Run(self._cut_out(run), self._columns)
+        if self._masker.has_patterns:
+            self._find_all(run)
+        else:
+            self._masker.visit(run.data, run.resume)
+        for row, column in hidden:
+            run.hits.setdefault(row, {})[column] = _TO_NULL
+        if run.hits:
+            return self._masked(run)
+        return run.data if self._classified else data
 
-    def _cut_out(self, row: bytes) -> bytes:
-        """A row whose classified columns are masked; it is read as far as the last of them."""
-        self._check_head(row)
-        parts = []
-        end, start, place, seen = len(row), 5, 7, 0
-        try:
+    def _cut_out(self, run: _Run) -> bytes:
+        """Rows whose classified columns are masked; each is read as far as the last of them."""
+        data, starts = run.data, run.starts
+        out: list[bytes] = []
+        for row in range(len(starts) - 1):
+            start, end = starts[row], starts[row + 1]
+            if end - start < _HEAD_BYTES or data[start + 5] << 8 | data[start + 6] != len(self._columns):
+                raise _malformed()
+            parts: list[bytes] = []
+            copied, place, seen = start + 5, start + _HEAD_BYTES, 0
             for index in self._classified:
-                for _ in range(index - seen):
-                    (size,) = _INT32.unpack_from(row, place)
-                    place += 4 + size if size > 0 else 4
-                    if size < -1:
-                        raise _malformed()
-                (size,) = _INT32.unpack_from(row, place)
-                after = place + 4 + size if size > 0 else place + 4
-                if size < -1 or after > end:
-                    raise _malformed()
-                if size >= 0:
+                while seen < index:
+                    place = _after(data, place, end)
+                    seen += 1
+                after = _after(data, place, end)
+                if data[place] != 0xFF:
                     column = self._columns[index]
-                    new = column.constant or cell(column.classified(row[place + 4 : after]))
-                    parts.append(row[start:place])
-                    parts.append(new)
-                    start = after
+                    parts.append(data[copied:place])
+                    parts.append(column.constant or cell(column.classified(data[place + 4 : after])))
+                    copied = after
                 place = after
-                seen = index + 1
-        except struct.error:
-            raise _malformed() from None
-        if not parts:
-            return row
-        parts.append(row[start:])
-        return m.frame(m.DATA_ROW, b"".join(parts))
+                seen += 1
+            if parts:
+                parts.append(data[copied:end])
+                out.append(m.frame(m.DATA_ROW, b"".join(parts)))
+            else:
+                out.append(data[start:end])
+        return b"".join(out)
 
-    def _found_in_hidden(self, rows: list[bytes]) -> dict[int, set[int]]:
-        """By row, the hidden columns that are to be NULL."""
+    def _found_in_hidden(self, run: _Run) -> list[tuple[int, int]]:
+        """The hidden cells, by row and column, that are to be NULL: something is in them, or they cannot be read."""
+        data = run.data
+        nulls: list[tuple[int, int]] = []
         texts: list[bytes] = []
         owners: list[tuple[int, int]] = []
-        nulls: dict[int, set[int]] = {}
-        hidden = [(index, self._columns[index].read) for index in self._hidden]
-        for number, row in enumerate(rows):
-            self._check_head(row)
-            end, place, seen = len(row), 7, 0
-            try:
-                for index, read in hidden:
-                    for _ in range(index - seen):
-                        (size,) = _INT32.unpack_from(row, place)
-                        place += 4 + size if size > 0 else 4
-                        if size < -1:
-                            raise _malformed()
-                    (size,) = _INT32.unpack_from(row, place)
-                    after = place + 4 + size if size > 0 else place + 4
-                    if size < -1 or after > end:
-                        raise _malformed()
-                    if size > 0:
-                        found = read(row[place + 4 : after])
-                        if found is None:
-                            nulls.setdefault(number, set()).add(index)
-                        elif found:
-                            texts += found
-                            owners += [(number, index)] * len(found)
-                    place = after
-                    seen = index + 1
-            except struct.error:
-                raise _malformed() from None
+        for row in range(len(run.starts) - 1):
+            cells = run.cells(row)
+            for index in self._hidden:
+                start, end = cells[index] + 4, cells[index + 1]
+                if end <= start:
+                    continue
+                found = self._columns[index].read(data[start:end])
+                if found is None:
+                    nulls.append((row, index))
+                elif found:
+                    texts += found
+                    owners += [(row, index)] * len(found)
         for hit in self._masker.hits(texts):
-            if self._masker.mask_value(texts[hit]) != texts[hit]:
-                number, index = owners[hit]
-                nulls.setdefault(number, set()).add(index)
+            if self._masker.mask_found(texts[hit]) != texts[hit]:
+                nulls.append(owners[hit])
         return nulls
 
-    def _masked(self, row: bytes, nulls: set[int] | tuple[()]) -> bytes:
-        """A row whose classified columns are masked already, with what detectors find in the others."""
-        cells = self._cells(row)
-        rest = [
-            index
-            for index, value in enumerate(cells)
-            if value and index not in nulls and not self._columns[index].is_classified
-        ]
-        is_changed = bool(nulls)
-        for index in nulls:
-            cells[index] = None
-        for index in rest:
-            value = cells[index] or b""
-            new = self._columns[index].mask(value)
-            if new is None or new != value:
-                cells[index] = new
-                is_changed = True
-        if not is_changed:
-            return row
-        return m.frame(m.DATA_ROW, row[5:7] + b"".join([cell(value) for value in cells]))
+    def _find_all(self, run: _Run) -> None:
+        """Note all cells of the rows that may hold something."""
+        if not self._masker.may_hit(run.data):
+            return
+        starts = run.starts
+        for row in range(len(starts) - 1):
+            if self._masker.may_hit(run.data[starts[row] : starts[row + 1]]):
+                run.hits[row] = dict.fromkeys(self._looked_at, ANY_FILTER)
 
-    def _cells(self, row: bytes) -> list[bytes | None]:
-        self._check_head(row)
-        cells: list[bytes | None] = []
-        end, place = len(row), 7
-        for _ in self._columns:
-            if place + 4 > end:
-                raise _malformed()
-            (size,) = _INT32.unpack_from(row, place)
-            place += 4
-            if size == -1:
-                cells.append(None)
+    def _masked(self, run: _Run) -> bytes:
+        """The run, with what detectors find in the cells that are noted."""
+        data, starts = run.data, run.starts
+        out: list[bytes] = []
+        copied = 0
+        for row in sorted(run.hits):
+            masked = self._masked_row(data, run.cells(row), run.hits[row])
+            if masked:
+                out.append(data[copied : starts[row]])
+                out.append(masked)
+                copied = starts[row + 1]
+        if not out:
+            return data
+        out.append(data[copied:])
+        return b"".join(out)
+
+    def _masked_row(self, data: bytes, cells: list[int], hits: dict[int, int]) -> bytes:
+        """A row with its noted cells masked; nothing if that changes nothing."""
+        parts: list[bytes] = []
+        copied = cells[0] - 2
+        for index in sorted(hits):
+            place, after = cells[index], cells[index + 1]
+            if after - place <= 4:
                 continue
-            if size < 0 or place + size > end:
-                raise _malformed()
-            cells.append(row[place : place + size])
-            place += size
-        if place != end:
-            raise _malformed()
-        return cells
+            new: bytes | None = None
+            if hits[index] != _TO_NULL:
+                value = data[place + 4 : after]
+                new = self._columns[index].mask(value, hits[index])
+                if new == value:
+                    continue
+            parts.append(data[copied:place])
+            parts.append(cell(new))
+            copied = after
+        if not parts:
+            return b""
+        parts.append(data[copied : cells[-1]])
+        return m.frame(m.DATA_ROW, b"".join(parts))
 
-    def _check_head(self, row: bytes) -> None:
-        if len(row) < 7 or _HEAD.unpack_from(row)[2] != len(self._columns):
-            raise _malformed()
 
-
-def split(data: bytes, kind: int) -> list[bytes]:
-    """The whole frames of one type that `data` is a run of.
-
-    Raises:
-        ProtocolError: side=upstream; another type, an impossible length, or a frame that is cut.
-    """
-    out: list[bytes] = []
+def _starts(data: bytes) -> list[int]:
+    """Where the rows of a run begin, and where the last one ends."""
+    out: list[int] = []
     place, end = 0, len(data)
     while place < end:
-        if place + 5 > end or data[place] != kind:
+        if place + 5 > end or data[place] != m.DATA_ROW:
             raise _malformed()
-        after = place + 1 + int.from_bytes(data[place + 1 : place + 5], "big")
-        if not place + 5 <= after <= end:
+        out.append(place)
+        size = data[place + 1] << 24 | data[place + 2] << 16 | data[place + 3] << 8 | data[place + 4]
+        if size < 4:
             raise _malformed()
-        out.append(data[place:after])
-        place = after
+        place += 1 + size
+    if place != end:
+        raise _malformed()
+    out.append(end)
     return out
+
+
+def _cells(data: bytes, start: int, end: int, count: int) -> list[int]:
+    """Where the lengths of a row's cells are, and where the last cell ends."""
+    if end - start < _HEAD_BYTES or data[start + 5] << 8 | data[start + 6] != count:
+        raise _malformed()
+    place = start + _HEAD_BYTES
+    out = [place]
+    for _ in range(count):
+        place = _after(data, place, end)
+        out.append(place)
+    if place != end:
+        raise _malformed()
+    return out
+
+
+def _after(data: bytes, place: int, end: int) -> int:
+    """Where a cell ends whose length is here."""
+    after = place + 4
+    if after > end:
+        raise _malformed()
+    if data[place] == 0:
+        after += data[place + 1] << 16 | data[place + 2] << 8 | data[place + 3]
+        if after <= end:
+            return after
+    elif data[place:after] == _NULL:
+        return after
+    raise _malformed()
 
 
 def is_heavy(data: bytes | memoryview) -> bool:

@@ -319,7 +319,9 @@ class Session:
             yield from self._query_poisoned(answers.spool_full())
             return
         step = Step("query", self._flight.segment, intent=intent, is_unread=classified.is_unread)
-        yield from self._follow(step, classified)
+        if self._names.is_masked:
+            yield from self._settle_fetched(classified)
+        self._follow(step, classified)
         self._flight.add(step)
         if classified.may_copy_in:
             self._copying = step
@@ -400,7 +402,8 @@ class Session:
             yield from self._poison(answers.unknown_portal(message.portal))
             return
         statement = portal.statement
-        yield from self._refresh(statement)
+        if statement.generation != self._generation() or self._upstream.changing_segment >= 0:
+            yield from self._refresh(statement)
         types = statement.answer.types if statement.answer is not None else ()
         command = self._command("execute", statement.text, statement.classified, portal.params, types)
         decision = yield from self._decide(command, statement.classified)
@@ -409,8 +412,11 @@ class Session:
             yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
             return
         step = Step("execute", self._flight.segment, intent=intent, is_unread=statement.classified.is_unread)
-        yield from self._follow(step, statement.classified, portal)
-        yield from self._describe_result(step, message.portal, portal)
+        if self._names.is_masked:
+            yield from self._settle_fetched(statement.classified)
+        self._follow(step, statement.classified, portal)
+        if self._names.is_masked:
+            yield from self._describe_result(step, message.portal, portal)
         self._uncovered_parses = [
             waiting for waiting in self._uncovered_parses if waiting[1].text != statement.text
         ]  # this intent records their text
@@ -511,9 +517,7 @@ class Session:
         return found if found is not None else (yield from reader.read(text))
 
     def _refresh(self, statement: Statement) -> Effects[None]:
-        """What a prepared statement means may have changed since it was read."""
-        if statement.generation == self._generation() and self._upstream.changing_segment < 0:
-            return
+        """Read a prepared statement again: what it means may have changed."""
         statement.classified = yield from self._classify(statement.text)
         statement.generation = self._generation()
         types = statement.answer.types if statement.answer is not None else ()
@@ -553,11 +557,14 @@ class Session:
             return None
         return intent
 
-    def _follow(self, step: Step, classified: Classified, active: Portal | None = None) -> Effects[None]:
-        """A statement goes upstream: follow what it does to names, and say how its results are masked."""
-        for name in fetched(classified) if self._names.is_masked else ():
+    def _settle_fetched(self, classified: Classified) -> Effects[None]:
+        """The names of cursors that a text reads have to be known before it is sent."""
+        for name in fetched(classified):
             yield from self._settle(self._names.portals, name)
             yield from self._settle(self._names.cursors, name)
+
+    def _follow(self, step: Step, classified: Classified, active: Portal | None = None) -> None:
+        """A statement goes upstream: follow what it does to names, and say how its results are masked."""
         step.plans, step.cursors = self._names.follow(classified, self._flight.segment, active)
         if changes_schema(classified.facts):
             self._upstream.changing_segment = self._flight.segment
