@@ -73,7 +73,7 @@ def test_sound_policy_has_no_problems() -> None:
         ({"rules": [rule("r", "Allow", ["read"], ["**"])]}, "BadPattern", "* stays within a part"),
         ({"rules": [rule("r", "Allow", ["read"], ["a.[bc]"])]}, "BadPattern", "only * is special"),
         ({"rules": [rule("r", "Allow", ["read"], ["a.b\n"])]}, "BadPattern", "no control characters"),
-        ({"rules": [rule("r", "Allow", ["read"], ["x" * 257])]}, "BadPattern", "1 to 256 characters"),
+        ({"rules": [rule("r", "Allow", ["read"], ["x." + "x" * 257])]}, "BadPattern", "1 to 256 characters"),
         ({"rules": [rule("a rule", "Allow", ["read"])]}, "BadRuleName", "spec.rules[0].name"),
         ({"rules": [rule("r", "Deny", ["read"], message="a\nb")]}, "BadMessage", "spec.rules[0].message"),
         ({"rules": [rule("r", "Permit", ["read"])]}, "InvalidSpec", "spec.rules[0].action: Invalid enum value"),
@@ -134,13 +134,9 @@ def test_problem_of_a_policy_names_the_field(changed: Object, reason: str, fragm
 @pytest.mark.parametrize(
     ("changed", "fragment"),
     [
-        ({"mode": "Observe"}, "spec.mode: Observe is not supported yet; use Enforce"),
         ({"rules": [rule("r", "RequireApproval", ["read"])]}, "spec.rules[0].action: RequireApproval"),
         ({"rules": [rule("r", "Deny", ["read"], approval={"count": 1})]}, "spec.rules[0].approval is not supported"),
-        ({"rules": [READ | {"match": {"effects": ["read"], "require": {}}}]}, "spec.rules[0].match.require is"),
         ({"masks": [mask(detectors=["Email"], method="Tokenize")]}, "spec.masks[0].method: Tokenize is not supported"),
-        ({"rego": {"module": "package x"}}, "spec.rego is not supported yet"),
-        ({"tests": [{"statement": "SELECT 1"}]}, "spec.tests is not supported yet"),
     ],
     ids=str,
 )  # fmt: skip

@@ -176,8 +176,16 @@ def test_classified_columns_are_told_to_every_identity_and_what_lineage_cannot_f
     snapshot = compiled(policy([READ]), targets=[orders])
     expected = Masks((), (Classified(("db.a.b.c", "public.customers.*"), "email"),), "Deny")
     assert told(snapshot) == told(snapshot, "other-agent") == expected
-    loosened = compiled(policy([READ], unmaskable="Redact"), targets=[orders])
+
+
+def test_no_policy_of_a_namespace_loosens_what_the_cluster_classifies_or_says() -> None:
+    orders = target(classified=[{"columns": ["public.customers.*"], "class": "email"}])
+    alone = compiled(policy([READ], masks=[EMAIL], unmaskable="Allow"), targets=[orders])
+    assert told(alone).unmaskable == "Deny"
+    loosened = compiled(policy([READ], unmaskable="Allow"), cluster_policy([], unmaskable="Redact"), targets=[orders])
     assert told(loosened).unmaskable == "Redact"
+    unsaid = compiled(policy([READ], unmaskable="Allow"), cluster_policy([], masks=[EMAIL]))
+    assert told(unsaid).unmaskable == "Deny"
     guarded = compiled(policy([READ], unmaskable="Allow"), cluster_policy([], unmaskable="Deny"), targets=[orders])
     assert told(guarded).unmaskable == "Deny"
 

@@ -1,4 +1,4 @@
-"""The Rego engine against a second evaluator, written here from the words of docs/architecture.md §4 alone."""
+"""The Rego engine against what must hold whatever the policies are, and against a second evaluator."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+import policy_reference
 import pytest
 from fix_opa import Opa
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from manifests import identity, policy, rule, target
+from policy_reference import CRITICAL, ORDINARY, Question
 
 from chaperone_operator.compile import compile_namespace
 from chaperone_operator.compile.grants import Bound, grants
@@ -31,9 +33,6 @@ decisions := [decision |
         with data.chaperone.revision as "r"
 ]
 """
-CRITICAL = ["destroy", "privilege", "execute_code", "external_io", "tunnel", "unknown"]
-ORDINARY = ["read", "read_sensitive", "create", "modify", "delete", "bulk_read", "bulk_write"]
-ORDINARY += ["schema", "session", "transaction", "maintain"]
 FEW = ["read", "modify", "transaction", "destroy", "unknown"]  # few, so that rules and accesses meet often
 NAMES = ["", "a", "ab", "a.b", "a.bb", "a.b.c", "b.a", ".", "a.", "a.*", "A.b", "setting:a.b"]
 PATTERNS = ["a", "*", "a.b", "a.*", "*.b", "*.*", "a.b*", "a*.b", "*.*.*", "b.a", "*b", "setting:*.b", "a.*b*"]
@@ -85,50 +84,9 @@ few_accesses = st.lists(
 cases = st.tuples(st.lists(bounds, max_size=6), accesses) | st.tuples(st.lists(close, max_size=4), few_accesses)
 
 
-def glob_matches(pattern: str, name: str) -> bool:
-    if not pattern:
-        return not name
-    if pattern[0] == "*":
-        return glob_matches(pattern[1:], name) or (name != "" and name[0] != "." and glob_matches(pattern, name[1:]))
-    return name != "" and name[0] == pattern[0] and glob_matches(pattern[1:], name[1:])
-
-
-def rule_matches(rule: Rule, access: Access) -> bool:
-    effect, name, _ = access
-    names_effect = effect in rule.match.effects or ("*" in rule.match.effects and effect not in CRITICAL)
-    if rule.action == "Allow" and effect == "transaction":
-        return True
-    if not names_effect:
-        return False
-    if rule.match.objects is None:
-        return True
-    if name == "":
-        return rule.action == "Allow" and effect == "read"
-    return any(glob_matches(pattern, name) for pattern in rule.match.objects)
-
-
 def reference(bound: list[Bound], accesses: list[Access]) -> str:
-    """The action of a command, as the page says it: the strictest over its accesses; uncovered is Deny.
-
-    What is implied needs no leave, and none is given by it; there has to be an access that is not.
-    """
-    if all(through for _, _, through in accesses):
-        return "Deny"
-    if any(through and (name == "" or effect == "unknown") for effect, name, through in accesses):
-        return "Deny"
-    here = [one.rule for one in bound if (one.identity, one.target) == ("i", "t")]
-    actions = set()
-    for access in accesses:
-        said = {rule.action.value for rule in here if rule_matches(rule, access)}
-        if access[2] == "":
-            actions.add(strictest(said) if said else "Deny")
-        elif said - {"Allow"}:
-            actions.add(strictest(said))
-    return strictest(actions)
-
-
-def strictest(actions: set[str]) -> str:
-    return next(action for action in ("Deny", "RequireApproval", "Allow") if action in actions)
+    here = [one for one in bound if (one.identity, one.target) == ("i", "t")]
+    return policy_reference.decide(here, Question(tuple(policy_reference.Access(*access) for access in accesses)))[0]
 
 
 def case(bound: list[Bound], accesses: list[Access]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ def masks(**mask: Any) -> Object:
 
 RULE = manifests.rule("read-orders", "Allow", ["read"], ["public.orders"])
 SELECTOR = {"matchLabels": {"app": "x"}}
+WORK = {"days": ["Mon-Fri", "Sun"], "from": "07:00", "to": "19:00", "timezone": "Europe/Berlin"}
 
 GOOD: dict[str, Object] = {
     "identity": manifests.identity(
@@ -99,7 +100,35 @@ GOOD: dict[str, Object] = {
         masks=[{"columns": [f"public.t{one}.c{two}" for two in range(100)], "method": "Hash"} for one in range(50)],
     ),
     "classified": manifests.target(classified=[{"columns": ["public.customers.email", "db.s.t.*"], "class": "email"}]),
+    "requirements": policy(
+        match={
+            "effects": ["read"],
+            "require": {"where": True, "limit": 0, "maxEstimatedRows": 10, "maxRepeats": {"count": 50, "per": "24h"}},
+        }
+    ),
+    "windows": manifests.policy([RULE | {"windows": [WORK]}], windows=[WORK, {**WORK, "from": "22:00", "to": "06:00"}]),
+    "rego alone": manifests.cluster_policy([], rego='deny contains "no" if input.minute < 0'),
+    "tests": manifests.policy(
+        [RULE],
+        tests=[
+            {
+                "name": "orders are read",
+                "identity": "billing-agent",
+                "target": "orders-db",
+                "at": "2026-07-03T10:00:00Z",
+                "rows": 5,
+                "repeats": {"read-orders": 1},
+                "accesses": [{"effect": "read", "object": "public.orders", "where": True, "limit": 5}],
+                "expect": {"action": "Allow", "rule": "read-orders"},
+            }
+        ],
+    ),
+    "observed": manifests.policy([RULE], mode="Observe"),
+    "cluster policy that is observed": manifests.cluster_policy([RULE], mode="Observe", windows=[WORK]),
     "every object": manifests.policy([manifests.rule("all", "Allow", ["*"])]),
+    "cluster policy by labels": manifests.cluster_policy(
+        [RULE], subjects=[{"identitySelector": SELECTOR, "namespaceSelector": SELECTOR}, {"identity": "*"}]
+    ),
     "cluster policy": manifests.cluster_policy([RULE]),
     "cluster policy of a namespace": manifests.cluster_policy([RULE], subjects=[{"identity": "a", "namespace": "b"}]),
 }
@@ -148,7 +177,7 @@ BAD: dict[str, tuple[Object, str]] = {
     ),
     "inspection": (manifests.target(inspection={"mode": "x"}), "spec.inspection is not supported yet"),
     "namespace": (manifests.target(allowedNamespaces={"names": ["*"]}), "no name of a Namespace"),
-    "observe": (manifests.policy([RULE], mode="Observe"), "other than Enforce is not supported yet"),
+    "observe nothing": (manifests.policy([], limits={"connections": 2}, mode="Observe"), "there are none; add some"),
     "subjects": (manifests.policy([RULE], subjects=[]), "name an identity"),
     "targets": (manifests.policy([RULE], targets=[]), "name a target"),
     "rules": (manifests.policy([]), "a policy without rules, limits and masks says nothing"),
@@ -157,13 +186,27 @@ BAD: dict[str, tuple[Object, str]] = {
     "approval action": (policy(action="RequireApproval"), "RequireApproval is not supported yet"),
     "approval": (policy(approval={"count": 1}), "approval is not supported yet"),
     "rule durability": (policy(durability="Synced"), "durability is not supported yet"),
-    "rule windows": (policy(windows=[{"from": "08:00"}]), "windows is not supported yet"),
+    "rule windows": (policy(windows=[{"from": "08:00"}]), "to: Required value"),
+    "no window": (policy(windows=[]), "windows is empty"),
+    "window of nothing": (policy(windows=[WORK | {"to": "07:00"}]), "a whole day is 00:00 to 24:00"),
+    "window of a late hour": (policy(windows=[WORK | {"from": "24:00"}]), "from is a time such as 07:00"),
+    "window of a day": (policy(windows=[WORK | {"days": ["Monday"]}]), "a day is Mon, Tue"),
     "effects": (policy(match={"effects": []}), "match.effects is empty"),
     "effect": (policy(match={"effects": ["explode"]}), "supported values"),
     "objects": (policy(match={"effects": ["read"], "objects": []}), "match.objects is empty"),
     "double star": (policy(match={"effects": ["read"], "objects": ["a.**"]}), "write one * for each part"),
     "empty part": (policy(match={"effects": ["read"], "objects": ["a..b"]}), "a part between dots is empty"),
-    "require": (policy(match={"effects": ["read"], "require": {"where": True}}), "match.require is not supported yet"),
+    "require nothing": (policy(match={"effects": ["read"], "require": {}}), "match.require is empty"),
+    "require no where": (policy(match={"effects": ["read"], "require": {"where": False}}), "false requires nothing"),
+    "require of another name": (policy(match={"effects": ["read"], "require": {"rows": 1}}), "unknown field"),
+    "require in a Deny": (
+        policy(action="Deny", match={"effects": ["read"], "require": {"where": True}}),
+        "a Deny rule has no match.require",
+    ),
+    "repeats": (
+        policy(match={"effects": ["create"], "require": {"maxRepeats": {"count": 5, "per": "day"}}}),
+        "such as 24h",
+    ),
     "rule message": (policy(message="x" * 501), "Too long"),
     "no mask": (manifests.policy([RULE], masks=[]), "spec.masks is empty; name a mask"),
     "mask of nothing": (masks(method="Redact"), "names neither columns, detectors nor patterns"),
@@ -199,10 +242,23 @@ BAD: dict[str, tuple[Object, str]] = {
     "duration": (manifests.policy([RULE], limits={"commandDuration": "half a minute"}), "Too long"),
     "duration of nothing": (manifests.policy([RULE], limits={"commandDuration": "0s"}), "such as 30s"),
     "cluster limit": (manifests.cluster_policy([], limits={"commandDuration": "30"}), "such as 30s"),
-    "rego": (manifests.policy([RULE], rego="package x"), "spec.rego is not supported yet"),
-    "tests": (manifests.policy([RULE], tests=[{"statement": "SELECT 1"}]), "spec.tests is not supported yet"),
-    "windows": (manifests.policy([RULE], windows=[{"from": "08:00"}]), "spec.windows is not supported yet"),
-    "cluster mode": (manifests.cluster_policy([RULE], mode="Observe"), "other than Enforce is not supported yet"),
+    "empty rego": (manifests.policy([RULE], rego=""), "should be at least 1 chars long"),
+    "test of a statement": (manifests.policy([RULE], tests=[{"statement": "SELECT 1"}]), "unknown field"),
+    "windows": (manifests.policy([RULE], windows=[WORK | {"timezone": ""}]), "timezone"),
+    "mode": (manifests.policy([RULE], mode="Watch"), "supported values"),
+    "two subjects in one": (
+        manifests.cluster_policy([RULE], subjects=[{"identity": "*", "identitySelector": SELECTOR}]),
+        "names identity or identitySelector",
+    ),
+    "no subject": (manifests.cluster_policy([RULE], subjects=[{}]), "names identity or identitySelector"),
+    "two namespaces in one": (
+        manifests.cluster_policy([RULE], subjects=[{"identity": "*", "namespace": "a", "namespaceSelector": SELECTOR}]),
+        "names namespace or namespaceSelector",
+    ),
+    "selector of all": (
+        manifests.cluster_policy([RULE], subjects=[{"identitySelector": {}}]),
+        "the selector selects all",
+    ),
     "cluster masks": (manifests.cluster_policy([RULE], masks=[{"method": "Hash"}]), "it masks nothing; name one"),
     "cluster subjects": (manifests.cluster_policy([RULE], subjects=[]), '"*" names all'),
 }

@@ -102,6 +102,7 @@ def write_manifests(
     tls_mode: str = "VerifyFull", ca_pem: str | None = None, with_secret: bool = True,
     limits: dict[str, object] | None = None, masks: list[dict[str, object]] | None = None,
     classified: list[dict[str, object]] | None = None, unmaskable: str | None = None,
+    mode: str = "Enforce",
 ) -> None:  # fmt: skip
     """The manifests of one agent with one database, in two files."""
     policy = {
@@ -112,6 +113,7 @@ def write_manifests(
             "subjects": [{"identity": "billing-agent"}],
             "targets": [{"name": "orders-db"}],
             "rules": RULES if rules is None else rules,
+            "mode": mode,
         }
         | ({} if limits is None else {"limits": limits})
         | ({} if masks is None else {"masks": masks})

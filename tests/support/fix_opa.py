@@ -20,6 +20,8 @@ import pytest
 START_TIMEOUT_S = 30.0  # OPA starts in 0.2 s alone; the machine may be shared
 CALL_TIMEOUT_S = 60.0  # batches of thousands of decisions go in one call
 _BIN = Path(os.environ.get("CHAPERONE_BIN", Path.home() / ".cache" / "chaperone" / "bin"))
+if (_BIN / "opa").exists():
+    os.environ.setdefault("CHAPERONE_OPA", str(_BIN / "opa"))  # with which the compiler checks Rego of policies
 
 
 def opa_binary() -> str:

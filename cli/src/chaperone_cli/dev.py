@@ -112,6 +112,7 @@ def _compile(objects: dict[str, list[Object]], namespace: str) -> Snapshot:
         for found in objects[kind]:
             if kind != "AccessTarget":
                 found.get("metadata", {}).setdefault("namespace", namespace)
+    os.environ.setdefault("CHAPERONE_OPA", _opa_program())  # the compiler checks policies' own Rego with it
     snapshot = compile_namespace(
         namespace,
         objects["AgentIdentity"],

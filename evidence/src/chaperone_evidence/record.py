@@ -106,6 +106,9 @@ class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     policy: str = ""
     rule: str = ""
     revision: str = ""
+    would: str = ""  # the action, if policies that are only observed were in force and it were another; and whose
+    would_policy: str = ""
+    would_rule: str = ""
     in_transaction: bool = False
     is_masked: bool = (
         False  # text and parameters as kept lack values that masks hide; hash and size are of what is kept

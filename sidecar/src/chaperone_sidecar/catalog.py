@@ -23,11 +23,12 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Final, Protocol
 
+from chaperone_sidecar.command import Command
 from chaperone_sidecar.config import Target
 from chaperone_sidecar.effects import Opened, OpenUpstream
 from chaperone_sidecar.errors import ChaperoneError
 from chaperone_sidecar.link import Link
-from chaperone_sidecar.protocols.postgresql import lookup
+from chaperone_sidecar.protocols.postgresql import estimate, lookup
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec
 from chaperone_sidecar.protocols.postgresql.messages import TERMINATE_FRAME
 from chaperone_sidecar.protocols.postgresql.schema import Relation, Schema
@@ -44,7 +45,7 @@ TRIES: Final = 3  # DDL came in while the database was asked; whoever does nothi
 MAX_KNOWN: Final = 5000  # relations and types; at 2 KiB each (30 columns) 10 MiB a database
 MAX_CATALOGS: Final = 32  # databases at a time; of more, those that were not used for the longest time are forgotten
 
-_PARAMETERS: Final = (
+_PARAMETERS: Final[tuple[tuple[str, str], ...]] = (
     ("application_name", APPLICATION),
     ("client_encoding", "UTF8"),
     ("standard_conforming_strings", "on"),
@@ -53,6 +54,10 @@ _PARAMETERS: Final = (
     ("statement_timeout", "3000"),  # less than ASK_TIMEOUT_S: the server stops first, and the connection stays usable
     ("lock_timeout", "500"),  # a definition that somebody's lock withholds is not worth a wait
 )
+
+
+_PLANNING: Final = (*(one for one in _PARAMETERS if one[0] != "search_path"), ("search_path", "public"))
+"""As in agents' sessions, so that names mean what they mean there."""
 
 
 class Backends(Protocol):
@@ -86,19 +91,23 @@ class _Connection:
     def is_over(self) -> bool:
         return self._is_closed or self._link.is_lost
 
-    async def open(self, target: Target, database: str) -> None:
-        wanted = OpenUpstream(APPLICATION, database, APPLICATION, _PARAMETERS)
+    async def open(self, target: Target, database: str, parameters: tuple[tuple[str, str], ...] = _PARAMETERS) -> None:
+        wanted = OpenUpstream(APPLICATION, database, APPLICATION, parameters)
         self._opened, early, _ = await self._backends.open(target, wanted, self._link)
         self._codec.feed(early)
 
     async def ask(self, question: str, about: list[tuple[str, str]] | list[int]) -> list[bytes]:
-        """The values that answer a question.
+        """The values that answer a question; raises as `exchange` does."""
+        return await self.exchange(lookup.request(question, about))
+
+    async def exchange(self, request: bytes) -> list[bytes]:
+        """The values that answer a request.
 
         Raises:
             _Refused, ProtocolError, ConnectionError, ssl.SSLError: no usable answer.
         """
         answer = lookup.Answer(self._codec)
-        self._link.write(lookup.request(question, about))
+        self._link.write(request)
         while not answer.feed(await self._link.read()):
             pass
         self.is_used = True
@@ -144,6 +153,7 @@ class Catalog:
         self._rest_until = float("-inf")
         self._connection: _Connection | None = None
         self._turn = asyncio.Lock()
+        self._planning = asyncio.Lock()  # estimates are rare and each has a connection of its own: one at a time
         self._tasks: set[asyncio.Task[bool]] = set()
         self._idle: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -194,6 +204,20 @@ class Catalog:
             return True
 
         return found[0] if await self._learn(lambda: [] if found else asked, ask) else None
+
+    async def estimate(self, command: Command) -> int | None:
+        """How many rows a command will reach, by the database's planner; None when it does not say. Suspends."""
+        connection = _Connection(self._backends)
+        try:
+            async with asyncio.timeout(ASK_TIMEOUT_S), self._planning:
+                await connection.open(self._target, self._database, _PLANNING)
+                asked = estimate.request(command.text, command.params, command.param_types)
+                return estimate.rows(await connection.exchange(asked))
+        except (ChaperoneError, OSError, ssl.SSLError, TimeoutError) as error:
+            logger.info("target %s gives no estimate: %s", self._target.name, type(error).__name__)
+            return None
+        finally:
+            connection.close()
 
     def rest(self) -> None:
         """Forget everything and close the connection; the next question opens another."""

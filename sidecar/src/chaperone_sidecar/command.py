@@ -59,16 +59,30 @@ class Access(msgspec.Struct, frozen=True, gc=False):
     through: str = ""
 
 
+class Extent(msgspec.Struct, frozen=True, gc=False):
+    """How far an access reaches, by the words of the command.
+
+    `has_where`: wherever the command names the object, a condition narrows what is reached there; one that is always
+    true is none. `limit`: the most rows of the statement's answer, where it says so by a number.
+    """
+
+    has_where: bool = False
+    limit: int | None = None
+
+
 class Facts(msgspec.Struct, frozen=True, gc=False):
     """What the classifier found out about one command.
 
     `alone` are the objects that it names without what inherits from them, wherever it names them (`FROM ONLY t`).
+    `extents` are those of the first accesses, in their order; of the others nothing is known. Of an access that several
+    statements have in common it is the widest.
     """
 
     accesses: tuple[Access, ...]
     resolution: Resolution
     why_unknown: str = ""  # one sentence for the refusal when an access is `unknown`
     alone: frozenset[str] = frozenset()
+    extents: tuple[Extent, ...] = ()
 
 
 class Command(msgspec.Struct, frozen=True, gc=False):
@@ -86,6 +100,7 @@ class Command(msgspec.Struct, frozen=True, gc=False):
     shown_text: bytes | None = None
     shown_params: bytes | None = None
     shown_facts: Facts | None = None
+    param_types: tuple[int, ...] = ()  # OIDs of the protocol, 0 where not known
 
 
 def unknown(why: str) -> Facts:

@@ -15,6 +15,14 @@ class Action(StrEnum):
     REQUIRE_APPROVAL = "RequireApproval"
 
 
+class Would(msgspec.Struct, frozen=True, gc=False):
+    """What the answer would be if the policies that are only observed were in force."""
+
+    action: Action
+    policy: str
+    rule: str
+
+
 class Decision(msgspec.Struct, frozen=True, gc=False):
     """One answer, with the rule and the revision that made it."""
 
@@ -24,3 +32,4 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     message: str
     revision: str
     hint: str = ""  # what to do now, where that is more than asking for the rule to be changed
+    would: Would | None = None  # absent where it would be the same action

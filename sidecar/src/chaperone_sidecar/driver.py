@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
+from functools import partial
 from types import CoroutineType
 from typing import Any, Final, Protocol
 
 from chaperone_sidecar import metrics
 from chaperone_sidecar.approval import resolve_hold
+from chaperone_sidecar.command import Command
 from chaperone_sidecar.config import Target
 from chaperone_sidecar.effects import (
     Admit,
@@ -204,8 +206,9 @@ class Driver:
         connector: opens the backend.
         recorder, decider: the services of the process.
         accept_context: makes the TLS context towards the client.
-        on_over: is told of the session's end.
+        on_over: told when the session is over.
         shown_client: what records may show of a name that the client gives itself.
+        estimate: how many rows a command in a database will reach, for policies that ask.
     """
 
     def __init__(
@@ -219,6 +222,7 @@ class Driver:
         accept_context: Callable[[], Any],
         on_over: Callable[[Driver], None],
         shown_client: Callable[[str], str],
+        estimate: Callable[[str, Command], Awaitable[int | None]],
     ) -> None:
         self.target = target
         self._session = session
@@ -229,6 +233,8 @@ class Driver:
         self._accept_context = accept_context
         self._on_over = on_over
         self._shown_client = shown_client
+        self._estimate = estimate
+        self._database = ""
         self._log: SessionLog = recorder.new_session(target.name)
         self._opened: Opened | None = None
         self._to_upstream: list[bytes | bytearray | memoryview] = []
@@ -310,7 +316,10 @@ class Driver:
         found = self._decider.remembered(self.target.name, effect.command)
         if found is not None:
             return found
-        return self._decider.decide(self.target.name, self.target.protocol, effect.command)
+        command = effect.command
+        return self._decider.decide(
+            self.target.name, self.target.protocol, command, partial(self._estimate, self._database, command)
+        )
 
     def _admit(self, effect: Admit) -> object:
         reached = self._meter.admit(effect.command)
@@ -357,6 +366,7 @@ class Driver:
         user, database, application = map(self._shown_client, (effect.user, effect.database, effect.application))
         if not self.target.upstream.database:
             database = effect.database  # the backend knows it by that name
+        self._database = effect.database
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 opened, early, address = await self._connector.open(self.target, effect, self.upstream)

@@ -88,6 +88,7 @@ class Gateway:
             lambda: self._ca.server_context((*names, *addresses), ALPN),
             self._over,
             lambda name: self._readers.shown_client(target, name, self.mask_key),
+            lambda database, command: self.catalogs.of(target, database).estimate(command),
         )
         self._drivers.add(driver)
         metrics.SESSIONS.set(len(self._drivers))

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import glob, limits, masks
+from chaperone_operator.compile import glob, limits, masks, prove, rego, require, window
 from chaperone_operator.compile.address import MAX_HOSTS, BadHost, Network, parse_host
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -28,7 +28,7 @@ from chaperone_operator.compile.model import (
     decode,
 )
 from chaperone_operator.compile.problem import Problem
-from chaperone_operator.compile.vocabulary import EFFECTS, PORTS, REACHABLE, WILDCARD, Action, meant
+from chaperone_operator.compile.vocabulary import EFFECTS, PARTS, PORTS, REACHABLE, WILDCARD, Action, meant
 
 MAX_RULES: Final = 200  # a policy; more is a generated file that belongs into several policies
 MAX_OBJECTS: Final = 500  # patterns of one rule
@@ -72,7 +72,7 @@ def alone(item: Mapping[str, Any]) -> tuple[Problem, ...]:
             found = rules_problems(policy, (), NOWHERE) if policy else ()
         case _:
             cluster_policy, problems = decode(item, ClusterPolicySpec)
-            found = rules_problems(cluster_policy, (), NOWHERE) if cluster_policy else ()
+            found = cluster_policy_alone(cluster_policy) if cluster_policy else ()
     return tuple(sorted({*problems, *found}))
 
 
@@ -201,9 +201,10 @@ def cluster_policy_problems(policy: ClusterPolicy, world: World) -> Iterator[Pro
     if not policy.spec.subjects:
         yield policy.problem("NoSubjects", "spec.subjects: empty, so the policy applies to nobody; `*` names all.")
     for index, subject in enumerate(policy.spec.subjects):
-        is_here = subject.namespace == world.namespace
-        if is_here and subject.identity != WILDCARD and subject.identity not in world.identities:
-            yield _unknown_identity(policy, index, subject.identity, world)
+        name = subject.identity
+        if subject.namespace == world.namespace and name not in {None, WILDCARD, *world.identities}:
+            yield _unknown_identity(policy, index, str(name), world)
+    yield from _subject_problems(policy)
     if not policy.spec.targets:
         yield policy.problem("NoTargets", "spec.targets: empty, so the policy applies to nothing; `*` names all.")
     for index, named in enumerate(policy.spec.targets):
@@ -212,10 +213,42 @@ def cluster_policy_problems(policy: ClusterPolicy, world: World) -> Iterator[Pro
     yield from rules_problems(policy, [named.name for named in policy.spec.targets], world)
 
 
+def cluster_policy_alone(policy: ClusterPolicy) -> Iterator[Problem]:
+    """Problems of one ClusterAccessPolicy wherever it is seen from."""
+    yield from _subject_problems(policy)
+    yield from rules_problems(policy, (), NOWHERE)
+
+
+def _subject_problems(policy: ClusterPolicy) -> Iterator[Problem]:
+    for index, subject in enumerate(policy.spec.subjects):
+        at = f"spec.subjects[{index}]"
+        if (subject.identity is None) == (subject.identity_selector is None):
+            yield policy.problem("BadSubject", f"{at}: name identity or identitySelector, one of them; `*` names all.")
+        if subject.namespace is not None and subject.namespace_selector is not None:
+            yield policy.problem("BadSubject", f"{at}: name namespace or namespaceSelector, not both.")
+        for field, selector in (
+            ("identitySelector", subject.identity_selector),
+            ("namespaceSelector", subject.namespace_selector),
+        ):
+            if selector is not None and selector.is_empty:
+                yield policy.problem(
+                    "EmptySelector", f"{at}.{field}: selects all; name labels, or write `*` as a name."
+                )
+
+
 def rules_problems[S: (PolicySpec, ClusterPolicySpec)](
     policy: Document[S], targets: Sequence[str], world: World
 ) -> Iterator[Problem]:
-    """Problems of a policy's rules, limits and masks."""
+    """Problems of a policy's rules, limits and masks; its tests are run when there are none."""
+    found = list(_sound_problems(policy, targets, world))
+    yield from found
+    if not found and policy.spec.subjects and policy.spec.targets:
+        yield from (policy.problem(reason, message) for reason, message in prove.problems(policy.spec))
+
+
+def _sound_problems[S: (PolicySpec, ClusterPolicySpec)](
+    policy: Document[S], targets: Sequence[str], world: World
+) -> Iterator[Problem]:
     spec = policy.spec
     rules = spec.rules
     protocols: set[str] = {world.targets[name].spec.protocol for name in targets if name in world.targets}
@@ -224,7 +257,16 @@ def rules_problems[S: (PolicySpec, ClusterPolicySpec)](
             yield policy.problem(reason, message)
     for reason, message in masks.problems(spec, protocols):
         yield policy.problem(reason, message)
-    if not rules and spec.limits is None and spec.masks is None and spec.unmaskable is None:
+    for reason, message in window.problems(spec.windows, "spec.windows"):
+        yield policy.problem(reason, message)
+    if spec.mode == "Observe" and not rules:
+        yield policy.problem("NothingToObserve", "spec.mode: Observe is about rules, and there are none; add some.")
+    if spec.rego is not None:
+        try:
+            rego.check(spec.rego)
+        except rego.BadRego as error:
+            yield policy.problem("BadRego", f"spec.rego: {error}.")
+    if not rules and all(one is None for one in (spec.limits, spec.masks, spec.unmaskable, spec.rego)):
         yield policy.problem("NoRules", "spec.rules: empty; a policy without rules, limits and masks says nothing.")
     if len(rules) > MAX_RULES:
         yield policy.problem("TooManyRules", f"spec.rules: more than {MAX_RULES}; split the policy.")
@@ -238,6 +280,10 @@ def rules_problems[S: (PolicySpec, ClusterPolicySpec)](
         for reason, message in _rule_problems(rule):
             yield policy.problem(reason, f"{at}{message}")
         yield from _unreachable(policy, at, rule, protocols)
+        if window.never_meet(spec.windows, rule.windows):
+            yield policy.problem(
+                "RuleNeverFires", f"{at}.windows: never within the windows of the policy, so the rule can never fire."
+            )
         for other in rules:
             if _shadows(other, rule):
                 yield policy.problem(
@@ -269,6 +315,8 @@ def _rule_problems(rule: Rule) -> Iterator[tuple[str, str]]:
             glob.check(pattern)
         except glob.BadPattern as error:
             yield "BadPattern", f".match.objects[{index}]: {pattern!r}: {error}."
+    yield from require.problems(match, rule.action)
+    yield from window.problems(rule.windows, ".windows")
     if len(rule.message) > MAX_MESSAGE or not rule.message.isprintable():
         yield "BadMessage", f".message: at most {MAX_MESSAGE} printable characters on one line."
 
@@ -284,17 +332,38 @@ def _unreachable[S: (PolicySpec, ClusterPolicySpec)](
             yield policy.problem(
                 "EffectNotReachable", f"{at}.match.effects: no command of {names} has the effect {effect}."
             )
+    for index, pattern in enumerate(rule.match.objects or ()):
+        if all(_has_no_such_object(protocol, pattern) for protocol in protocols):
+            names = " and ".join(sorted(protocols))
+            yield policy.problem(
+                "ObjectNotReachable",
+                f"{at}.match.objects[{index}]: nothing of {names} is called {pattern!r}; write schema.name, as "
+                "public.orders, or a kind and a name, as setting:search_path.",
+            )
+
+
+def _has_no_such_object(protocol: str, pattern: str) -> bool:
+    parts = pattern.split(".")
+    return (
+        protocol in PARTS
+        and all(parts)
+        and len(parts) != PARTS[protocol]
+        and "*" not in parts[0]
+        and ":" not in parts[0]
+    )
 
 
 def _shadows(deny: Rule, rule: Rule) -> bool:
-    """Whether `deny` matches everything that a milder `rule` matches."""
-    if deny.action != Action.DENY or rule.action == Action.DENY or not rule.match.effects:
+    """Whether `deny` matches everything that a milder `rule` matches, at all times."""
+    if deny.action != Action.DENY or rule.action == Action.DENY or not rule.match.effects or deny.windows:
         return False
     if not meant(rule.match.effects) <= meant(deny.match.effects):
         return False
     if deny.match.objects is None:
         return True
-    return rule.match.objects is not None and set(rule.match.objects) <= set(deny.match.objects)
+    return rule.match.objects is not None and all(
+        any(glob.covers(wide, narrow) for wide in deny.match.objects) for narrow in rule.match.objects
+    )
 
 
 def _target_problems[S: (PolicySpec, ClusterPolicySpec)](

@@ -56,6 +56,12 @@ def check_column(pattern: str) -> None:
         raise BadPattern("a column is schema.table.column, or database.schema.table.column")
 
 
+def covers(wide: str, narrow: str) -> bool:
+    """Whether every name that `narrow` means is meant by `wide`; False where that is not plain to see."""
+    # A * of the narrow one is a character like another here: only a * of the wide one can take it.
+    return re.fullmatch(_ANY.join(map(re.escape, wide.split("*"))), narrow) is not None
+
+
 def is_exact(pattern: str) -> bool:
     """Whether the pattern is a plain name."""
     return "*" not in pattern

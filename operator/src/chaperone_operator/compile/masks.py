@@ -97,7 +97,10 @@ def in_force(
     columns: dict[str, set[str]] = {}
     detectors: dict[str, set[str]] = {}
     patterns: dict[str, set[tuple[str, str]]] = {}
+    specs, classified = tuple(specs), tuple(classified)
     unmaskable: set[str] = set()
+    if classified and not any(isinstance(one, ClusterPolicySpec) and one.unmaskable is not None for one in specs):
+        unmaskable.add(UNMASKABLE[0])  # what a target classifies no namespace's policy may loosen
     for spec in specs:
         if spec.unmaskable is not None or spec.masks:
             unmaskable.add(spec.unmaskable or UNMASKABLE[0])

@@ -114,11 +114,37 @@ class TargetSpec(Part, frozen=True):
     classified: tuple[Classified, ...] = ()
 
 
+class MaxRepeats(Part, frozen=True):
+    """How often a rule may be used within a span of time, in one pod."""
+
+    count: int
+    per: str
+
+
+class Require(Part, frozen=True):
+    """What must hold for a command, beyond effects and objects; `compile.require` says what the texts mean."""
+
+    where: bool | None = None
+    limit: int | None = None
+    max_estimated_rows: int | None = None
+    max_repeats: MaxRepeats | None = None
+
+
 class Match(Part, frozen=True):
     """What a rule applies to; without `objects` it applies to every object."""
 
     effects: tuple[str, ...] = ()
     objects: tuple[str, ...] | None = None
+    require: Require | None = None
+
+
+class Window(Part, frozen=True, rename={"begin": "from", "end": "to"}):
+    """When something is in force; `compile.window` says what the texts mean. Without `days` on every day."""
+
+    begin: str
+    end: str
+    timezone: str
+    days: tuple[str, ...] | None = None
 
 
 class Rule(Part, frozen=True):
@@ -128,6 +154,7 @@ class Rule(Part, frozen=True):
     action: Action
     match: Match
     message: str = ""
+    windows: tuple[Window, ...] | None = None
 
 
 class Limits(Part, frozen=True):
@@ -169,10 +196,54 @@ class Subject(Part, frozen=True):
 
 
 class ClusterSubject(Part, frozen=True):
-    """Identities across namespaces; `*` names all."""
+    """Identities across namespaces: by name, of which `*` names all, or by labels; without a namespace, of all."""
 
-    identity: str
-    namespace: str = WILDCARD
+    identity: str | None = None
+    identity_selector: LabelSelector | None = None
+    namespace: str | None = None
+    namespace_selector: LabelSelector | None = None
+
+    def is_of(self, namespace: str, labels: Mapping[str, str]) -> bool:
+        """Whether identities of a namespace with these labels are meant."""
+        if self.namespace_selector is not None:
+            return self.namespace_selector.admits(labels)
+        return self.namespace in {None, WILDCARD, namespace}
+
+    def means(self, identity: Identity) -> bool:
+        """Whether an identity of such a namespace is meant."""
+        if self.identity_selector is not None:
+            return self.identity_selector.admits(identity.labels)
+        return self.identity in {WILDCARD, identity.name}
+
+
+class TestAccess(Part, frozen=True):
+    """One access of a test, as a classifier finds it."""
+
+    effect: str
+    object: str = ""
+    through: str = ""
+    where: bool = False
+    limit: int | None = None
+
+
+class Expected(Part, frozen=True):
+    """What a test expects."""
+
+    action: Action
+    rule: str | None = None
+
+
+class PolicyTest(Part, frozen=True):
+    """Facts, and what the policy says to them; identity and target are the policy's first where they are absent."""
+
+    name: str
+    accesses: tuple[TestAccess, ...]
+    expect: Expected
+    identity: str = ""
+    target: str = ""
+    at: str | None = None
+    rows: int | None = None
+    repeats: dict[str, int] | None = None
 
 
 class PolicySpec(Part, frozen=True):
@@ -185,6 +256,9 @@ class PolicySpec(Part, frozen=True):
     masks: tuple[Mask, ...] | None = None
     unmaskable: Unmaskable | None = None
     mode: Literal["Enforce", "Observe"] = "Enforce"
+    windows: tuple[Window, ...] | None = None
+    rego: str | None = None
+    tests: tuple[PolicyTest, ...] | None = None
 
 
 class ClusterPolicySpec(Part, frozen=True):
@@ -197,6 +271,9 @@ class ClusterPolicySpec(Part, frozen=True):
     masks: tuple[Mask, ...] | None = None
     unmaskable: Unmaskable | None = None
     mode: Literal["Enforce", "Observe"] = "Enforce"
+    windows: tuple[Window, ...] | None = None
+    rego: str | None = None
+    tests: tuple[PolicyTest, ...] | None = None
 
 
 type Spec = IdentitySpec | TargetSpec | PolicySpec | ClusterPolicySpec
@@ -211,6 +288,7 @@ class Document[S](msgspec.Struct, frozen=True):
     uid: str
     generation: int
     spec: S
+    labels: dict[str, str] = {}
 
     def problem(self, reason: str, message: str, *, is_blocking: bool = True) -> Problem:
         """A problem of this object."""
@@ -232,11 +310,8 @@ KINDS: Final[dict[type, str]] = {
 type _Path = tuple[str, ...]  # "[]" steps into each member of a list
 
 _POLICY_FIELDS: Final[tuple[_Path, ...]] = (
-    ("rego",),
-    ("tests",),
     ("rules", "[]", "approval"),
     ("rules", "[]", "durability"),
-    ("rules", "[]", "match", "require"),
 )
 _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
     "AgentIdentity": (
@@ -255,7 +330,6 @@ _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
     "ClusterAccessPolicy": _POLICY_FIELDS,
 }
 _POLICY_VALUES: Final[dict[_Path, frozenset[str]]] = {
-    ("mode",): frozenset({"Observe"}),
     ("rules", "[]", "action"): frozenset({"RequireApproval"}),
     ("masks", "[]", "method"): frozenset({"Tokenize"}),
 }
@@ -267,7 +341,7 @@ _LATER_VALUES: Final[dict[str, dict[_Path, frozenset[str]]]] = {
 }
 _CHOICES: Final = {
     "action": "Allow or Deny",
-    "mode": "Enforce",
+    "mode": "Enforce or Observe",
     "protocol": "PostgreSQL",
     "durability": "Written",
     "method": 'Redact, Partial, Hash or "Null"',
@@ -319,6 +393,7 @@ def decode[S](item: Mapping[str, Any], spec_type: type[S]) -> tuple[Document[S] 
         _text(metadata, "uid"),
         generation if isinstance(generation, int) else 0,
         decoded,
+        _labels(metadata),
     )
     return (document if name else None), tuple(problems)
 
@@ -326,6 +401,11 @@ def decode[S](item: Mapping[str, Any], spec_type: type[S]) -> tuple[Document[S] 
 def _text(metadata: Mapping[str, Any], key: str) -> str:
     value = metadata.get(key)
     return value if isinstance(value, str) else ""
+
+
+def _labels(metadata: Mapping[str, Any]) -> dict[str, str]:
+    found = metadata.get("labels")
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, Mapping) else {}
 
 
 def _readable(message: str) -> str:

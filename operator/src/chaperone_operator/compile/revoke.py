@@ -17,7 +17,7 @@ import msgspec
 
 from chaperone_operator.compile import check
 from chaperone_operator.compile.model import TargetSpec, decode
-from chaperone_operator.compile.snapshot import Json, Snapshot, build
+from chaperone_operator.compile.snapshot import OWN, Json, Snapshot, build
 
 
 def revoke(
@@ -46,7 +46,7 @@ def revoke(
     bundle, gateway_json, leases_json = (
         base64.b64decode(last[name], validate=True) for name in ("bundle.tar.gz", "gateway.json", "leases.json")
     )
-    data, engine = _unpacked(bundle)
+    data, engine, modules = _unpacked(bundle)
     gateway: dict[str, dict[str, Any]] = msgspec.json.decode(gateway_json)
     leases: dict[str, dict[str, dict[str, str]]] = msgspec.json.decode(leases_json)
 
@@ -68,10 +68,10 @@ def revoke(
         name: {target: grant for target, grant in granted.items() if target not in withdrawn}
         for name, granted in data["grants"].items()
     }
-    return build(data, gateway, leases, engine)
+    return build(data, gateway, leases, engine, modules)
 
 
-def _unpacked(bundle: bytes) -> tuple[dict[str, Any], bytes]:
+def _unpacked(bundle: bytes) -> tuple[dict[str, Any], bytes, dict[str, str]]:
     files = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(bundle), mode="r:gz") as archive:
@@ -80,7 +80,12 @@ def _unpacked(bundle: bytes) -> tuple[dict[str, Any], bytes]:
                 files[member.name] = content.read() if content is not None else b""
         data: dict[str, Any] = msgspec.json.decode(files["chaperone/data.json"])
         del data["revision"]
-        return data, files["chaperone/engine.rego"]
+        modules = {
+            name.removeprefix(OWN).removesuffix(".rego"): content.decode()
+            for name, content in files.items()
+            if name.startswith(OWN)
+        }
+        return data, files["chaperone/engine.rego"], modules
     except (tarfile.TarError, OSError, KeyError) as error:
         raise ValueError(f"the bundle of the last snapshot cannot be read ({error})") from error
 

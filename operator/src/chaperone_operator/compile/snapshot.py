@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import check, grants, limits, masks
+from chaperone_operator.compile import check, grants, limits, masks, rego
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
 from chaperone_operator.compile.binding import Binding
 from chaperone_operator.compile.model import (
@@ -38,6 +38,7 @@ from chaperone_operator.compile.vocabulary import PORTS, WILDCARD, Action
 
 MAX_SNAPSHOT_BYTES: Final = 900_000  # a ConfigMap holds 1 MiB; the rest is room for its metadata
 REVISION_DIGITS: Final = 16
+OWN: Final = "chaperone/own/"  # where the bundle has policies' own Rego
 
 type Json = Mapping[str, Any]
 
@@ -115,7 +116,7 @@ def compile_namespace(
     problems += target_problems
     if is_blocked:
         return _unusable(problems)
-    compiled = _Compiled(namespace, own_identities, admitted, own_policies, all_cluster)
+    compiled = _Compiled(namespace, namespace_labels, own_identities, admitted, own_policies, all_cluster)
     return compiled.snapshot(system_namespace, problems)
 
 
@@ -125,6 +126,7 @@ class _Compiled:
     def __init__(
         self,
         namespace: str,
+        labels: Mapping[str, str],
         identities: list[Identity],
         targets: dict[str, Target],
         policies: list[Policy],
@@ -133,12 +135,34 @@ class _Compiled:
         self._identities = sorted(identities, key=lambda identity: identity.name)
         self._targets = dict(sorted(targets.items()))
         self._namespace = namespace
+        self._labels = labels
         bindings = [*self._bind(policies), *self._bind_cluster(cluster_policies)]
         self._bound = [
-            grants.Bound(one.identity, one.target, one.policy, one.is_cluster, rule)
+            grants.Bound(
+                one.identity,
+                one.target,
+                one.policy,
+                one.is_cluster,
+                rule,
+                one.spec.windows or (),
+                one.spec.mode == "Observe",
+            )
             for one in bindings
             for rule in one.spec.rules
         ]
+        self._own = [
+            grants.Own(
+                one.identity, one.target, one.policy, rego.name(one.policy), one.spec.windows or (),
+                one.spec.mode == "Observe",
+            )
+            for one in bindings
+            if one.spec.rego is not None
+        ]  # fmt: skip
+        self._modules = {
+            rego.name(one.policy): rego.module(one.policy, one.spec.rego)
+            for one in bindings
+            if one.spec.rego is not None
+        }
         self._stated: dict[tuple[str, str], list[limits.Stated]] = {}
         self._masking: dict[tuple[str, str], list[PolicySpec | ClusterPolicySpec]] = {}
         for one in bindings:
@@ -155,10 +179,10 @@ class _Compiled:
         data = {
             "identities": {identity.name: {"suspended": identity.spec.suspended} for identity in self._identities},
             "grants": grants.grants(
-                self._bound, {name: target.spec.protocol for name, target in self._targets.items()}
+                self._bound, {name: target.spec.protocol for name, target in self._targets.items()}, self._own
             ),
         }
-        found = build(data, self._gateway(system_namespace), self._leases(), engine())
+        found = build(data, self._gateway(system_namespace), self._leases(), engine(), self._modules)
         size = len(found.bundle) + len(found.gateway) + len(found.leases)
         if size > MAX_SNAPSHOT_BYTES:
             message = f"The namespace's snapshot has {size} bytes, more than {MAX_SNAPSHOT_BYTES}; split the namespace."
@@ -173,22 +197,23 @@ class _Compiled:
 
     def _bind_cluster(self, policies: list[ClusterPolicy]) -> Iterator[Binding]:
         for policy in policies:
-            here = [one.identity for one in policy.spec.subjects if one.namespace in {self._namespace, WILDCARD}]
+            here = [one for one in policy.spec.subjects if one.is_of(self._namespace, self._labels)]
             named = {one.name for one in policy.spec.targets}
-            for identity in (identity.name for identity in self._identities):
-                if identity not in here and WILDCARD not in here:
+            for identity in self._identities:
+                if not any(subject.means(identity) for subject in here):
                     continue
                 # A target that does not admit the namespace is no matter of this snapshot, whoever names it.
                 for target in self._targets:
                     if target in named or WILDCARD in named:
-                        yield Binding(identity, target, "", policy.name, policy.spec)
+                        yield Binding(identity.name, target, "", policy.name, policy.spec)
 
     def _leases(self) -> dict[str, dict[str, dict[str, str]]]:
-        """Credentials only where some rule of the identity lets something through at the target."""
+        """Credentials only where something of the identity may pass at the target."""
         suspended = {identity.name for identity in self._identities if identity.spec.suspended}
         leases: dict[str, dict[str, dict[str, str]]] = {}
         for one in self._bound:
-            if one.rule.action != Action.DENY and one.identity not in suspended:
+            may_pass = one.rule.action != Action.DENY and not (one.is_observed and one.is_cluster)
+            if may_pass and one.identity not in suspended:
                 credential, authority = check.secret_names(self._targets[one.target]).values()
                 found = {"secret": credential or "", "ca_secret": authority or ""}
                 leases.setdefault(one.identity, {})[one.target] = found
@@ -224,17 +249,24 @@ class _Compiled:
 
 
 def build(
-    data: dict[str, Any], gateway: dict[str, dict[str, Any]], leases: dict[str, Any], evaluator: bytes
+    data: dict[str, Any],
+    gateway: dict[str, dict[str, Any]],
+    leases: dict[str, Any],
+    evaluator: bytes,
+    modules: Mapping[str, str] | None = None,
 ) -> Snapshot:
-    """The bytes of a snapshot, under the revision that its content has."""
+    """The bytes of a snapshot, under the revision that its content has; `modules` are policies' own Rego by name."""
+    modules = modules or {}
     for config in gateway.values():
         config.pop("revision", None)
     whole = {"data": data, "gateway": gateway, "leases": leases, "engine": evaluator.decode()}
+    if modules:
+        whole["modules"] = modules
     revision = hashlib.sha256(_json(whole)).hexdigest()[:REVISION_DIGITS]
     for config in gateway.values():
         config["revision"] = revision
-    bundle = _bundle({"revision": revision, **data}, revision, evaluator)
-    return Snapshot(revision, bundle, _json(gateway), _json(leases), ())
+    packed = bundle({"revision": revision, **data}, revision, evaluator, modules)
+    return Snapshot(revision, packed, _json(gateway), _json(leases), ())
 
 
 def _identity(identity: Identity) -> dict[str, Any]:
@@ -273,11 +305,13 @@ def engine() -> bytes:
     return (resources.files(__package__) / "engine.rego").read_bytes()
 
 
-def _bundle(data: Json, revision: str, evaluator: bytes) -> bytes:
+def bundle(data: Json, revision: str, evaluator: bytes, modules: Mapping[str, str]) -> bytes:
+    """A bundle for OPA (tar.gz): engine, data and policies' own Rego."""
     files = {
         ".manifest": _json({"revision": revision, "roots": ["chaperone"], "rego_version": 1}),
         "chaperone/data.json": _json(data),
         "chaperone/engine.rego": evaluator,
+        **{f"{OWN}{name}.rego": text.encode() for name, text in sorted(modules.items())},
     }
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as archive:

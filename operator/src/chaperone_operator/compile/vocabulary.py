@@ -45,6 +45,15 @@ PORTS: Final = {"PostgreSQL": 5432, "MySQL": 3306, "SSH": 22, "Kubernetes": 443,
 REACHABLE: Final = {"PostgreSQL": EFFECTS}
 """Effects that a protocol's classifier can find, for the protocols that exist; others are not supported yet."""
 
+PARTS: Final = {"PostgreSQL": 2}
+"""How many parts the names of a protocol's objects have, where they all have as many and no colon."""
+
+MEASURED: Final = {
+    "where": frozenset({"read", "read_sensitive", "modify", "delete"}),
+    "limit": frozenset({"read", "read_sensitive"}),
+}
+"""Effects of which a classifier says whether the statement has a WHERE, and which LIMIT it has. As in the gateway."""
+
 MASKABLE: Final = frozenset({"PostgreSQL"})
 """Protocols whose answers can be masked."""
 

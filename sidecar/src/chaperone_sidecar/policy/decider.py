@@ -5,27 +5,35 @@ asks OPA through opa-python-client, over a socket in a volume that only OPA and 
 loopback anybody in the pod could listen in OPA's place while it restarts, and answer Allow. OPA holds the bundle that
 the runtime put there, and its answer carries the revision that made it. No answer, a late answer or a malformed answer
 is Deny.
+
+Facts that change from one moment to the next travel with each question (the minute, how often rules were used) or are
+looked for when an answer says that it depends on them (an estimate of rows). An answer says how long it stands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import aiohttp
 import msgspec
 from opa_client.opa_async import AsyncOpaClient
 
-from chaperone_sidecar.command import Access, Command
-from chaperone_sidecar.decision import Action, Decision
+from chaperone_sidecar.command import Access, Command, Extent
+from chaperone_sidecar.decision import Action, Decision, Would
 from chaperone_sidecar.errors import PolicyUnavailable
-from chaperone_sidecar.policy.cache import DecisionCache
+from chaperone_sidecar.policy.cache import ALWAYS, DecisionCache
+from chaperone_sidecar.policy.repeats import Repeats, Use
 
 OPA_HOST: Final = "opa"  # for the Host header; the connection is to the socket
 ASK_TIMEOUT_S: Final = 1.5  # OPA's p99 is a few ms; past this it is down, and down means deny
 MAX_ASKS: Final = 32  # questions under way at once; OPA has one core at best, more would only queue there
 FIRST_LOAD_S: Final = 60.0  # OPA starts after the gateway: questions of the first moments wait for its first bundle
+STRICT: Final = {"strict-builtin-errors": True}  # an error in a policy's own Rego is no answer, and denies
+MAX_TRIES: Final = 8  # a rule's last uses may be taken by others between question and answer
 POLL_S: Final = 0.2  # how often `wait_for_revision` looks whether OPA has loaded a bundle
 
 
@@ -43,18 +51,49 @@ class OpaClient(AsyncOpaClient):  # type: ignore[misc]
         )
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What OPA says; see `decision` in the engine."""
+
+    action: Action
+    policy: str
+    rule: str
+    message: str
+    revision: str
+    would: Would | None = None
+    lasts: Literal["minute", "never"] | None = None
+    counts: tuple[Use, ...] = ()
+    needs: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> Decision:
+        """What the session is told."""
+        return Decision(self.action, self.policy, self.rule, self.message, self.revision, would=self.would)
+
+
+type Estimate = Callable[[], Awaitable[int | None]]
+"""Asks the backend how many rows a command will reach; None when it does not say."""
+
+
 class Decider:
     """Decisions of one identity.
 
     Args:
         identity: name of the AgentIdentity; part of every question.
         opa: the Unix socket at which OPA listens.
+        wall_s, now_s: the clocks: Unix seconds, by which windows of time go; and a monotonic one.
     """
 
-    def __init__(self, identity: str, opa: Path) -> None:
+    def __init__(
+        self,
+        identity: str,
+        opa: Path,
+        wall_s: Callable[[], float] = time.time,
+        now_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._identity = identity
         self._client = OpaClient(opa)
-        self._cache = DecisionCache()
+        self._cache = DecisionCache(wall_s=wall_s)
+        self._repeats = Repeats(now_s)
         self._slots = asyncio.Semaphore(MAX_ASKS)
         self._loaded = asyncio.Event()
 
@@ -70,16 +109,24 @@ class Decider:
         """The decision that the same question met before under the revision in force."""
         return self._cache.find(target, command)
 
-    async def decide(self, target: str, protocol: str, command: Command) -> Decision:
-        """Ask OPA; any fault on the way is a Deny that names itself. Never raises but on cancellation."""
+    async def decide(self, target: str, protocol: str, command: Command, estimate: Estimate | None = None) -> Decision:
+        """Ask OPA; any fault on the way is a Deny that names itself. Never raises but on cancellation.
+
+        Args:
+            target: where the command goes.
+            protocol: what is spoken there.
+            command: what is asked about.
+            estimate: asked when policy depends on how many rows are reached; without one, that is not known.
+        """
+        minute = self._cache.minute()
         try:
-            async with self._slots:
-                await self._wait_for_first_bundle()
-                decision = await self._ask(target, protocol, command)
+            await self._wait_for_first_bundle()
+            answer = await self._answer(target, self._question(target, protocol, command, minute), command, estimate)
         except PolicyUnavailable as error:
             return Decision(Action.DENY, "", "policy-unavailable", str(error), "")
-        self._cache.keep(target, command, decision)
-        return decision
+        if answer.lasts != "never":
+            self._cache.keep(target, command, answer.decision, minute if answer.lasts == "minute" else ALWAYS)
+        return answer.decision
 
     async def revision(self) -> str:
         """The revision of the bundle that OPA has loaded, "" while there is none.
@@ -113,29 +160,60 @@ class Decider:
         except TimeoutError as error:
             raise PolicyUnavailable("OPA has no policy yet; look at the chaperone-opa container.") from error
 
-    async def _ask(self, target: str, protocol: str, command: Command) -> Decision:
+    def _question(self, target: str, protocol: str, command: Command, minute: int) -> dict[str, object]:
         facts = command.facts
-        question: dict[str, object] = {
+        unknown = len(facts.accesses) - len(facts.extents)
+        return {
             "identity": self._identity,
             "target": target,
             "protocol": protocol,
             "resolution": facts.resolution.value,
-            "accesses": [_asked(access) for access in facts.accesses],
+            "accesses": [
+                _asked(access, extent)
+                for access, extent in zip(facts.accesses, (*facts.extents, *(Extent(),) * unknown), strict=True)
+            ],
+            "minute": minute,
         }
-        found = await self._query(question, "decision")
+
+    async def _answer(
+        self, target: str, question: dict[str, object], command: Command, estimate: Estimate | None
+    ) -> Answer:
+        for _ in range(MAX_TRIES):
+            question["repeats"] = self._repeats.of(target)
+            answer = await self._ask(question)
+            if "rows" in answer.needs and estimate is not None:
+                # What is only prepared reaches nothing, and has no parameters yet; it is asked about when it runs.
+                question["rows"] = 0 if command.kind == "parse" else await estimate()
+                estimate = None
+                if question["rows"] is not None:
+                    answer = await self._ask(question)
+            # What is only prepared is counted when it runs.
+            if not answer.counts or command.kind == "parse" or self._repeats.take(target, answer.counts):
+                return answer
+        raise PolicyUnavailable("A rule that may be used only so often is used by too many at once; try again.")
+
+    async def _ask(self, question: dict[str, object]) -> Answer:
+        async with self._slots:
+            found = await self._query(question, "decision")
         try:
-            return msgspec.convert(found, Decision)
+            return msgspec.convert(found, Answer)
         except msgspec.ValidationError as error:
             raise PolicyUnavailable("OPA gave no usable decision; look at the chaperone-opa container.") from error
 
     async def _query(self, question: dict[str, object], rule: str) -> object:
         try:
-            answer = await self._client.query_rule(question, "chaperone", rule)
+            answer = await self._client.query_rule(question, "chaperone", rule, STRICT)
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PolicyUnavailable("OPA does not answer; look at the chaperone-opa container.") from error
         return answer.get("result") if isinstance(answer, dict) else None
 
 
-def _asked(access: Access) -> dict[str, str]:
-    asked = {"effect": access.effect.value, "object": access.object}
-    return asked | {"through": access.through} if access.through else asked
+def _asked(access: Access, extent: Extent) -> dict[str, object]:
+    asked: dict[str, object] = {"effect": access.effect.value, "object": access.object}
+    if access.through:
+        asked["through"] = access.through
+    if extent.has_where:
+        asked["where"] = True
+    if extent.limit is not None:
+        asked["limit"] = extent.limit
+    return asked

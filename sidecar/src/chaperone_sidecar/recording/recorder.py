@@ -152,13 +152,16 @@ class Recorder:
         text = command.text if command.shown_text is None else command.shown_text
         params = command.params if command.shown_params is None else command.shown_params
         facts = command.facts if command.shown_facts is None else command.shown_facts
+        would = decision.would
         receipt = self._append(
             record.CommandIntent(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, command=command_id, target=log.target,
                 kind=command.kind, decision=decision.action.value, sha256=hashlib.sha256(text).hexdigest(),
                 size_bytes=len(text), accesses=self._accesses(facts),
                 resolution=command.facts.resolution.value, policy=decision.policy, rule=decision.rule,
-                revision=decision.revision, in_transaction=command.in_transaction,
+                revision=decision.revision, would=would.action.value if would else "",
+                would_policy=would.policy if would else "", would_rule=would.rule if would else "",
+                in_transaction=command.in_transaction,
                 is_masked=text is not command.text or params is not command.params,
                 body=self._keep(log, text),
                 params=self._keep(log, params) if params else msgspec.UNSET,

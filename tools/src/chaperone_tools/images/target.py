@@ -27,7 +27,7 @@ class Target:
 
 _ALL: Final = (
     Target("gateway", members=("sidecar", "evidence")),
-    Target("operator", members=("operator",)),
+    Target("operator", members=("operator",), binaries=("opa",)),  # checks Rego of policies
     Target("collector", members=("collector", "evidence")),
     Target("opa", binaries=("opa",), needs_base=False),
     Target("pause", binaries=("pause",), needs_base=False),

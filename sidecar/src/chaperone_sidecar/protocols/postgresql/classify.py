@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_sidecar.command import Access, Effect, Facts, Resolution, unknown
-from chaperone_sidecar.protocols.postgresql import definition, grammar, query, utility
+from chaperone_sidecar.command import Access, Effect, Extent, Facts, Resolution, unknown
+from chaperone_sidecar.protocols.postgresql import definition, extent, grammar, query, utility
 from chaperone_sidecar.protocols.postgresql.grammar import ParseError, Parser
 from chaperone_sidecar.protocols.postgresql.plan import Plan
 from chaperone_sidecar.protocols.postgresql.relations import words
@@ -139,7 +139,7 @@ _NOT_WALKED: Final = "The statement has a shape that this gateway doesn't know; 
 
 
 def _classified(trees: list[Node]) -> Classified:
-    found: dict[Access, None] = {}
+    found: dict[Access, Extent] = {}
     whole = Walk()
     statements: list[Statement] = []
     for tree in trees:
@@ -151,7 +151,8 @@ def _classified(trees: list[Node]) -> Classified:
             # The tree isn't as the tables say: a library of another version. Said in words, not by falling over.
             walk.unknown(_NOT_WALKED)
             statements.append(Statement("other"))
-        found.update(walk.found or dict.fromkeys(_TOUCHES_NOTHING.accesses))
+        for access, reach in _reached(walk, tree["stmt"]).items():
+            found[access] = extent.widest(found[access], reach) if access in found else reach
         whole.include(walk)
     if not found:  # blanks and comments only: drivers ping with them
         return Classified(_TOUCHES_NOTHING)
@@ -166,13 +167,26 @@ def _classified(trees: list[Node]) -> Classified:
     )
 
 
-def _facts(found: dict[Access, None], walk: Walk) -> Facts:
+def _reached(walk: Walk, tree: Node) -> dict[Access, Extent]:
+    try:
+        return extent.extents(walk, tree) or dict.fromkeys(_TOUCHES_NOTHING.accesses, Extent())
+    except (KeyError, TypeError, AttributeError, ValueError):
+        walk.unknown(_NOT_WALKED)
+        return dict.fromkeys(walk.found, Extent())
+
+
+def _facts(found: dict[Access, Extent], walk: Walk) -> Facts:
     accesses = tuple(sorted(found, key=lambda access: (_EFFECT_ORDER[access.effect], access.object)))
+    extents = tuple(found[access] for access in accesses) if any(map(_says, found.values())) else ()
     if any(access.effect is Effect.UNKNOWN for access in accesses):
-        return Facts(accesses, Resolution.UNRESOLVED, walk.why_unknown)
+        return Facts(accesses, Resolution.UNRESOLVED, walk.why_unknown, extents=extents)
     alone = frozenset(walk.alone - walk.whole)
     named = any(access.object and access.effect not in _OBJECTLESS for access in accesses)
-    return Facts(accesses, Resolution.SYNTACTIC if named else Resolution.NONE, alone=alone)
+    return Facts(accesses, Resolution.SYNTACTIC if named else Resolution.NONE, alone=alone, extents=extents)
+
+
+def _says(reach: Extent) -> bool:
+    return reach.has_where or reach.limit is not None
 
 
 def _statement(tree: dict[str, Any]) -> Statement:
@@ -199,8 +213,8 @@ class ClassifyCache:
     """Text to what it was classified as; the least recently used goes first.
 
     Facts depend on the text alone while the gateway pins search path and encodings, so all sessions may share one. No
-    fact looks at the value of an integer, so texts that differ in nothing else share an entry (see `_shape`). A fact
-    that comes to look at one (a LIMIT, say) has to be taken out of that first.
+    fact looks at the value of an integer but that of a LIMIT, so texts that differ in no more share an entry (see
+    `_shape`). A fact that comes to look at another has to be taken out of that first.
 
     Args:
         max_bytes: of texts and facts together.
@@ -251,14 +265,15 @@ class ClassifyCache:
 _PLAIN: Final = re.compile(rb"[A-Za-z0-9_ \t\r\n.,;()=<>+*%-]*\Z")
 # Where an integer may be more than a value: the number of an output column, or what a function cuts out.
 _PLACES: Final = re.compile(rb"(?i)by|distinct|\(")
-_INTEGER: Final = re.compile(rb"(?<![A-Za-z0-9_.])[0-9]{1,9}(?![A-Za-z0-9_.])")
+# The number of a LIMIT or FETCH FIRST is a fact: what follows these words up to the next letter stays.
+_INTEGER: Final = re.compile(rb"(\b(?i:limit|first|next)\b[^A-Za-z]*)|(?<![A-Za-z0-9_.])[0-9]{1,9}(?![A-Za-z0-9_.])")
 
 
 def _shape(text: bytes) -> bytes:
     """The text with each integer as 0 where that is plain to see; else the text itself."""
     if len(text) > _MAX_SHAPED or not _PLAIN.match(text) or b"--" in text:
         return text
-    return _INTEGER.sub(b"0", text)
+    return _INTEGER.sub(lambda found: found[1] or b"0", text)
 
 
 def _size(text: bytes, classified: Classified) -> int:

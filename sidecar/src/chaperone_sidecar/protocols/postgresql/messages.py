@@ -141,9 +141,9 @@ def encode_query(text: bytes) -> bytes:
     return frame(QUERY, text + b"\x00")
 
 
-def encode_parse(name: bytes, text: bytes) -> bytes:
-    """A Parse message without parameter types."""
-    return frame(PARSE, name + b"\x00" + text + b"\x00\x00\x00")
+def encode_parse(name: bytes, text: bytes, types: bytes = b"\x00\x00") -> bytes:
+    """A Parse message, by default without parameter types."""
+    return frame(PARSE, name + b"\x00" + text + b"\x00" + types)
 
 
 def encode_bind(value: bytes) -> bytes:

@@ -47,6 +47,7 @@ class Statement(msgspec.Struct, gc=False, eq=False):
     classified: Classified
     generation: int
     answer: Answer | None = None
+    types: tuple[int, ...] = ()  # of its parameters, as Parse says them
 
 
 class Portal(msgspec.Struct, gc=False, eq=False):

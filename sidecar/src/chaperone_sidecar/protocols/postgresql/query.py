@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from chaperone_sidecar.command import Effect
 from chaperone_sidecar.protocols.postgresql import functions, relations
+from chaperone_sidecar.protocols.postgresql.extent import narrow
 from chaperone_sidecar.protocols.postgresql.walk import MAX_NAMES, Node, Part, Scope, Walk, handles
 
 # The fields of each statement that are walked as they are; the others have a line of code below.
@@ -43,6 +44,7 @@ _SAMPLING_METHODS: Final = frozenset({"system", "bernoulli"})
 @handles("SelectStmt")
 def _select(walk: Walk, node: Node, scope: Scope) -> list[Any] | None:
     parts = [node[key] for key in SELECT_PARTS if key in node]
+    narrow(walk, node, "fromClause")
     if "larg" in node:
         parts += ({"SelectStmt": node["larg"]}, {"SelectStmt": node["rarg"]})
     if "lockingClause" in node:
@@ -73,24 +75,26 @@ def _insert(walk: Walk, node: Node, scope: Scope) -> list[Any] | None:
 @handles("UpdateStmt")
 def _update(walk: Walk, node: Node, scope: Scope) -> list[Any] | None:
     target = walk.resolve(node["relation"])
-    walk.write(Effect.MODIFY, target)
+    is_filtered = narrow(walk, node, "fromClause")
+    walk.write(Effect.MODIFY, target, is_filtered=is_filtered)
     _every_row(walk, node, target)
     parts = [node[key] for key in UPDATE_PARTS if key in node]
     if "whereClause" in node or "fromClause" in node or _has_columns(node["targetList"]):
-        walk.read(target)
-    parts += _returning(walk, node, target)
+        walk.read(target, is_filtered=is_filtered)
+    parts += _returning(walk, node, target, is_filtered=is_filtered)
     return _within(walk, node, parts, scope)
 
 
 @handles("DeleteStmt")
 def _delete(walk: Walk, node: Node, scope: Scope) -> list[Any] | None:
     target = walk.resolve(node["relation"])
-    walk.write(Effect.DELETE, target)
+    is_filtered = narrow(walk, node, "usingClause")
+    walk.write(Effect.DELETE, target, is_filtered=is_filtered)
     _every_row(walk, node, target)
     parts = [node[key] for key in DELETE_PARTS if key in node]
     if parts:
-        walk.read(target)
-    parts += _returning(walk, node, target)
+        walk.read(target, is_filtered=is_filtered)
+    parts += _returning(walk, node, target, is_filtered=is_filtered)
     return _within(walk, node, parts, scope)
 
 
@@ -148,11 +152,11 @@ def _within(walk: Walk, node: Node, parts: list[Any], scope: Scope) -> list[Any]
     return None
 
 
-def _returning(walk: Walk, node: Node, target: tuple[str, ...]) -> list[Any]:
+def _returning(walk: Walk, node: Node, target: tuple[str, ...], *, is_filtered: bool = False) -> list[Any]:
     clause = node.get("returningClause")
     if clause is None:
         return []
-    walk.read(target)
+    walk.read(target, is_filtered=is_filtered)
     return [clause[key] for key in RETURNING_PARTS if key in clause]
 
 
@@ -207,7 +211,7 @@ def _lock_rows(walk: Walk, node: Node, scope: Scope) -> None:
             for name in locked:
                 table = named[name]
                 if "schemaname" in table or table["relname"] not in scope:
-                    walk.write(Effect.MODIFY, walk.resolve(table))
+                    walk.write(Effect.MODIFY, walk.resolve(table), is_filtered=id(table) in walk.narrowed)
         else:
             reached = Walk()
             reached.later(node.get("fromClause"), scope)
@@ -223,7 +227,7 @@ def _lock_rows(walk: Walk, node: Node, scope: Scope) -> None:
 @handles("RangeVar", "pktable", "identitySequence")
 def _range_var(walk: Walk, node: Node, scope: Scope) -> None:
     if "schemaname" in node or node["relname"] not in scope:
-        walk.read(walk.resolve(node))
+        walk.read(walk.resolve(node), is_filtered=id(node) in walk.narrowed)
 
 
 @handles("relation")
@@ -247,7 +251,7 @@ def _call(walk: Walk, node: Node, scope: Scope) -> list[Any]:
     arguments = node.get("args", [])
     try:
         for access in functions.call(relations.strings(node["funcname"]), arguments):
-            walk.found[access] = None
+            walk.note(access)
     except relations.Ambiguous as error:
         walk.unknown(str(error))
     return [arguments, node.get("agg_order"), node.get("agg_filter"), node.get("over")]

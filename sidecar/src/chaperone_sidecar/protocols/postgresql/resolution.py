@@ -75,7 +75,12 @@ _ORDER: Final = {effect: place for place, effect in enumerate(Effect)}
 def _unknown(facts: Facts, implied: tuple[Access, ...], why: str) -> Facts:
     unknown = Access(Effect.UNKNOWN)
     more = () if unknown in facts.accesses else (unknown,)
-    return Facts(facts.accesses + implied + more, Resolution.UNRESOLVED, facts.why_unknown or why)
+    return msgspec.structs.replace(
+        facts,
+        accesses=facts.accesses + implied + more,
+        resolution=Resolution.UNRESOLVED,
+        why_unknown=facts.why_unknown or why,
+    )
 
 
 def _is_relation(name: str) -> bool:

@@ -376,7 +376,7 @@ class Session:
             yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
             return
         answer = self._answer(classified, message.types)
-        statement = Statement(message.query, classified, self._generation(), answer)
+        statement = Statement(message.query, classified, self._generation(), answer, message.types)
         change = self._names.statements.send(message.statement, statement, self._flight.segment)
         step = Step("parse", self._flight.segment, statement=change)
         self._uncovered_parses.append((step, command, decision))
@@ -404,7 +404,7 @@ class Session:
         statement = portal.statement
         if statement.generation != self._generation() or self._upstream.changing_segment >= 0:
             yield from self._refresh(statement)
-        types = statement.answer.types if statement.answer is not None else ()
+        types = statement.answer.types if statement.answer is not None else statement.types
         command = self._command("execute", statement.text, statement.classified, portal.params, types)
         decision = yield from self._decide(command, statement.classified)
         intent = yield from self._intend(command, decision)
@@ -530,11 +530,11 @@ class Session:
         in_transaction = self._upstream.status != messages.IDLE
         results = self._upstream.results
         if results is None:
-            return Command(kind, text, facts, params, in_transaction)
+            return Command(kind, text, facts, params, in_transaction, param_types=types)
         shown, conceals = results.shown, classified.conceals or self._reading_changed
         return Command(
             kind, text, facts, params, in_transaction, shown.text(text, classified, conceals=conceals),
-            shown.params(params, types, conceals=conceals), shown.facts(facts, conceals=conceals),
+            shown.params(params, types, conceals=conceals), shown.facts(facts, conceals=conceals), types,
         )  # fmt: skip
 
     def _decide(self, command: Command, classified: Classified) -> Effects[Decision]:

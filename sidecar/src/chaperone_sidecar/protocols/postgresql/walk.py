@@ -57,6 +57,8 @@ class Walk:
 
     def __init__(self) -> None:
         self.found: dict[Access, None] = {}
+        self.filtered: set[Access] = set()  # of `found`: a WHERE narrows them wherever they are named
+        self.narrowed: set[int] = set()  # ids of the FROM items that a WHERE narrows
         self.why_unknown = ""
         self.names = 0
         self.alone: set[str] = set()  # named with ONLY
@@ -66,7 +68,7 @@ class Walk:
     def add(self, effect: Effect, *objects: str) -> None:
         """Note an effect on each of the objects."""
         for name in objects:
-            self.found[Access(effect, name)] = None
+            self.note(Access(effect, name))
 
     def include(self, other: Walk) -> None:
         """Note what another walk found out of a part, but for its effects."""
@@ -89,16 +91,25 @@ class Walk:
         (self.whole if node.get("inh") else self.alone).update(found)
         return found
 
-    def read(self, names: Iterable[str]) -> None:
+    def note(self, access: Access, *, is_filtered: bool = False) -> None:
+        """Note an access, and whether a WHERE narrows it here."""
+        if not is_filtered:
+            self.filtered.discard(access)
+        elif access not in self.found:
+            self.filtered.add(access)
+        self.found[access] = None
+
+    def read(self, names: Iterable[str], *, is_filtered: bool = False) -> None:
         """Note that relations are read."""
         for name in names:
             sensitive = relations.is_sensitive(name)
-            self.add(Effect.READ_SENSITIVE if sensitive else Effect.READ, name)
+            effect = Effect.READ_SENSITIVE if sensitive else Effect.READ
+            self.note(Access(effect, name), is_filtered=is_filtered)
 
-    def write(self, effect: Effect, names: Iterable[str]) -> None:
+    def write(self, effect: Effect, names: Iterable[str], *, is_filtered: bool = False) -> None:
         """Note that rows are written; in the server's own tables that changes rights or settings."""
         for name in names:
-            self.add(effect, name)
+            self.note(Access(effect, name), is_filtered=is_filtered)
             if relations.is_system(name):
                 self.add(Effect.PRIVILEGE, name)
 
