@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 cache=${CHAPERONE_CACHE:-$HOME/.cache/chaperone}
 uv_version=0.13.9
 go_version=1.26.6
-packages=(postgresql postgresql-client pgbouncer nftables iproute2 git gcc libc6-dev)
+packages=(postgresql postgresql-client pgbouncer openssh-client openssh-server nftables iproute2 git gcc libc6-dev)
 scope=${1:-}
 case $scope in
   "") ;;

@@ -14,7 +14,7 @@ import pytest
 from fix_broker import CANARY, Broker, Pod, secret
 from manifests import rule
 
-from chaperone_operator.broker.lease import Lease
+from chaperone_operator.broker.source import Header, Lease
 from chaperone_operator.kube import ACCESS_TARGETS, CONFIG_MAPS, SECRETS, Object
 
 pytestmark = pytest.mark.peer
@@ -264,6 +264,13 @@ async def test_old_tls_is_not_spoken(broker: Broker) -> None:
 
 
 def test_repr_of_a_lease_shows_nothing() -> None:
-    lease = Lease("reader", CANARY, "", 7)
-    assert CANARY not in repr(lease)
-    assert "reader" not in repr(lease)
+    header = Header("Authorization", f"Bearer {CANARY}", "https", "api", 443, "/")
+    for lease in (
+        Lease("a", "password", 7, username="reader", password=CANARY),
+        Lease("a", "token", 7, token=CANARY),
+        Lease("a", "certificate", 7, certificate=CANARY),
+        Lease("a", "header", 7, header=header),
+    ):
+        assert CANARY not in repr(lease)
+        assert "reader" not in repr(lease)
+    assert CANARY not in repr(header)

@@ -446,6 +446,12 @@ def test_accounts_may_what_they_need_and_no_more(installed: Installation) -> Non
     assert may("collector", "get", "configmaps/extension-apiserver-authentication", "kube-system")
     assert may("broker", "patch", "pods", "agents", "status")
     assert not may("operator", "patch", "pods", "agents", "status")
+    for verb in ("list", "create", "delete"):
+        assert may("broker", verb, "leases.coordination.k8s.io")
+        assert not may("broker", verb, "leases.coordination.k8s.io", "agents")
+    for account, namespace in (("chaperone-operator", SYSTEM), ("chaperone-broker", "agents"), ("default", "agents")):
+        assert not may("broker", "create", f"serviceaccounts/{account}", namespace, "token")
+    assert may("broker", "create", "serviceaccounts/chaperone-broker", SYSTEM, "token")
     for part in ("operator", "broker", "collector"):
         for verb in ("create", "update", "patch", "delete"):
             assert not may(part, verb, "pods")

@@ -56,6 +56,11 @@ def test_sound_policy_has_no_problems() -> None:
     assert len(snapshot.revision) == 16
 
 
+SECRET: Object = {"name": "a"}
+ROLE: Object = {"adminSecretRef": SECRET, "grants": ["app_reader"]}
+KV: Object = {"address": "https://vault", "login": {"tokenSecretRef": SECRET}, "path": "apps/orders"}
+
+
 @pytest.mark.parametrize(
     ("changed", "reason", "fragment"),
     [
@@ -231,6 +236,20 @@ def test_ordinary_host_is_accepted(host: str) -> None:
         ({"upstream": {"host": "10.1.2.0/24"}}, "BadHost"),
         ({"credential": None}, "NoCredential"),
         ({"credential": {"secretRef": {"name": "../other/secret"}}}, "BadSecretName"),
+        ({"credential": {}}, "CredentialKind"),
+        ({"credential": {"secretRef": SECRET, "postgresqlRole": ROLE}}, "CredentialKind"),
+        ({"credential": {"secretRef": SECRET, "impersonate": {}}}, "CredentialKind"),
+        ({"credential": {"sshCertificate": {"caSecretRef": SECRET, "principals": ["a"]}}}, "CredentialKind"),
+        ({"credential": {"kubernetesToken": {"serviceAccount": "a", "namespace": "b"}}}, "CredentialKind"),
+        ({"credential": {"httpHeader": {"secretRef": SECRET, "host": "a"}}}, "CredentialKind"),
+        ({"credential": {"postgresqlRole": ROLE | {"grants": []}}}, "NoGrants"),
+        ({"credential": {"postgresqlRole": ROLE | {"validFor": "25h"}}}, "BadValidFor"),
+        ({"credential": {"postgresqlRole": ROLE | {"validFor": "soon"}}}, "BadValidFor"),
+        ({"credential": {"postgresqlRole": ROLE | {"adminSecretRef": {"name": "A/B"}}}}, "BadSecretName"),
+        ({"credential": {"postgresqlRole": ROLE | {"superuser": True}}}, "InvalidSpec"),
+        ({"credential": {"vaultKv": KV | {"address": "http://vault"}}}, "BadVault"),
+        ({"credential": {"vaultKv": KV | {"login": {}}}}, "BadVault"),
+        ({"credential": {"vaultKv": KV | {"caSecretRef": {"name": "A/B"}}}}, "BadSecretName"),
         ({"tls": {"mode": "VerifyFull", "caSecretRef": {"name": "A/B"}}}, "BadSecretName"),
         ({"tls": {"mode": "Trust"}}, "InvalidSpec"),
         ({"port": 0}, "InvalidSpec"),

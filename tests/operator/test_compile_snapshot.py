@@ -71,6 +71,26 @@ def test_leases_exist_only_where_a_rule_lets_something_through() -> None:
     assert leases["billing-agent"]["orders-db"] == {"secret": "orders-db-reader", "ca_secret": "orders-ca"}
 
 
+def test_credential_that_is_made_for_each_session_is_told_to_the_broker_whole_and_to_the_gateway_as_such() -> None:
+    role: Object = {"adminSecretRef": {"name": "orders-admin"}, "grants": ["app_reader"], "validFor": "1h"}
+    made = target(credential={"postgresqlRole": role}, tls={"mode": "VerifyFull", "caSecretRef": {"name": "orders-ca"}})
+    snapshot = compiled(targets=[made])
+    reference = json.loads(snapshot.leases)["billing-agent"]["orders-db"]
+    assert reference == {
+        "ca_secret": "orders-ca",
+        "credential": {"postgresqlRole": role},
+        "place": {
+            "host": "orders-db.data.svc", "port": 5432, "database": "", "tls_mode": "VerifyFull",
+            "server_name": "orders-db.data.svc",
+        },
+    }  # fmt: skip
+    assert b"orders-admin" not in snapshot.gateway
+    found = json.loads(snapshot.gateway)["billing-agent"]["targets"][0]
+    assert found["leased_per_session"] is True
+    assert "leased_per_session" not in json.loads(compiled().gateway)["billing-agent"]["targets"][0]
+    assert compiled(targets=[target(credential={"postgresqlRole": role | {"validFor": "2h"}})]) != snapshot
+
+
 def test_no_name_of_a_secret_reaches_gateway_or_opa() -> None:
     snapshot = compiled()
     assert b"orders-db-reader" not in snapshot.gateway

@@ -42,9 +42,18 @@ def masks(**mask: Any) -> Object:
     return manifests.policy([RULE], masks=[mask])
 
 
+def credential(**kinds: Any) -> Object:
+    return manifests.target(credential=kinds)
+
+
 RULE = manifests.rule("read-orders", "Allow", ["read"], ["public.orders"])
 SELECTOR = {"matchLabels": {"app": "x"}}
 WORK = {"days": ["Mon-Fri", "Sun"], "from": "07:00", "to": "19:00", "timezone": "Europe/Berlin"}
+SECRET = {"name": "a"}
+ROLE: Object = {"adminSecretRef": SECRET, "grants": ["app_reader"]}
+CERTIFICATE: Object = {"caSecretRef": SECRET, "principals": ["deploy"]}
+TOKEN: Object = {"serviceAccount": "reader", "namespace": "apps"}
+KV: Object = {"address": "https://vault:8200", "login": {"tokenSecretRef": SECRET}, "path": "apps/orders"}
 
 GOOD: dict[str, Object] = {
     "identity": manifests.identity(
@@ -66,6 +75,11 @@ GOOD: dict[str, Object] = {
     ),
     "target by labels": manifests.target(
         hosts=["10.1.2.3/32", "db.example.com"], allowedNamespaces={"selector": SELECTOR}
+    ),
+    "role of a session": credential(postgresqlRole=ROLE | {"connectionLimit": 2, "validFor": "1h"}),
+    "key-value of Vault": credential(vaultKv=KV | {"mount": "kv", "namespace": "team/a", "caSecretRef": SECRET}),
+    "database of Vault": credential(
+        vaultDatabase={"address": "https://vault", "login": {"kubernetesRole": "x"}, "role": "reader"}
     ),
     "policy": manifests.policy(
         [RULE, manifests.rule("never", "Deny", ["destroy", "privilege"], message="Ask the DBA on call.")],
@@ -156,11 +170,32 @@ BAD: dict[str, tuple[Object, str]] = {
     "wildcard host": (manifests.target(hosts=["*.example.com"]), "leave out wildcards"),
     "port": (manifests.target(port=70000), "less than or equal to 65535"),
     "tls mode": (manifests.target(tls={"mode": "Prefer"}), "supported values"),
-    "no credential": (manifests.target(credential={}), "secretRef is missing"),
+    "no credential": (manifests.target(credential={}), "name exactly one of secretRef"),
     "secret name": (manifests.target(credential={"secretRef": {"name": "A/B"}}), "no name of a Secret"),
-    "ssh certificate": (manifests.target(credential={"sshCertificate": {}}), "sshCertificate is not supported yet"),
-    "token request": (manifests.target(credential={"tokenRequest": {}}), "tokenRequest is not supported yet"),
-    "impersonation": (manifests.target(credential={"impersonation": {}}), "impersonation is not supported yet"),
+    "two credentials": (credential(secretRef=SECRET, postgresqlRole=ROLE), "name exactly one of secretRef"),
+    "impersonation alone": (credential(secretRef=SECRET, impersonate={}), "impersonate needs kubernetesToken"),
+    "impersonated cluster": (
+        credential(kubernetesToken=TOKEN, impersonate={"groups": ["system:masters"]}),
+        "belong to the cluster itself",
+    ),
+    "credential of SSH": (credential(sshCertificate=CERTIFICATE), "sshCertificate fits protocol SSH alone"),
+    "credential of Kubernetes": (credential(kubernetesToken=TOKEN), "kubernetesToken fits protocol Kubernetes alone"),
+    "credential of HTTP": (credential(httpHeader={"secretRef": SECRET, "host": "a"}), "httpHeader fits protocols HTTP"),
+    "header of the connection": (
+        credential(httpHeader={"secretRef": SECRET, "host": "a", "header": "Host"}),
+        "belongs to the connection",
+    ),
+    "no grants": (credential(postgresqlRole=ROLE | {"grants": []}), "should have at least 1 items"),
+    "no principals": (credential(sshCertificate=CERTIFICATE | {"principals": []}), "should have at least 1 items"),
+    "short role": (credential(postgresqlRole=ROLE | {"validFor": "30s"}), "a duration from 1m to 24h"),
+    "long role": (credential(postgresqlRole=ROLE | {"validFor": "25h"}), "a duration from 1m to 24h"),
+    "short token": (credential(kubernetesToken=TOKEN | {"validFor": "5m"}), "a duration from 10m to 24h"),
+    "vault in the clear": (credential(vaultKv=KV | {"address": "http://vault"}), "begins with https://"),
+    "two log-ins": (
+        credential(vaultKv=KV | {"login": {"tokenSecretRef": SECRET, "kubernetesRole": "x"}}),
+        "name either tokenSecretRef or kubernetesRole",
+    ),
+    "path of elsewhere": (credential(vaultKv=KV | {"path": "../sys"}), "a path has parts"),
     "nothing classified": (manifests.target(classified=[{"columns": [], "class": "email"}]), "columns is empty"),
     "classified without class": (manifests.target(classified=[{"columns": ["a.b.c"]}]), "class: Required value"),
     "class of two words": (

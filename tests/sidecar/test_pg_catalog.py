@@ -398,7 +398,7 @@ async def test_a_wrong_password_is_false_and_the_lease_is_given_back(objects: Po
     async with catalog_at(objects.port, leases, clock) as catalog:
         assert not await catalog.learn(["cat.t"])
         assert not await catalog.learn(["cat.t"])
-        assert (leases.asked, leases.forgotten) == (1, 1)
+        assert (leases.asked, leases.forgotten) == (2, 1)  # once more, because it may be a new one; it is not
         leases.password = Leases().password
         clock.now_s += BACK_OFF_S
         assert await catalog.learn(["cat.t"])

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from fix_collector import Collector
 from fix_opa import Opa
 from fix_postgres import PASSWORD, Postgres
 from manifests import identity, policy, rule, target
+from msgspec.structs import replace
 from psycopg import errors
 
 from chaperone_operator.broker import maskkey
@@ -243,3 +244,142 @@ async def test_a_configuration_of_a_later_version_closes_the_gateway_until_one_c
         await until(lambda: gateway.config.revision == readable.revision)
         async with await connect(port) as again:
             assert await (await again.execute("SELECT 1")).fetchone() == (1,)
+
+
+async def set_password(broker: Broker, postgres: Postgres, password: str, *, is_told: bool = True) -> None:
+    """Rotate the password at the server, and in the Secret unless it is not told."""
+    with postgres.admin() as admin:
+        admin.execute(f"ALTER ROLE agent_rw PASSWORD '{password}'")
+    if is_told:
+        made = secret("real-writer", username="agent_rw", password=password)
+        async with broker.admin() as client:
+            await client.apply(SECRETS, "real-writer", made, manager="test", namespace=broker.system)
+
+
+async def test_a_rotated_password_is_taken_over_by_the_next_session_and_open_ones_stay(
+    broker: Broker, collector_with: Callable[..., Collector], opa_with: Callable[[bytes], Opa], postgres: Postgres,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    collector = collector_with()
+    await install(broker, postgres, collector)
+    snapshot = compiled(broker, postgres, "read")
+    await broker.put_snapshot(snapshot)
+    try:
+        async with (
+            running(broker, collector, opa_with(snapshot.bundle), tmp_path, "rotates") as (_, port, _),
+            await connect(port) as before,
+        ):
+            for password in ("canary-rotated-once", "canary-rotated-twice"):
+                await set_password(broker, postgres, password)
+                async with await connect(port) as agent:  # at once: the gateway still holds the password before
+                    assert await (await agent.execute("SELECT count(*) FROM orders")).fetchone() == (1000,)
+            assert await (await before.execute("SELECT count(*) FROM orders")).fetchone() == (1000,)
+            await set_password(broker, postgres, "canary-nobody-was-told", is_told=False)
+            with pytest.raises(psycopg.OperationalError, match="password"):
+                await connect(port)
+    finally:
+        await set_password(broker, postgres, PASSWORD)
+    assert "canary-rotated" not in broker.log.read_text() + collector.log.read_text()
+    for path in (tmp_path / "spool").rglob("*.seg"):
+        assert b"canary-rotated" not in path.read_bytes()
+
+
+def with_roles(broker: Broker, postgres: Postgres, *, valid_for: str = "15m", is_suspended: bool = False) -> Snapshot:
+    """A policy whose target gives each session a role of its own; place and time are written past the compiler."""
+    host, admin = "orders-db.data.svc", {"adminSecretRef": {"name": "real-admin"}}
+    database = target(
+        port=postgres.port,
+        upstream={"host": host, "port": postgres.port, "database": "orders"},
+        tls={"mode": "VerifyFull", "serverName": "localhost", "caSecretRef": {"name": "real-ca"}},
+        credential={"postgresqlRole": admin | {"grants": ["gateway_reader"], "validFor": "59m"}},
+        allowedNamespaces={"names": [broker.agents]},
+    )
+    snapshot = compile_namespace(
+        broker.agents, [identity(namespace=broker.agents, suspended=is_suspended)], [database],
+        [policy([rule("some", "Allow", ["read", "execute_code"])], namespace=broker.agents)], [],
+        namespace_labels={}, system_namespace=broker.system,
+    )  # fmt: skip
+    assert snapshot.is_usable, snapshot.problems
+    leases = snapshot.leases.replace(f'"{host}"'.encode(), b'"127.0.0.1"').replace(b"59m", valid_for.encode())
+    return replace(snapshot, leases=leases)
+
+
+def working(postgres: Postgres) -> set[str]:
+    """The roles of sessions that are connected."""
+    with postgres.admin() as admin:
+        found = admin.execute(
+            "SELECT usename FROM pg_stat_activity WHERE usename LIKE 'chp%' AND application_name <> 'chaperone-catalog'"
+        ).fetchall()
+    return {name for (name,) in found}
+
+
+def made(postgres: Postgres) -> set[str]:
+    """The roles of sessions that exist."""
+    with postgres.admin() as admin:
+        return {name for (name,) in admin.execute("SELECT rolname FROM pg_roles WHERE rolname LIKE 'chp%'").fetchall()}
+
+
+@pytest.fixture
+async def role_admin(broker: Broker, postgres: Postgres) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    """A role that may make others; call it to change what the Secret says of its password."""
+
+    async def tell(password: str) -> None:
+        one = secret("real-admin", username="gateway_admin", password=password)
+        async with broker.admin() as client:
+            await client.apply(SECRETS, "real-admin", one, manager="test", namespace=broker.system)
+
+    with postgres.admin() as admin:
+        admin.execute("CREATE ROLE gateway_reader; GRANT SELECT ON orders TO gateway_reader")
+        admin.execute(f"CREATE ROLE gateway_admin LOGIN CREATEROLE PASSWORD '{PASSWORD}'")
+        admin.execute("GRANT gateway_reader TO gateway_admin WITH ADMIN OPTION")
+    await tell(PASSWORD)
+    yield tell
+    with postgres.admin() as admin:
+        admin.execute("DROP OWNED BY gateway_reader; DROP ROLE gateway_reader; DROP ROLE gateway_admin")
+
+
+@pytest.mark.usefixtures("role_admin")
+async def test_each_session_has_a_role_of_its_own_that_ends_with_it_and_with_the_identity(
+    broker: Broker, collector_with: Callable[..., Collector], opa_with: Callable[[bytes], Opa], postgres: Postgres,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    collector = collector_with()
+    await install(broker, postgres, collector)
+    snapshot, suspended = with_roles(broker, postgres), with_roles(broker, postgres, is_suspended=True)
+    await broker.put_snapshot(snapshot)
+    async with running(broker, collector, opa_with(snapshot.bundle), tmp_path, "roles") as (gateway, port, _):
+        async with await connect(port) as agent, await connect(port):
+            assert await (await agent.execute("SELECT count(*) FROM orders")).fetchone() == (1000,)
+            roles = working(postgres)
+            assert len(roles) == 2
+        await until(lambda: not roles & made(postgres))
+        gateway.write_head()
+        await until(lambda: collector.rows("SELECT count(*) FROM session")[0][0] >= 2)
+        recorded = {f"chp_{session}" for (session,) in collector.rows("SELECT name FROM session")}
+        assert roles <= recorded  # the database's own log joins with the records
+
+        late = await connect(port)
+        await late.execute("SELECT count(*) FROM orders")
+        await broker.put_snapshot(suspended)
+        await until(lambda: not made(postgres))
+        with pytest.raises(psycopg.Error, match="no longer as it was"):
+            await late.execute("SELECT 1")
+
+
+async def test_a_session_ends_with_a_lease_that_cannot_be_renewed(
+    broker: Broker, collector_with: Callable[..., Collector], opa_with: Callable[[bytes], Opa], postgres: Postgres,
+    tmp_path: Path, role_admin: Callable[[str], Awaitable[None]],
+) -> None:  # fmt: skip
+    collector = collector_with()
+    await install(broker, postgres, collector)
+    snapshot = with_roles(broker, postgres, valid_for="8s")
+    await broker.put_snapshot(snapshot)
+    async with running(broker, collector, opa_with(snapshot.bundle), tmp_path, "ends") as (_, port, _):
+        agent = await connect(port)
+        await role_admin("not the password")  # so that the broker can neither renew a role nor drop it
+        await until(lambda: agent.closed or not working(postgres))
+        with pytest.raises(psycopg.OperationalError, match="was changed, or could not be renewed; connect again"):
+            await agent.execute("SELECT 1")
+        assert made(postgres)
+        await role_admin(PASSWORD)
+        await until(lambda: not made(postgres))

@@ -14,6 +14,7 @@ from chaperone_sidecar.backend import PostgresBackends
 from chaperone_sidecar.catalog import Catalog
 from chaperone_sidecar.config import Target, Tls, Upstream
 from chaperone_sidecar.credentials.broker import Lease
+from chaperone_sidecar.credentials.lease import User
 from chaperone_sidecar.protocols.postgresql.messages import frame
 
 
@@ -36,12 +37,18 @@ class Leases:
         self.asked = 0
         self.forgotten = 0
 
-    async def lease(self, target: str) -> Lease:
+    async def lease(self, target: str, session: str = "") -> Lease:
         self.asked += 1
         return Lease(self.user, self.password, "", 2**53)
 
     def forget(self, lease: Lease) -> None:
         self.forgotten += 1
+
+    def use(self, lease: Lease, user: User) -> None:
+        pass
+
+    def let_go(self, user: User) -> None:
+        pass
 
 
 def target_at(port: int, name: str = "orders-db", database: str = "orders") -> Target:

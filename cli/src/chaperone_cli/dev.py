@@ -39,6 +39,7 @@ from chaperone_sidecar import config as gateway_config
 from chaperone_sidecar.backend import PostgresBackends
 from chaperone_sidecar.config import GatewayConfig, Target
 from chaperone_sidecar.credentials.broker import Lease
+from chaperone_sidecar.credentials.lease import User
 from chaperone_sidecar.errors import ChaperoneError, LeaseRefused
 from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.policy.decider import Decider
@@ -274,15 +275,17 @@ class _Leases:
 
     def __init__(self, secrets: list[Object], snapshot: Snapshot, identity: str) -> None:
         self._secrets = {secret["metadata"]["name"]: secret for secret in secrets}
-        self._granted = msgspec.json.decode(snapshot.leases, type=dict[str, dict[str, dict[str, str]]]).get(
+        self._granted = msgspec.json.decode(snapshot.leases, type=dict[str, dict[str, dict[str, Any]]]).get(
             identity, {}
         )
 
-    async def lease(self, target: str) -> Lease:
+    async def lease(self, target: str, session: str = "") -> Lease:
         """The credential of a target, or LeaseRefused."""
         names = self._granted.get(target)
         if names is None:
             raise LeaseRefused("no policy of this identity grants anything at this target.")
+        if session or "secret" not in names:
+            raise LeaseRefused("without a cluster only credentials of kind secretRef can be leased.")
         credential = self._read(names["secret"])
         ca = self._read(names["ca_secret"]) if names["ca_secret"] else {}
         try:
@@ -292,6 +295,12 @@ class _Leases:
 
     def forget(self, lease: Lease) -> None:
         """Nothing is kept: each session reads the manifests' Secret."""
+
+    def use(self, lease: Lease, user: User) -> None:
+        """Nothing ends here."""
+
+    def let_go(self, user: User) -> None:
+        """Nothing is kept."""
 
     def _read(self, name: str) -> dict[str, str]:
         secret = self._secrets.get(name)

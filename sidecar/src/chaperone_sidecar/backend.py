@@ -18,10 +18,12 @@ import msgspec
 
 from chaperone_sidecar.config import Target
 from chaperone_sidecar.credentials.broker import Lease
+from chaperone_sidecar.credentials.lease import User
 from chaperone_sidecar.effects import Opened, OpenUpstream, Receipt
 from chaperone_sidecar.errors import LeaseRefused, UpstreamUnavailable
 from chaperone_sidecar.link import Link
 from chaperone_sidecar.protocols.postgresql import messages, scram, upstream
+from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.tls import TlsLayer, upstream_context
 
 NONCE_BYTES: Final = 18
@@ -35,12 +37,20 @@ type Dial = Callable[[str, int], Awaitable[socket.socket]]
 class LeaseSource(Protocol):
     """Gives the credentials of targets."""
 
-    async def lease(self, target: str) -> Lease:
-        """The credential, or LeaseRefused."""
+    async def lease(self, target: str, session: str = "") -> Lease:
+        """The credential of a target, or of one session there; or LeaseRefused."""
         ...
 
     def forget(self, lease: Lease) -> None:
-        """The backend refused it."""
+        """The backend refused it, or it is not needed after all."""
+        ...
+
+    def use(self, lease: Lease, user: User) -> None:
+        """A connection works with it; it is failed when the lease ends."""
+        ...
+
+    def let_go(self, user: User) -> None:
+        """A connection is over."""
         ...
 
 
@@ -51,6 +61,14 @@ class _Key(msgspec.Struct, frozen=True):
     process_id: int
     secret: bytes
     ca_pem: str
+    link: Link
+
+
+def _is_of_credential(error: BaseException) -> bool:
+    """Whether a log-in failed for what a lease says; then a later lease may say something else."""
+    return isinstance(error, UpstreamUnavailable) and (
+        error.code in _WRONG_CREDENTIAL or isinstance(error.__cause__, ssl.SSLCertVerificationError)
+    )
 
 
 def _check_reading(target: str, reported: dict[str, str]) -> None:
@@ -78,20 +96,33 @@ class PostgresBackends:
         self._cancels = asyncio.Semaphore(MAX_CANCELS)
 
     async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
-        """See `driver.Connector`."""
-        lease = await self._lease(target)
+        """See `driver.Connector`. A credential that the backend refuses is asked for once more: it may be a new one."""
+        session = (wanted.session or Ids().ulid()) if target.leased_per_session else ""
+        lease = await self._lease(target, session)
         try:
-            return await self._log_in(target, wanted, link, lease)
+            return await self._try(target, wanted, link, lease)
         except UpstreamUnavailable as error:
-            if error.code in _WRONG_CREDENTIAL or isinstance(error.__cause__, ssl.SSLCertVerificationError):
-                self._leases.forget(lease)  # it may have been changed since; the next session asks for it anew
-            raise
+            if session or not _is_of_credential(error):
+                raise
+            fresh = await self._lease(target, session)
+            if fresh.is_same_credential(lease):
+                raise
+        link.begin_again()
+        return await self._try(target, wanted, link, fresh)
 
-    async def _lease(self, target: Target) -> Lease:
+    async def _lease(self, target: Target, session: str) -> Lease:
         try:
-            return await self._leases.lease(target.name)
+            return await self._leases.lease(target.name, session)
         except LeaseRefused as error:
             raise UpstreamUnavailable(f'Target "{target.name}" cannot be used: {error}', "28000") from error
+
+    async def _try(self, target: Target, wanted: OpenUpstream, link: Link, lease: Lease) -> tuple[Opened, bytes, str]:
+        try:
+            return await self._log_in(target, wanted, link, lease)
+        except BaseException as error:
+            if target.leased_per_session or _is_of_credential(error):
+                self._leases.forget(lease)
+            raise
 
     async def _log_in(
         self, target: Target, wanted: OpenUpstream, link: Link, lease: Lease
@@ -109,13 +140,17 @@ class PostgresBackends:
         )
         logged_in = await self._perform(target, link, lease.ca_pem, steps)
         _check_reading(target.name, dict(logged_in.parameters))
-        key = self._register(_Key(target, logged_in.process_id, logged_in.secret, lease.ca_pem), wanted.secret_bytes)
+        backend = _Key(target, logged_in.process_id, logged_in.secret, lease.ca_pem, link)
+        key = self._register(backend, wanted.secret_bytes)
+        self._leases.use(lease, link)
         opened = Opened(Receipt(-1), logged_in.parameters, *key)
         return opened, logged_in.rest, link.peer
 
     def forget(self, opened: Opened) -> None:
         """See `driver.Connector`."""
-        self._keys.pop((opened.process_id, opened.secret), None)
+        key = self._keys.pop((opened.process_id, opened.secret), None)
+        if key is not None:
+            self._leases.let_go(key.link)
 
     async def cancel(self, process_id: int, secret: bytes) -> None:
         """See `driver.Connector`. As the server does, it tells the asker nothing."""

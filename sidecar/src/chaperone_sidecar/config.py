@@ -89,6 +89,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     addresses: tuple[str, ...] = ()
     limits: Limits = Limits()
     masks: Masks = Masks()
+    leased_per_session: bool = False  # each session gets a credential of its own
 
     def is_same_place(self, other: Target) -> bool:
         """Whether the other differs in nothing but the limits, which open sessions follow."""

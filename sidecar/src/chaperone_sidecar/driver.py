@@ -19,6 +19,8 @@ from functools import partial
 from types import CoroutineType
 from typing import Any, Final, Protocol
 
+import msgspec
+
 from chaperone_sidecar import metrics
 from chaperone_sidecar.approval import resolve_hold
 from chaperone_sidecar.command import Command
@@ -363,6 +365,7 @@ class Driver:
         return self._open_upstream(effect)
 
     async def _open_upstream(self, effect: OpenUpstream) -> Opened:
+        effect = msgspec.structs.replace(effect, session=self._log.id)
         user, database, application = map(self._shown_client, (effect.user, effect.database, effect.application))
         if not self.target.upstream.database:
             database = effect.database  # the backend knows it by that name
@@ -428,8 +431,10 @@ class Driver:
     def _client_lost(self, _: Exception | None) -> None:
         self._end("client closed the connection")
 
-    def _upstream_lost(self, _: Exception | None) -> None:
-        if self._opened is not None and not self.is_over:
+    def _upstream_lost(self, error: Exception | None) -> None:
+        if isinstance(error, ChaperoneError):
+            self.fail(error)
+        elif self._opened is not None and not self.is_over:
             self.fail(UpstreamUnavailable(f'Target "{self.target.name}" closed the connection.'))
 
     def _check_started(self) -> None:

@@ -104,6 +104,7 @@ class OpenUpstream(msgspec.Struct, frozen=True, gc=False):
     application: str
     parameters: tuple[tuple[str, str], ...]
     secret_bytes: int = 4  # of the cancel key that the client can take
+    session: str = ""  # ULID, of the driver; "" for a connection that is no session
 
 
 class Opened(msgspec.Struct, frozen=True, gc=False):

@@ -60,7 +60,17 @@ class LimitReached(ChaperoneError):
 
 
 class LeaseRefused(ChaperoneError):
-    """The broker refused a credential."""
+    """The broker gave no credential, or takes one back.
+
+    Attributes:
+        is_final: policy or the broker's ledger says no, so a session that has one must not keep it.
+        is_unanswered: the broker did not say anything; what it gave before stands.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False, is_unanswered: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
+        self.is_unanswered = is_unanswered
 
 
 class PolicyUnavailable(ChaperoneError):

@@ -45,7 +45,7 @@ class Link(asyncio.Protocol):
             try:
                 plain = self._layer.feed(data)
             except ssl.SSLError as error:
-                self._fail(error)
+                self.fail(error)
                 return
             finally:
                 self._send_ciphertext()
@@ -57,7 +57,7 @@ class Link(asyncio.Protocol):
             return
         self._inbox += plain
         if len(self._inbox) > MAX_READ_BYTES:
-            self._fail(ConnectionError("The peer sent more than it may at this point."))
+            self.fail(ConnectionError("The peer sent more than it may at this point."))
         self._wake()
 
     def eof_received(self) -> bool:
@@ -125,7 +125,7 @@ class Link(asyncio.Protocol):
         try:
             self._layer.feed(received)  # no plaintext: a client has none to send before the server's first flight
         except ssl.SSLError as error:
-            self._fail(error)
+            self.fail(error)
         finally:
             self._send_ciphertext()
 
@@ -162,6 +162,21 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def fail(self, error: Exception) -> None:
+        """Close at once; whoever reads, and `on_lost`, hear why."""
+        self._error = error
+        self.abort()
+        self._wake()
+
+    def begin_again(self) -> None:
+        """Leave a connection on which nothing was delivered yet, to make another one."""
+        if self._transport is not None:
+            self._transport.set_protocol(asyncio.Protocol())  # its end is nobody's matter any more
+            self._transport.abort()
+        self._transport, self._layer, self._error = None, None, None
+        self._inbox.clear()
+        self.is_lost = False
+
     @property
     def peer(self) -> str:
         """The peer's address, for records."""
@@ -173,11 +188,6 @@ class Link(asyncio.Protocol):
             out = self._layer.take_outgoing()
             if out:
                 self._transport.write(out)
-
-    def _fail(self, error: Exception) -> None:
-        self._error = error
-        self.abort()
-        self._wake()
 
     def _wake(self) -> None:
         if self._reader is not None and not self._reader.done():

@@ -2,9 +2,10 @@
 
 Theory of operation. Start: a stream key is made, the pod's token is exchanged for a certificate that binds it, the
 configuration (with the key that its masks need) and the policy bundle are fetched, the stream begins. From then on
-four loops run for the life of the process: the configuration is followed (a new revision counts once OPA has loaded
-it), the certificate is renewed, the spool is shipped, heads are signed. None of them ends a session when its peer is
-away: the last good state holds, and what needs the peer (a new session's lease) is refused with its reason.
+five loops run for the life of the process: the configuration is followed (a new revision counts once OPA has loaded
+it), the certificate is renewed, the spool is shipped, heads are signed, leases in use are renewed. When a peer is away
+the last good state holds, and what needs the peer (a new session's lease) is refused with its reason; only a lease that
+ends before it could be renewed takes its sessions with it.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class Runtime:
         self._signer = make_signer(settings.cluster, settings.pod_uid)
         self._broker = Broker(settings.broker_url, settings.ca_pem, settings.token_path, edges.connector)
         self._decider = Decider(settings.identity, settings.opa)
-        self._leases = Leases(self._broker.lease)
+        self._leases = Leases(self._broker)
         self._collector: aiohttp.ClientSession | None = None
         self._gateway: Gateway | None = None
         self._shipper: Shipper | None = None
@@ -130,7 +131,9 @@ class Runtime:
                 group.create_task(self._renew())
                 group.create_task(self._ship())
                 group.create_task(gateway.keep_heads())
+                group.create_task(self._leases.keep())
         finally:
+            await self._leases.stop()
             await self._broker.stop()
             await self._decider.stop()
             if self._collector is not None:

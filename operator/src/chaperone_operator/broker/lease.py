@@ -1,170 +1,198 @@
-"""Leases: a target's credential, read from its Secret at the moment it is asked for and never kept here.
+"""Leases: what a gateway asks for, what it gets, and how long.
 
-Nothing in this file logs or raises anything that came out of a Secret.
+Whether an identity is granted a target is the policy's to say; how a credential is made is its source's. Nothing in
+this file logs or raises anything that came out of a Secret.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import logging
+import contextlib
+import re
+import secrets
 import time
-from collections import OrderedDict
-from datetime import UTC, datetime
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
-from chaperone_operator.broker.ca import MANAGER
+from chaperone_operator.broker import pod as pods
+from chaperone_operator.broker.condition import Conditions
 from chaperone_operator.broker.errors import Refused
+from chaperone_operator.broker.lease_ledger import LeaseLedger, Taken
 from chaperone_operator.broker.peer import Peer
-from chaperone_operator.broker.snapshots import LeaseRef, Snapshot
-from chaperone_operator.kube import ACCESS_TARGETS, SECRETS, ApiError, Client, Object
+from chaperone_operator.broker.snapshots import Snapshot
+from chaperone_operator.broker.source import Entry, Lease, NotRevoked, Order, Source, Unready
+from chaperone_operator.compile.credential import Reference
+from chaperone_operator.kube import ApiError
 
-LEASE_S: Final = 15 * 60  # how long a gateway may open connections with a credential that was withdrawn since
-BASIC_AUTH: Final = "kubernetes.io/basic-auth"
-CREDENTIAL_READY: Final = "CredentialReady"
-MAX_REMEMBERED: Final = 4096  # targets whose condition is known; others are looked up again
-
-_log = logging.getLogger(__name__)
+_SESSION: Final = re.compile("[0-7][0-9a-hjkmnp-tv-z]{25}")  # a ULID in lower case, as gateways make them
 
 
-class Lease(msgspec.Struct, frozen=True):
-    """The answer to `POST /v1/leases`. Its repr shows nothing of the credential."""
+class LeaseWanted(msgspec.Struct, frozen=True):
+    """The body of `POST /v1/leases`.
 
-    username: str
-    password: str
-    ca_pem: str
+    Attributes:
+        session: ULID of the session that it is for, where each gets its own.
+        public_key: in OpenSSH form, where a certificate is asked for.
+    """
+
+    target: str
+    session: str = ""
+    public_key: str = ""
+
+
+class Renewed(msgspec.Struct, frozen=True):
+    """The answer to `POST /v1/leases/renew`."""
+
     expires_at_unix: int
-
-    def __repr__(self) -> str:
-        return f"Lease(expires_at_unix={self.expires_at_unix})"
-
-
-class _Unready(Exception):
-    """A Secret that cannot be leased: a reason for the condition, and a text."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 class Leases:
-    """Reads credentials for gateways and says on the AccessTarget whether they can be read.
+    """Gives, renews and takes back credentials.
 
     Args:
-        client: the API server.
-        system_namespace: where the Secrets are.
+        sources: by kind, as `compile.credential` names them.
+        ledger: remembers what has to be taken back.
+        conditions: say on the AccessTarget whether its credential can be had.
     """
 
-    def __init__(self, client: Client, system_namespace: str) -> None:
-        self._client = client
-        self._namespace = system_namespace
-        self._told: OrderedDict[str, str] = OrderedDict()  # target → message of the condition that was written last
+    def __init__(self, sources: Mapping[str, Source], ledger: LeaseLedger, conditions: Conditions) -> None:
+        self._sources = sources
+        self._ledger = ledger
+        self._conditions = conditions
 
-    async def give(self, peer: Peer, snapshot: Snapshot, target: str) -> Lease:
+    async def give(self, peer: Peer, snapshot: Snapshot, wanted: LeaseWanted) -> Lease:
         """A lease for a target that policy grants to the peer's identity.
 
         Raises:
-            Refused: 403 when it does not; 424 when the Secret is missing or has another shape.
+            Refused: 403 when it does not; 400 without a session where one is needed; 409 when it has one already; 424
+                when the credential cannot be had.
             ApiError: the API server does not answer.
         """
-        ref = self._granted(peer, snapshot, target)
+        target = wanted.target
+        reference = _granted(peer, snapshot, target)
+        source = self._sources[reference.kind]
+        is_for_session = _SESSION.fullmatch(wanted.session) is not None
+        if source.is_recorded and not is_for_session:
+            raise Refused(400, "Bad request", f"A lease of AccessTarget {target} is for one session; name its ULID.")
+        lease_id = wanted.session if is_for_session else f"{reference.kind.lower()}-{secrets.token_hex(8)}"
+        order = Order(lease_id, target, reference, peer, wanted.public_key)
         try:
-            lease = await self._read(ref, target)
-        except _Unready as unready:
-            await self._tell(target, unready.reason, str(unready))
+            lease = await (self._make(order, source) if source.is_recorded else _read(order, source))
+        except Unready as unready:
+            await self._conditions.tell(target, unready.reason, str(unready))
             raise Refused(424, "Credential not ready", str(unready)) from None
-        await self._tell(target, "", "")
+        await self._conditions.tell(target)
         return lease
 
-    def _granted(self, peer: Peer, snapshot: Snapshot, target: str) -> LeaseRef:
-        found = snapshot.leases.get(peer.identity, {}).get(target)
-        if found is not None:
-            return found
-        if snapshot.names_target(peer.identity, target):
-            detail = (
-                f"No policy lets AgentIdentity {peer.identity} do anything at AccessTarget {target}. "
-                "Ask for an Allow rule in an AccessPolicy for this identity and target."
-            )
-        else:
-            detail = (
-                f"There is no AccessTarget {target} for AgentIdentity {peer.identity} in namespace {peer.namespace}."
-            )
-        raise Refused(403, "Lease refused", detail)
+    async def renew(self, peer: Peer, snapshot: Snapshot, lease_id: str) -> Renewed:
+        """Another life for a recorded lease of the peer's pod, as long as policy grants its target as it was.
 
-    async def _read(self, ref: LeaseRef, target: str) -> Lease:
-        field = "spec.credential.secretRef"
-        secret = await self._secret(ref.secret, target, field)
-        if secret.get("type") != BASIC_AUTH:
-            raise _Unready(
-                "WrongSecretType", f"{self._named(ref.secret, target, field)} must have the type {BASIC_AUTH}."
-            )
-        username, password = _value(secret, "username"), _value(secret, "password")
-        if not username or not password:
-            raise _Unready(
-                "SecretIncomplete",
-                f"{self._named(ref.secret, target, field)} needs username and password, both text and not empty.",
-            )
-        authority = ""
-        if ref.ca_secret:
-            field = "spec.tls.caSecretRef"
-            held = await self._secret(ref.ca_secret, target, field)
-            authority = _value(held, "ca.crt") or _value(held, "tls.crt")
-            if "BEGIN CERTIFICATE" not in authority:
-                raise _Unready(
-                    "SecretIncomplete",
-                    f"{self._named(ref.ca_secret, target, field)} needs a PEM certificate under ca.crt or tls.crt.",
-                )
-        return Lease(username, password, authority, int(time.time()) + LEASE_S)
-
-    async def _secret(self, name: str, target: str, field: str) -> Object:
+        Raises:
+            Refused: 403; 404 when there is no such lease any more; 424 when it cannot be renewed.
+            ApiError: the API server does not answer.
+        """
+        entry = await self._own(peer, lease_id)
+        if entry is None:
+            raise Refused(404, "No such lease", "The lease has ended; the session needs another one.")
+        if _granted(peer, snapshot, entry.target) != entry.reference:
+            raise Refused(403, "Lease refused", f"AccessTarget {entry.target} has another credential now.")
         try:
-            return await self._client.get(SECRETS, name, self._namespace)
+            ends = await self._sources[entry.reference.kind].renew(entry)
+        except Unready as unready:
+            raise Refused(424, "Credential not ready", str(unready)) from None
+        try:
+            await self._ledger.update(msgspec.structs.replace(entry, expires_at_unix=ends))
         except ApiError as error:
             if error.status != 404:
                 raise
-        raise _Unready("SecretMissing", f"{self._named(name, target, field)} does not exist. Create it.")
+            raise Refused(404, "No such lease", "The lease was taken back meanwhile.") from None
+        return Renewed(ends)
 
-    def _named(self, name: str, target: str, field: str) -> str:
-        return f"The Secret {self._namespace}/{name}, which AccessTarget {target} names in {field},"
+    async def release(self, peer: Peer, lease_id: str) -> None:
+        """The session is over. What cannot be taken back at once, is when its time is up.
 
-    async def _tell(self, target: str, reason: str, message: str) -> None:
-        """Set the condition `CredentialReady`, when it is not what was written last. A fault here costs no lease."""
-        if self._told.get(target) == message:
-            return
+        Raises:
+            ApiError: the API server does not answer.
+        """
+        entry = await self._own(peer, lease_id)
+        if entry is not None:
+            await self.revoke(entry)
+
+    async def revoke(self, entry: Entry) -> None:
+        """Take a lease back and strike it out of the ledger.
+
+        Raises:
+            NotRevoked: it stays in the ledger. ApiError: the API server does not answer.
+        """
+        source = self._sources.get(entry.reference.kind)
+        if source is None:
+            raise NotRevoked(f"this broker knows no credentials of kind {entry.reference.kind}")
+        await source.revoke(entry)
+        await self._ledger.close(entry.id)
+
+    async def _own(self, peer: Peer, lease_id: str) -> Entry | None:
+        if not _SESSION.fullmatch(lease_id):
+            return None
+        entry = await self._ledger.find(lease_id)
+        return entry if entry is not None and entry.pod_uid == peer.pod_uid else None
+
+    async def _make(self, order: Order, source: Source) -> Lease:
+        entry = _entry(order, source)
         try:
-            found = await self._client.get(ACCESS_TARGETS, target)
-            await self._write(found, reason, message)
-        except ApiError as error:
-            _log.warning("the condition %s of AccessTarget %s was not written: %s", CREDENTIAL_READY, target, error)
-            return
-        self._told[target] = message
-        if len(self._told) > MAX_REMEMBERED:
-            self._told.popitem(last=False)
+            await self._ledger.open(entry)
+        except Taken:
+            raise Refused(409, "Lease exists", "This session has its lease; use another session.") from None
+        try:
+            lease, handle = await source.lease(order)
+        except Unready:
+            await self._ledger.close(entry.id)
+            raise
+        # Whatever else goes wrong leaves the entry, and what may have been made is taken back when its time is up.
+        if handle:
+            await self._note(msgspec.structs.replace(entry, handle=handle, expires_at_unix=lease.expires_at_unix))
+        return lease
 
-    async def _write(self, found: Object, reason: str, message: str) -> None:
-        status = "False" if message else "True"
-        conditions = (found.get("status") or {}).get("conditions") or ()
-        before: Object = next((one for one in conditions if one.get("type") == CREDENTIAL_READY), {})
-        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        condition = {
-            "type": CREDENTIAL_READY,
-            "status": status,
-            "reason": reason or "CredentialRead",
-            "message": message or "The Secret was read for a lease.",
-            "observedGeneration": found["metadata"].get("generation", 0),
-            "lastTransitionTime": before.get("lastTransitionTime", now) if before.get("status") == status else now,
-        }
-        name = found["metadata"]["name"]
-        body: Object = {"metadata": {"name": name}, "status": {"conditions": [condition]}}
-        await self._client.apply(ACCESS_TARGETS, name, body, manager=MANAGER, subresource="status")
+    async def _note(self, entry: Entry) -> None:
+        """Write the handle of what was made. Where the entry is gone or cannot be written, it is taken back at once."""
+        try:
+            await self._ledger.update(entry)
+        except ApiError:
+            with contextlib.suppress(NotRevoked, ApiError):
+                await self.revoke(entry)
+            raise
 
 
-def _value(secret: Object, key: str) -> str:
-    """A text out of a Secret; "" when it is absent or no text. Never raises with the value in it."""
-    try:
-        text = base64.b64decode((secret.get("data") or {}).get(key, ""), validate=True).decode("utf-8")
-    except (binascii.Error, UnicodeDecodeError, TypeError):
-        return ""
-    return "" if "\x00" in text else text
+async def _read(order: Order, source: Source) -> Lease:
+    lease, _ = await source.lease(order)
+    return lease
+
+
+def _entry(order: Order, source: Source) -> Entry:
+    now, peer = int(time.time()), order.peer
+    return Entry(
+        id=order.id,
+        target=order.target,
+        reference=order.reference,
+        namespace=peer.namespace,
+        pod=peer.pod,
+        pod_uid=peer.pod_uid,
+        identity=peer.identity,
+        keys=pods.keys_digest(peer.stream_key, peer.tls_key),
+        made_at_unix=now,
+        expires_at_unix=now + source.life_s(order.reference),
+    )
+
+
+def _granted(peer: Peer, snapshot: Snapshot, target: str) -> Reference:
+    found = snapshot.leases.get(peer.identity, {}).get(target)
+    if found is not None:
+        return found
+    if snapshot.names_target(peer.identity, target):
+        detail = (
+            f"No policy lets AgentIdentity {peer.identity} do anything at AccessTarget {target}. "
+            "Ask for an Allow rule in an AccessPolicy for this identity and target."
+        )
+    else:
+        detail = f"There is no AccessTarget {target} for AgentIdentity {peer.identity} in namespace {peer.namespace}."
+    raise Refused(403, "Lease refused", detail)

@@ -18,16 +18,27 @@ from chaperone_operator import kubeconfig
 from chaperone_operator.approval import Request
 from chaperone_operator.broker import ca, maskkey
 from chaperone_operator.broker.approval import Approvals
+from chaperone_operator.broker.condition import Conditions
 from chaperone_operator.broker.deadline import Deadlines
 from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import CannotStart
+from chaperone_operator.broker.http_header import HttpHeaders
+from chaperone_operator.broker.kubernetes_token import KubernetesTokens
 from chaperone_operator.broker.lease import Leases
+from chaperone_operator.broker.lease_ledger import LeaseLedger
 from chaperone_operator.broker.ledger import Ledger
 from chaperone_operator.broker.metrics import Metrics
 from chaperone_operator.broker.notify import Notifier, Receiver
+from chaperone_operator.broker.password import Passwords
+from chaperone_operator.broker.postgresql_role import PostgresqlRoles
+from chaperone_operator.broker.revocation import Revocations
+from chaperone_operator.broker.secret import Secrets
 from chaperone_operator.broker.server import Broker
 from chaperone_operator.broker.serving import Serving
 from chaperone_operator.broker.snapshots import Snapshots
+from chaperone_operator.broker.source import Source
+from chaperone_operator.broker.ssh_certificate import SshCertificates
+from chaperone_operator.broker.vault import Vault, VaultDatabases, VaultKvs
 from chaperone_operator.broker.verdict import RETENTION_S, Verdicts
 from chaperone_operator.kube import NAMESPACES, ApiError, Client
 
@@ -64,8 +75,11 @@ async def serve(arguments: argparse.Namespace) -> None:
         authority = await ca.load(client, arguments.namespace)
         mask_keys = await maskkey.load(client, arguments.namespace)
         cluster = await _cluster(client)
-        snapshots = Snapshots(client, arguments.namespace)
-        enrolments, leases = Enrolments(client, authority, cluster), Leases(client, arguments.namespace)
+        snapshots, secrets = Snapshots(client, arguments.namespace), Secrets(client, arguments.namespace)
+        changed = asyncio.Event()
+        leased, roles = LeaseLedger(client, arguments.namespace, changed.set), PostgresqlRoles(secrets)
+        leases = Leases(_sources(client, arguments.namespace, secrets, roles), leased, Conditions(client))
+        revocations = Revocations(client, leased, leases, snapshots, roles, changed)
         metrics, ledger, deadlines = Metrics(), Ledger(client), Deadlines()
         notifier = _notifier(arguments, metrics)
 
@@ -76,6 +90,7 @@ async def serve(arguments: argparse.Namespace) -> None:
 
         approvals = Approvals(ledger, snapshots, deadlines, tell)
         verdicts = Verdicts(ledger, snapshots, deadlines, arguments.approval_retention, tell)
+        enrolments = Enrolments(client, authority, cluster)
         broker = Broker(client, enrolments, snapshots, leases, mask_keys, approvals, metrics)
         serving = Serving(arguments.tls_cert, arguments.tls_key, authority.pem)
         async with contextlib.AsyncExitStack() as stack:
@@ -83,6 +98,8 @@ async def serve(arguments: argparse.Namespace) -> None:
             followers = [
                 tasks.create_task(snapshots.run()),
                 tasks.create_task(ledger.run()),
+                tasks.create_task(leased.run()),
+                tasks.create_task(revocations.run()),
                 tasks.create_task(verdicts.run()),
                 tasks.create_task(serving.run()),
                 tasks.create_task(_publish(client, arguments.namespace, authority)),
@@ -97,6 +114,20 @@ async def serve(arguments: argparse.Namespace) -> None:
             await asyncio.sleep(arguments.drain)
             for follower in followers:
                 follower.cancel()
+
+
+def _sources(client: Client, namespace: str, secrets: Secrets, roles: PostgresqlRoles) -> dict[str, Source]:
+    """What leases each kind of credential."""
+    vault = Vault(client, namespace, secrets)
+    return {
+        "secretRef": Passwords(secrets),
+        "postgresqlRole": roles,
+        "sshCertificate": SshCertificates(secrets),
+        "kubernetesToken": KubernetesTokens(client, secrets),
+        "httpHeader": HttpHeaders(secrets),
+        "vaultKv": VaultKvs(vault, secrets),
+        "vaultDatabase": VaultDatabases(vault, secrets),
+    }
 
 
 def _notifier(arguments: argparse.Namespace, metrics: Metrics) -> Notifier | None:

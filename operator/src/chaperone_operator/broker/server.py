@@ -20,12 +20,13 @@ from chaperone_operator.broker import pod as pods
 from chaperone_operator.broker.approval import Approvals, Use
 from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import Refused
-from chaperone_operator.broker.lease import Leases
+from chaperone_operator.broker.lease import Leases, LeaseWanted
 from chaperone_operator.broker.limit import Limit
 from chaperone_operator.broker.maskkey import MaskKeys
 from chaperone_operator.broker.metrics import CONTENT_TYPE, Metrics
 from chaperone_operator.broker.peer import Peers
 from chaperone_operator.broker.snapshots import MAX_WAIT_S, Snapshots
+from chaperone_operator.broker.source import NotRevoked
 from chaperone_operator.broker.ticket import NAME, Wanted
 from chaperone_operator.kube import ApiError, Client
 
@@ -34,7 +35,18 @@ MAX_ASKED_BYTES: Final = 512 * 1024  # a command of 16 KiB, each byte escaped, a
 CALL_TIMEOUT_S: Final = 20.0  # several calls to the API server; the gateway itself gives up after 10 s
 MAX_REVIEWS: Final = 16  # tokens under review at once: each costs the API server a signature check and a look-up
 _APPROVALS: Final = "/v1/approvals"
-_ROUTES: Final = frozenset({"/v1/certificates", "/v1/config", "/v1/bundle", "/v1/leases", "/v1/mask-key", _APPROVALS})
+_ROUTES: Final = frozenset(
+    {
+        "/v1/certificates",
+        "/v1/config",
+        "/v1/bundle",
+        "/v1/leases",
+        "/v1/leases/renew",
+        "/v1/leases/release",
+        "/v1/mask-key",
+        _APPROVALS,
+    }
+)
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +58,8 @@ class _Exchange(msgspec.Struct):
     stream_key: str
 
 
-class _Lease(msgspec.Struct):
-    target: str
+class _Named(msgspec.Struct):
+    id: str
 
 
 class Broker:
@@ -77,6 +89,7 @@ class Broker:
         self._exchanges = Limit(per_minute=6, burst=6)  # a gateway that cannot enrol is restarted with growing pauses
         self._reads = Limit(per_minute=60, burst=30)  # one long poll after the other, and a bundle for each change
         self._given = Limit(per_minute=60, burst=60)  # one a target every 15 minutes, and again after failures
+        self._kept = Limit(per_minute=600, burst=200)  # a session's end, and its renewals
         self._keys = Limit(per_minute=60, burst=30)  # one for each change of a policy that hashes
         self._asked = Limit(per_minute=30, burst=10)  # each is an object in etcd, and a person's time
         self._polls = Limit(per_minute=240, burst=60)  # long polls, uses and withdrawals of all that a pod has open
@@ -88,6 +101,8 @@ class Broker:
         app.router.add_get("/v1/config", self._config)
         app.router.add_get("/v1/bundle", self._bundle)
         app.router.add_post("/v1/leases", self._lease)
+        app.router.add_post("/v1/leases/renew", self._renew_lease)
+        app.router.add_post("/v1/leases/release", self._release_lease)
         app.router.add_get("/v1/mask-key", self._mask_key)
         app.router.add_post(_APPROVALS, self._ask)
         app.router.add_get(_APPROVALS + "/{name}", self._show)
@@ -144,11 +159,28 @@ class Broker:
     async def _lease(self, request: web.Request) -> web.Response:
         peer = self._peers.of(request)
         self._given.take(peer.pod_uid)
-        target = (await _body(request, _Lease)).target
+        wanted = await _body(request, LeaseWanted)
         await self._enrolments.check_current(peer)
-        lease = await self._leases.give(peer, self._snapshots.of(peer.namespace), target)
-        _log.info("lease of %s for pod %s/%s (%s)", target, peer.namespace, peer.pod, peer.pod_uid)
+        lease = await self._leases.give(peer, self._snapshots.of(peer.namespace), wanted)
+        pod = f"{peer.namespace}/{peer.pod}"
+        _log.info("lease %s of %s for pod %s (%s)", lease.id, wanted.target, pod, peer.pod_uid)
         return _json(lease)
+
+    async def _renew_lease(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._kept.take(peer.pod_uid)
+        wanted = await _body(request, _Named)
+        await self._enrolments.check_current(peer)
+        return _json(await self._leases.renew(peer, self._snapshots.of(peer.namespace), wanted.id))
+
+    async def _release_lease(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._kept.take(peer.pod_uid)
+        try:
+            await self._leases.release(peer, (await _body(request, _Named)).id)
+        except NotRevoked as error:  # the ledger has it still
+            _log.warning("%s", error)
+        return web.Response(status=204)
 
     async def _mask_key(self, request: web.Request) -> web.Response:
         peer = self._peers.of(request)
@@ -255,14 +287,14 @@ def _name(request: web.Request) -> str:
     return name
 
 
-async def _body[T](request: web.Request, shape: type[T], most: int = MAX_BODY_BYTES) -> T:
+async def _body[T: msgspec.Struct](request: web.Request, shape: type[T], most: int = MAX_BODY_BYTES) -> T:
     raw = await request.read()
     if len(raw) > most:
         raise web.HTTPRequestEntityTooLarge(most, len(raw))
     try:
         return msgspec.json.decode(raw, type=shape)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        fields = ", ".join(shape.__annotations__)
+        fields = ", ".join(field.name for field in msgspec.structs.fields(shape) if field.required)
         raise Refused(400, "Bad request", f"The body is a JSON object with {fields}.") from None
 
 

@@ -8,12 +8,14 @@ import binascii
 import io
 import logging
 import tarfile
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from chaperone_operator.approval import Settings
 from chaperone_operator.broker.errors import Refused
+from chaperone_operator.compile.credential import Reference
 from chaperone_operator.kube import CONFIG_MAPS, ApiError, Client, Object
 from chaperone_operator.mirror import Key, Mirror
 
@@ -25,13 +27,6 @@ MAX_MANIFEST_BYTES: Final = 4096
 NOTHING: Final = base64.b64encode(b"{}").decode()
 
 _log = logging.getLogger(__name__)
-
-
-class LeaseRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The Secrets behind one target, by name; `ca_secret` may be empty."""
-
-    secret: str
-    ca_secret: str = ""
 
 
 class Target(msgspec.Struct):
@@ -73,7 +68,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     revision: str
     bundle: bytes
     configs: dict[str, msgspec.Raw]
-    leases: dict[str, dict[str, LeaseRef]]
+    leases: dict[str, dict[str, Reference]]
     approvals: dict[str, Settings] = {}
 
     def config(self, identity: str) -> bytes:
@@ -111,6 +106,7 @@ class Snapshots:
         self._mirror = Mirror(client, CONFIG_MAPS, system_namespace, LABEL, self._changed)
         self._snapshots: dict[str, Snapshot] = {}
         self._changes: dict[str, asyncio.Event] = {}
+        self.on_change: Callable[[], None] = lambda: None  # a snapshot came, changed or went
         self.waiters = 0
 
     @property
@@ -122,6 +118,16 @@ class Snapshots:
     def count(self) -> int:
         """Namespaces with a snapshot."""
         return len(self._snapshots)
+
+    def granted(self, namespace: str, identity: str, target: str) -> Reference | None:
+        """Where the credential of a target lies that policy grants to an identity, as far as is known here."""
+        found = self._snapshots.get(namespace)
+        return found.leases.get(identity, {}).get(target) if found is not None else None
+
+    def references(self) -> dict[str, Reference]:
+        """Each target that is granted to anybody."""
+        every = (granted for one in self._snapshots.values() for granted in one.leases.values())
+        return {target: reference for granted in every for target, reference in granted.items()}
 
     async def run(self) -> None:
         """Follow the ConfigMaps for ever."""
@@ -203,6 +209,7 @@ class Snapshots:
                 return
         if waiting := self._changes.pop(namespace, None):
             waiting.set()
+        self.on_change()
 
 
 class _Manifest(msgspec.Struct):
@@ -229,7 +236,7 @@ def parse(config_map: Object) -> Snapshot:
             _revision(bundle),
             bundle,
             msgspec.json.decode(gateway, type=dict[str, msgspec.Raw]),
-            msgspec.json.decode(leases, type=dict[str, dict[str, LeaseRef]]),
+            msgspec.json.decode(leases, type=dict[str, dict[str, Reference]]),
             msgspec.json.decode(approvals, type=dict[str, Settings]),
         )
     except (msgspec.DecodeError, tarfile.TarError, OSError, EOFError) as error:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import glob, limits, masks, prove, rego, require, window
+from chaperone_operator.compile import credential, glob, limits, masks, prove, rego, require, window
 from chaperone_operator.compile.address import MAX_HOSTS, BadHost, Network, parse_host
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -106,11 +106,13 @@ def target_problems(target: Target) -> Iterator[Problem]:
     elif parsed and upstream_host(parsed) is None:
         yield target.problem("NoUpstream", "spec.upstream.host: needed, because spec.hosts names only networks.")
     if spec.credential is None:
-        yield target.problem(
-            "NoCredential", "spec.credential.secretRef: missing; name a Secret of the system namespace."
-        )
-    for field, name in secret_names(target).items():
-        if name is not None and not _OBJECT_NAME.fullmatch(name):
+        kinds = ", ".join(kind for kind, protocols in credential.PROTOCOLS.items() if spec.protocol in protocols)
+        yield target.problem("NoCredential", f"spec.credential: missing; name one of {kinds}.")
+    else:
+        for reason, message in credential.problems(spec.credential, spec.protocol):
+            yield target.problem(reason, message)
+    for field, name in _secret_names(spec):
+        if not _OBJECT_NAME.fullmatch(name):
             yield target.problem("BadSecretName", f"{field}: {name!r} is no name of a Secret.")
     for reason, message in masks.classified_problems(spec):
         yield target.problem(reason, message)
@@ -129,13 +131,12 @@ def target_problems(target: Target) -> Iterator[Problem]:
         )
 
 
-def secret_names(target: Target) -> dict[str, str | None]:
-    """The Secrets that a target names, by field; None for an absent one."""
-    credential, authority = target.spec.credential, target.spec.tls.ca_secret_ref
-    return {
-        "spec.credential.secretRef.name": credential.secret_ref.name if credential else None,
-        "spec.tls.caSecretRef.name": authority.name if authority else None,
-    }
+def _secret_names(spec: TargetSpec) -> Iterator[tuple[str, str]]:
+    """The Secrets that a target names, with their fields."""
+    if spec.credential is not None:
+        yield from credential.secret_names(spec.credential)
+    if spec.tls.ca_secret_ref is not None:
+        yield "spec.tls.caSecretRef.name", spec.tls.ca_secret_ref.name
 
 
 def upstream_host(hosts: Sequence[str | Network]) -> str | None:

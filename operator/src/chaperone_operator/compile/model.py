@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from chaperone_operator.compile.credential import Credential, SecretRef
 from chaperone_operator.compile.problem import Problem
 from chaperone_operator.compile.selector import LabelSelector
 from chaperone_operator.compile.vocabulary import GROUP, VERSION, WILDCARD, Action
@@ -57,18 +58,6 @@ class IdentitySpec(Part, frozen=True):
     ingress: Ingress = Ingress()
     evidence: Evidence = Evidence()
     suspended: bool = False
-
-
-class SecretRef(Part, frozen=True):
-    """A Secret of the system namespace, by name."""
-
-    name: str
-
-
-class Credential(Part, frozen=True):
-    """Where the real credential lies."""
-
-    secret_ref: SecretRef
 
 
 class Upstream(Part, frozen=True):
@@ -320,12 +309,7 @@ _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
         ("evidence", "maxResultBytes"),
         ("evidence", "retention"),
     ),
-    "AccessTarget": (
-        ("inspection",),
-        ("credential", "sshCertificate"),
-        ("credential", "tokenRequest"),
-        ("credential", "impersonation"),
-    ),
+    "AccessTarget": (("inspection",),),
     "AccessPolicy": _POLICY_FIELDS,
     "ClusterAccessPolicy": _POLICY_FIELDS,
 }

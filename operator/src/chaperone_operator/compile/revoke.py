@@ -48,7 +48,7 @@ def revoke(
     )
     data, engine, modules = _unpacked(bundle)
     gateway: dict[str, dict[str, Any]] = msgspec.json.decode(gateway_json)
-    leases: dict[str, dict[str, dict[str, str]]] = msgspec.json.decode(leases_json)
+    leases: dict[str, dict[str, dict[str, Any]]] = msgspec.json.decode(leases_json)
 
     active = {name for name, is_suspended in _identities(namespace, identities) if not is_suspended}
     withdrawn = _withdrawn(

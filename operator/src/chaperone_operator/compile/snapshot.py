@@ -21,6 +21,7 @@ import msgspec
 from chaperone_operator.compile import check, grants, limits, masks, rego
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
 from chaperone_operator.compile.binding import Binding
+from chaperone_operator.compile.credential import MADE_PER_SESSION, Credential, Place, reference
 from chaperone_operator.compile.model import (
     ClusterPolicy,
     ClusterPolicySpec,
@@ -207,16 +208,14 @@ class _Compiled:
                     if target in named or WILDCARD in named:
                         yield Binding(identity.name, target, "", policy.name, policy.spec)
 
-    def _leases(self) -> dict[str, dict[str, dict[str, str]]]:
+    def _leases(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Credentials only where something of the identity may pass at the target."""
         suspended = {identity.name for identity in self._identities if identity.spec.suspended}
-        leases: dict[str, dict[str, dict[str, str]]] = {}
+        leases: dict[str, dict[str, dict[str, Any]]] = {}
         for one in self._bound:
             may_pass = one.rule.action != Action.DENY and not (one.is_observed and one.is_cluster)
             if may_pass and one.identity not in suspended:
-                credential, authority = check.secret_names(self._targets[one.target]).values()
-                found = {"secret": credential or "", "ca_secret": authority or ""}
-                leases.setdefault(one.identity, {})[one.target] = found
+                leases.setdefault(one.identity, {})[one.target] = _lease(self._targets[one.target])
         return leases
 
     def _gateway(self, system_namespace: str) -> dict[str, dict[str, Any]]:
@@ -283,19 +282,38 @@ def _identity(identity: Identity) -> dict[str, Any]:
     }
 
 
+def _lease(target: Target) -> dict[str, Any]:
+    """What the broker is told of a target's credential."""
+    spec, authority = target.spec, target.spec.tls.ca_secret_ref
+    where = _place(target)
+    place = Place(**where["upstream"], tls_mode=spec.tls.mode, server_name=where["tls"]["server_name"])
+    return reference(spec.credential or Credential(), authority.name if authority else "", place)
+
+
 def _target(target: Target, virtual: Mapping[str, VirtualHost]) -> dict[str, Any]:
     spec = target.spec
     hosts = list(dict.fromkeys(map(parse_host, spec.hosts)))
-    port = spec.port or PORTS[spec.protocol]
-    upstream = spec.upstream.host or check.upstream_host(hosts) or ""
+    is_made = spec.credential is not None and not MADE_PER_SESSION.isdisjoint(spec.credential.kinds)
     return {
         "name": target.name,
         "protocol": spec.protocol,
-        "port": port,
+        "port": spec.port or PORTS[spec.protocol],
         "hosts": [msgspec.structs.asdict(virtual[host]) for host in hosts if isinstance(host, str)],
         "addresses": [str(host) for host in hosts if not isinstance(host, str)],
-        "upstream": {"host": upstream, "port": spec.upstream.port or port, "database": spec.upstream.database},
-        "tls": {"mode": spec.tls.mode, "server_name": spec.tls.server_name or upstream},
+        **_place(target),
+        # Absent where one credential serves all sessions: a gateway that knows only those can read that.
+        **({"leased_per_session": True} if is_made else {}),
+    }
+
+
+def _place(target: Target) -> dict[str, Any]:
+    """Where a target's connections go."""
+    spec = target.spec
+    host = spec.upstream.host or check.upstream_host([*map(parse_host, spec.hosts)]) or ""
+    port = spec.upstream.port or spec.port or PORTS[spec.protocol]
+    return {
+        "upstream": {"host": host, "port": port, "database": spec.upstream.database},
+        "tls": {"mode": spec.tls.mode, "server_name": spec.tls.server_name or host},
     }
 
 

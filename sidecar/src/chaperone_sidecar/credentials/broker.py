@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import random
 import ssl
 from collections.abc import Callable
@@ -36,6 +37,7 @@ LONGEST_PAUSE_S: Final = 2.0  # whatever pause it asks for
 
 _CUT: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 _CALL_AGAIN: Final = frozenset({409, 429, 503})
+_FINAL: Final = frozenset({403, 404})  # to a lease: policy grants it no more, or it was taken back
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -45,9 +47,19 @@ class Lease(msgspec.Struct, frozen=True):
     password: str
     ca_pem: str
     expires_at_unix: int
+    id: str = ""
+    kind: str = "password"
+
+    def is_same_credential(self, other: Lease) -> bool:
+        """Whether the other says the same of everything but its time."""
+        return (self.username, self.password, self.ca_pem) == (other.username, other.password, other.ca_pem)
 
     def __repr__(self) -> str:
         return f"Lease(expires_at_unix={self.expires_at_unix})"
+
+
+class _Renewed(msgspec.Struct):
+    expires_at_unix: int
 
 
 class _Issued(msgspec.Struct):
@@ -149,29 +161,56 @@ class Broker:
             raise BrokerUnavailable(f"The broker gives no policy bundle: {_detail(answer)}")
         return answer
 
-    async def lease(self, target: str) -> Lease:
-        """A credential for a target.
+    async def lease(self, target: str, session: str = "") -> Lease:
+        """A credential for a target; with a ULID, one for that session alone.
 
         Raises:
             LeaseRefused: the broker says no, or cannot be reached; the text is fit for the client.
         """
-        for left in reversed(range(LEASE_TRIES)):
-            try:
-                status, answer = await self._call("POST", "/v1/leases", json={"target": target})
-            except BrokerUnavailable as error:
-                if left and isinstance(error.__cause__, _CUT):
-                    continue  # a replica that is gone had the connection; the next one is another's
-                raise LeaseRefused(str(error)) from error
-            if status not in _CALL_AGAIN or not left:
-                break
-            await asyncio.sleep(random.uniform(0.5, 1.0) * LONGEST_PAUSE_S)  # noqa: S311 - spreads many gateways
-        if status != 200:
-            raise LeaseRefused(_detail(answer))
+        asked = {"target": target} | ({"session": session} if session else {})
+        answer = await self._patiently("/v1/leases", asked)
         try:
-            return msgspec.json.decode(answer, type=Lease)
+            lease = msgspec.json.decode(answer, type=Lease)
         except msgspec.DecodeError:
             # The cause is dropped on purpose: msgspec quotes what it read, and that may be the password.
             raise LeaseRefused("The broker's lease cannot be read; do gateway and broker have one version?") from None
+        if lease.kind != "password":
+            raise LeaseRefused(f"The broker leases a {lease.kind}, with which this gateway cannot log in.")
+        return lease
+
+    async def renew_lease(self, lease_id: str) -> int:
+        """Another life for a session's lease; until when, in seconds since 1970.
+
+        Raises:
+            LeaseRefused: as `lease`.
+        """
+        answer = await self._patiently("/v1/leases/renew", {"id": lease_id})
+        try:
+            return msgspec.json.decode(answer, type=_Renewed).expires_at_unix
+        except msgspec.DecodeError:
+            raise LeaseRefused("The broker's answer cannot be read; do gateway and broker have one version?") from None
+
+    async def release_lease(self, lease_id: str) -> None:
+        """A session's lease is not needed any more; where the broker cannot be told, it ends by itself."""
+        with contextlib.suppress(LeaseRefused):
+            await self._patiently("/v1/leases/release", {"id": lease_id})
+
+    async def _patiently(self, path: str, body: dict[str, str]) -> bytes:
+        """Post; a broker that asks to be asked again is, some times."""
+        for left in reversed(range(LEASE_TRIES)):
+            try:
+                status, answer = await self._call("POST", path, json=body)
+            except BrokerUnavailable as error:
+                if left and isinstance(error.__cause__, _CUT):
+                    continue  # a replica that is gone had the connection; the next one is another's
+                raise LeaseRefused(str(error), is_unanswered=True) from error
+            if status not in _CALL_AGAIN or not left:
+                break
+            await asyncio.sleep(random.uniform(0.5, 1.0) * LONGEST_PAUSE_S)  # noqa: S311 - spreads many gateways
+        if status >= 300:
+            is_unanswered = status in _CALL_AGAIN or status >= 500
+            raise LeaseRefused(_detail(answer), is_final=status in _FINAL, is_unanswered=is_unanswered)
+        return answer
 
     async def mask_key(self) -> bytes:
         """The key of this pod's namespace for masks with method Hash; never logged, never shown.
