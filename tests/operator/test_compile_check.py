@@ -139,8 +139,7 @@ def test_problem_of_a_policy_names_the_field(changed: Object, reason: str, fragm
 @pytest.mark.parametrize(
     ("changed", "fragment"),
     [
-        ({"rules": [rule("r", "RequireApproval", ["read"])]}, "spec.rules[0].action: RequireApproval"),
-        ({"rules": [rule("r", "Deny", ["read"], approval={"count": 1})]}, "spec.rules[0].approval is not supported"),
+        ({"rules": [rule("r", "Deny", ["read"], durability="Synced")]}, "spec.rules[0].durability is not supported"),
         ({"masks": [mask(detectors=["Email"], method="Tokenize")]}, "spec.masks[0].method: Tokenize is not supported"),
     ],
     ids=str,

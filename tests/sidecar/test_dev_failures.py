@@ -71,7 +71,7 @@ def test_a_policy_that_names_an_unknown_target_starts_nothing(postgres: Postgres
 
 
 def test_a_rule_that_is_not_supported_yet_starts_nothing(postgres: Postgres, tmp_path: Path) -> None:
-    rules = [{"name": "ask", "action": "RequireApproval", "match": {"effects": ["read"]}}]
+    rules = [{"name": "sure", "action": "Allow", "match": {"effects": ["read"]}, "durability": "Synced"}]
     write_manifests(tmp_path, postgres, rules=rules)
     assert "not supported yet" in _refused(tmp_path, tmp_path)
 

@@ -29,7 +29,6 @@ from chaperone_operator.admission.identities import Identities
 from chaperone_operator.admission.inject import Settings as Injected
 from chaperone_operator.admission.server import Webhooks
 from chaperone_operator.approval import Settings
-from chaperone_operator.compile import approvals as compiling
 from chaperone_operator.kube import (
     APPROVAL_REQUESTS,
     MUTATING_WEBHOOKS,
@@ -72,7 +71,7 @@ class Approvals:
         snapshot = self.broker.compiled(
             *(rules or (rule(f"read-{secrets.token_hex(4)}", "Allow", ["read"]),)), is_suspended=is_suspended
         )
-        await self.broker.put_snapshot(snapshot, approvals=compiling.encode(settings))
+        await self.broker.put_snapshot(snapshot, approvals=msgspec.json.encode(settings))
         self.revision = snapshot.revision
 
     async def pod(self, **changed: Any) -> Pod:

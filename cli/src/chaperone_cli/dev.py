@@ -32,6 +32,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from chaperone_cli.desk import FileDesk, Settings
 from chaperone_evidence import record
 from chaperone_evidence.certificate import STREAM_KEY_SCHEME, subject_uri
 from chaperone_operator.compile import Snapshot, compile_namespace
@@ -216,7 +217,9 @@ def _gateway(
     recorder, _ = begin_stream(evidence, SPOOL_BYTES, signer, opened, Ids())
     leases = _Leases(objects["Secret"], snapshot, config.identity.name)
     backends = PostgresBackends(_dial, leases)
-    return Gateway(config, recorder, decider, backends, PodCa(pod), mask_key)
+    settings = msgspec.json.decode(snapshot.approvals, type=dict[str, Settings])
+    desk = FileDesk(evidence.with_name(f"{evidence.name}-approvals"), settings, lambda line: click.echo(line, err=True))
+    return Gateway(config, recorder, decider, backends, PodCa(pod), mask_key, desk)
 
 
 def _mask_key(manifests: list[Object]) -> bytes:

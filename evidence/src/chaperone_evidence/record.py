@@ -106,6 +106,7 @@ class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     policy: str = ""
     rule: str = ""
     revision: str = ""
+    approval: str = ""  # the request by which people allowed it
     would: str = ""  # the action, if policies that are only observed were in force and it were another; and whose
     would_policy: str = ""
     would_rule: str = ""
@@ -128,6 +129,28 @@ class CommandOutcome(Record, frozen=True, kw_only=True, tag="command.outcome"):
     rows: Integer = 0
     bytes: Integer = 0
     duration_us: Integer = 0
+
+
+class ApprovalRequest(Record, frozen=True, kw_only=True, tag="approval.request"):
+    """A command waits for people; `binding` is what their word will be bound to."""
+
+    session: str
+    approval: str
+    target: str
+    binding: str
+    policy: str
+    rule: str
+    revision: str
+    accesses: tuple[AccessEntry, ...] = ()
+
+
+class ApprovalOutcome(Record, frozen=True, kw_only=True, tag="approval.outcome"):
+    """What came of the wait in this session: Used is an approval that the next intent names; Pending, none in time."""
+
+    session: str
+    approval: str
+    state: str
+    message: str = ""  # who decided, and why
 
 
 class EgressDenied(Record, frozen=True, kw_only=True, tag="egress.denied"):
@@ -156,12 +179,19 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 type Known = (
-    StreamOpen | StreamClose | SessionOpen | SessionClose | CommandIntent | CommandOutcome | EgressDenied | DnsDenied
+    StreamOpen
+    | StreamClose
+    | SessionOpen
+    | SessionClose
+    | CommandIntent
+    | CommandOutcome
+    | ApprovalRequest
+    | ApprovalOutcome
+    | EgressDenied
+    | DnsDenied
 )
 
-_decoder: Final = msgspec.json.Decoder(
-    StreamOpen | StreamClose | SessionOpen | SessionClose | CommandIntent | CommandOutcome | EgressDenied | DnsDenied
-)
+_decoder: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known.__value__)
 
 
 def decode(header: bytes) -> Known | Unknown:
@@ -201,6 +231,8 @@ TYPES: Final = frozenset(
         "session.close",
         "command.intent",
         "command.outcome",
+        "approval.request",
+        "approval.outcome",
         "egress.denied",
         "dns.denied",
     }

@@ -93,6 +93,7 @@ class PostgresBackends:
         self._dial = dial
         self._leases = leases
         self._keys: dict[tuple[int, bytes], _Key] = {}
+        self._interrupts: dict[tuple[int, bytes], Callable[[], bool]] = {}
         self._cancels = asyncio.Semaphore(MAX_CANCELS)
 
     async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
@@ -151,11 +152,16 @@ class PostgresBackends:
         key = self._keys.pop((opened.process_id, opened.secret), None)
         if key is not None:
             self._leases.let_go(key.link)
+        self._interrupts.pop((opened.process_id, opened.secret), None)
+
+    def on_cancel(self, opened: Opened, interrupt: Callable[[], bool]) -> None:
+        """See `driver.Connector`."""
+        self._interrupts[opened.process_id, opened.secret] = interrupt
 
     async def cancel(self, process_id: int, secret: bytes) -> None:
         """See `driver.Connector`. As the server does, it tells the asker nothing."""
-        key = self._keys.get((process_id, secret))
-        if key is None:
+        key, interrupt = self._keys.get((process_id, secret)), self._interrupts.get((process_id, secret))
+        if key is None or (interrupt is not None and interrupt()):
             return
         link = Link(lambda _: None)
         try:

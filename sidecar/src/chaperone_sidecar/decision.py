@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
+
+CANCELLED: Final = "cancelled"  # the rule of a command that its client gave up while people were asked
 
 
 class Action(StrEnum):
@@ -32,4 +35,5 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     message: str
     revision: str
     hint: str = ""  # what to do now, where that is more than asking for the rule to be changed
+    approval: str = ""  # the request by which people allowed it, where policy wanted that
     would: Would | None = None  # absent where it would be the same action

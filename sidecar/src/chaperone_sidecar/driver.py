@@ -22,9 +22,11 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from chaperone_sidecar import metrics
-from chaperone_sidecar.approval import resolve_hold
+from chaperone_sidecar.approval.binding import Place
+from chaperone_sidecar.approval.hold import Holds
 from chaperone_sidecar.command import Command
 from chaperone_sidecar.config import Target
+from chaperone_sidecar.decision import CANCELLED, Action, Decision
 from chaperone_sidecar.effects import (
     Admit,
     Ask,
@@ -57,6 +59,7 @@ OFFLOAD_TIMEOUT_S: Final = 10.0  # the worst text of 1 MiB took 1.3 s to be pars
 WATCH_S: Final = 0.25  # how often the present command's duration is looked at: limits are whole seconds
 CUT_TIMEOUT_S: Final = 10.0  # a backend that has not ended a cancelled command by then is left alone with it
 MAX_PENDING_BYTES: Final = 4 << 20  # arrived while its direction waits; the transport is paused, so one read at most
+MAX_HELD_BYTES: Final = 256 << 10  # read behind a command that waits for people, so that a client that goes is noticed
 
 type Effects = Generator[SessionEffect, Any, None]
 
@@ -104,6 +107,10 @@ class Connector(Protocol):
         """Cancel what the session with this key runs; silent when there is none."""
         ...
 
+    def on_cancel(self, opened: Opened, interrupt: Callable[[], bool]) -> None:
+        """Ask `interrupt` first when the session with this key is to be cancelled; true means that this was all."""
+        ...
+
     def forget(self, opened: Opened) -> None:
         """The session is over; its key cancels nothing any more."""
         ...
@@ -126,6 +133,8 @@ class _Direction:
     def deliver(self, data: bytes) -> None:
         if self._task is not None:
             self._pending += data
+            if self.link is not None and len(self._pending) > MAX_HELD_BYTES:
+                self.link.pause(True)
             if len(self._pending) > MAX_PENDING_BYTES:
                 self._driver.fail(ChaperoneError("More arrived than can be kept while the session waits."))
             return
@@ -147,7 +156,8 @@ class _Direction:
                     continue
                 if type(found) is CoroutineType:  # an instance check of an abstract class costs a microsecond
                     driver.commit()
-                    if self.link is not None:
+                    # While people think, a client may go: who does not read from it does not see that.
+                    if self.link is not None and type(effect) is not Hold:
                         self.link.pause(True)
                     self._task = driver.spawn(self._resume(generator, found))
                     return
@@ -206,7 +216,7 @@ class Driver:
         session: the protocol's session.
         meter: counts what the session does against the limits of policy.
         connector: opens the backend.
-        recorder, decider: the services of the process.
+        recorder, decider, holds: the services of the process.
         accept_context: makes the TLS context towards the client.
         on_over: told when the session is over.
         shown_client: what records may show of a name that the client gives itself.
@@ -221,6 +231,7 @@ class Driver:
         connector: Connector,
         recorder: Recorder,
         decider: Decider,
+        holds: Holds,
         accept_context: Callable[[], Any],
         on_over: Callable[[Driver], None],
         shown_client: Callable[[str], str],
@@ -232,13 +243,15 @@ class Driver:
         self._connector = connector
         self._recorder = recorder
         self._decider = decider
+        self._holds = holds
+        self._held: asyncio.Task[Decision] | None = None
         self._accept_context = accept_context
         self._on_over = on_over
         self._shown_client = shown_client
         self._estimate = estimate
-        self._database = ""
         self._log: SessionLog = recorder.new_session(target.name)
         self._opened: Opened | None = None
+        self._place = Place(self._log.id, target.name, target.protocol)
         self._to_upstream: list[bytes | bytearray | memoryview] = []
         self._to_client: list[bytes | bytearray | memoryview] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -320,7 +333,7 @@ class Driver:
             return found
         command = effect.command
         return self._decider.decide(
-            self.target.name, self.target.protocol, command, partial(self._estimate, self._database, command)
+            self.target.name, self.target.protocol, command, partial(self._estimate, self._place.database, command)
         )
 
     def _admit(self, effect: Admit) -> object:
@@ -330,8 +343,23 @@ class Driver:
         metrics.limit_reached(self.target.name, reached.name)
         return reached.decision(effect.decision.revision)
 
-    def _hold(self, effect: Hold) -> object:
-        return resolve_hold(effect.decision)
+    async def _hold(self, effect: Hold) -> Decision:
+        held = asyncio.create_task(self._holds.hold(self._place, effect.command, effect.decision, effect.shown))
+        self._held = held
+        try:
+            return await held
+        except asyncio.CancelledError:
+            if self._held is held:  # the session ends
+                raise
+        finally:
+            self._held = None
+        revision = effect.decision.revision
+        return Decision(Action.DENY, "", CANCELLED, "the client cancelled it while it waited for approval.", revision)
+
+    def _interrupt(self) -> bool:
+        """The client cancels: if people are being asked, that ends here."""
+        held, self._held = self._held, None
+        return held is not None and held.cancel()
 
     def _intend(self, effect: Intend) -> object:
         intent = self._recorder.intend(self._log, effect.command, effect.decision)
@@ -369,7 +397,6 @@ class Driver:
         user, database, application = map(self._shown_client, (effect.user, effect.database, effect.application))
         if not self.target.upstream.database:
             database = effect.database  # the backend knows it by that name
-        self._database = effect.database
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 opened, early, address = await self._connector.open(self.target, effect, self.upstream)
@@ -380,6 +407,8 @@ class Driver:
             database=database, application=application,
         )  # fmt: skip
         self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
+        self._place = msgspec.structs.replace(self._place, user=effect.user, database=effect.database)
+        self._connector.on_cancel(self._opened, self._interrupt)
         self._upstream_side.link = self.upstream
         self.upstream.deliver_to(self._upstream_side.deliver, self._upstream_writable)
         self.follow_limits()

@@ -63,10 +63,14 @@ class Conclude(msgspec.Struct, frozen=True, gc=False):
 
 
 class Hold(msgspec.Struct, frozen=True, gc=False):
-    """Wait for a human. Answered with the `Decision` that stands at the end of the wait."""
+    """Wait for a human. Answered with the `Decision` that stands at the end of the wait.
+
+    `shown` is all that people see of the command, its parameters included; masked.
+    """
 
     command: Command
     decision: Decision
+    shown: str
 
 
 class ToUpstream(msgspec.Struct, frozen=True, gc=False):

@@ -9,6 +9,7 @@ ChaperoneError
 ├── LeaseRefused               the broker gives no credential for this target
 ├── PolicyUnavailable          no decision can be had; it means deny
 ├── BrokerUnavailable          the broker cannot be reached
+├── ApprovalUnavailable        nobody can be asked, or an approval cannot be used; the text is fit for the client
 ├── FenceBroken                a probe left the pod; the gateway must not be ready
 └── ConfigError                configuration that cannot be used
 """
@@ -79,6 +80,10 @@ class PolicyUnavailable(ChaperoneError):
 
 class BrokerUnavailable(ChaperoneError):
     """The broker gave no usable answer."""
+
+
+class ApprovalUnavailable(ChaperoneError):
+    """A request for approval cannot be kept, seen or used."""
 
 
 class FenceBroken(ChaperoneError):

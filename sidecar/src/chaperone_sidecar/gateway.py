@@ -7,6 +7,8 @@ import logging
 from typing import Final
 
 from chaperone_sidecar import metrics
+from chaperone_sidecar.approval.desk import Desk
+from chaperone_sidecar.approval.hold import Holds
 from chaperone_sidecar.backend import PostgresBackends
 from chaperone_sidecar.catalog import Catalogs
 from chaperone_sidecar.config import GatewayConfig, Target
@@ -37,6 +39,7 @@ class Gateway:
         config: what the broker says of this pod; replaced by `reconfigure`.
         recorder, decider, backends, ca: the services.
         mask_key: of the namespace, where a mask of `config` hashes; never logged, never shown.
+        desk: where people are asked for approvals; None where nobody can be.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Gateway:
         backends: PostgresBackends,
         ca: PodCa,
         mask_key: bytes = b"",
+        desk: Desk | None = None,
     ) -> None:
         self.config = config
         self.mask_key = mask_key
@@ -54,6 +58,7 @@ class Gateway:
         self._decider = decider
         self._backends = backends
         self._ca = ca
+        self._holds = Holds(desk, recorder, lambda: self.config.revision)
         self.catalogs = Catalogs(backends)
         self._readers = Readers(self.catalogs)
         self._quotas = {target.name: Quota(target.limits) for target in config.targets}
@@ -85,6 +90,7 @@ class Gateway:
             self._backends,
             self._recorder,
             self._decider,
+            self._holds,
             lambda: self._ca.server_context((*names, *addresses), ALPN),
             self._over,
             lambda name: self._readers.shown_client(target, name, self.mask_key),

@@ -25,6 +25,7 @@ import aiohttp
 import msgspec
 
 from chaperone_evidence import record
+from chaperone_sidecar.approval.broker_desk import BrokerDesk
 from chaperone_sidecar.backend import Dial, PostgresBackends
 from chaperone_sidecar.config import GatewayConfig
 from chaperone_sidecar.credentials.broker import LONG_POLL_S, Broker
@@ -114,7 +115,9 @@ class Runtime:
         )  # fmt: skip
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
         backends = PostgresBackends(self._edges.dial, self._leases)
-        self._gateway = Gateway(config, recorder, self._decider, backends, PodCa(settings.pod), mask_key)
+        self._gateway = Gateway(
+            config, recorder, self._decider, backends, PodCa(settings.pod), mask_key, BrokerDesk(self._broker)
+        )
         return self._gateway
 
     def follow(self, on_config: Callable[[GatewayConfig], None]) -> None:

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.approval import Reason, Settings
+from chaperone_operator.approval import Settings
 from chaperone_operator.compile.limits import duration_ms
-from chaperone_operator.compile.model import Part
+from chaperone_operator.compile.model import Approval
 
 MAX_COUNT: Final = 10  # people; past this nobody decides within the time
 MAX_GROUPS: Final = 20
@@ -23,18 +23,6 @@ MAX_WAIT_S: Final = 300  # tool calls of agents die after a minute or two, idle 
 MAX_VALID_S: Final = 24 * 3600  # an approval that is older was given for another situation
 OPEN_GROUPS: Final = frozenset({"system:authenticated", "system:unauthenticated", "system:serviceaccounts"})
 """Groups in which agents themselves are, or everybody is; so are those of the service accounts of a namespace."""
-
-
-class Approval(Part, frozen=True):
-    """`rules[].approval`: durations are texts such as 45s."""
-
-    groups: tuple[str, ...] = ()
-    count: int = 1
-    deny_count: int = 1
-    wait: str = "45s"
-    valid_for: str = "10m"
-    reason: Reason = "Optional"
-    self_approval: bool = False
 
 
 def problems(approval: Approval) -> Iterator[tuple[str, str]]:
@@ -73,11 +61,6 @@ def in_force(stated: Iterable[tuple[str, str, Approval]]) -> dict[str, Settings]
         ValueError: an approval has problems; the caller has to look first.
     """
     return dict(sorted((f"{policy}/{rule}", _settings(approval)) for policy, rule, approval in stated))
-
-
-def encode(settings: dict[str, Settings]) -> bytes:
-    """The bytes of `approvals.json`; the same for the same settings."""
-    return msgspec.json.encode(settings, order="sorted")
 
 
 def _settings(approval: Approval) -> Settings:

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import credential, glob, limits, masks, prove, rego, require, window
+from chaperone_operator.compile import approvals, credential, glob, limits, masks, prove, rego, require, window
 from chaperone_operator.compile.address import MAX_HOSTS, BadHost, Network, parse_host
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -318,6 +318,13 @@ def _rule_problems(rule: Rule) -> Iterator[tuple[str, str]]:
             yield "BadPattern", f".match.objects[{index}]: {pattern!r}: {error}."
     yield from require.problems(match, rule.action)
     yield from window.problems(rule.windows, ".windows")
+    if rule.action == Action.REQUIRE_APPROVAL and rule.approval is None:
+        yield "NoApprover", ".approval: missing, so nobody could approve; say which groups may."
+    elif rule.approval is not None:
+        if rule.action != Action.REQUIRE_APPROVAL:
+            yield "UnusedApproval", f".approval: an {rule.action} rule asks nobody; write action RequireApproval."
+        for reason, message in approvals.problems(rule.approval):
+            yield reason, f".{message}"
     if len(rule.message) > MAX_MESSAGE or not rule.message.isprintable():
         yield "BadMessage", f".message: at most {MAX_MESSAGE} printable characters on one line."
 

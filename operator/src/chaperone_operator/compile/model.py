@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
+from chaperone_operator.approval import Reason
 from chaperone_operator.compile.credential import Credential, SecretRef
 from chaperone_operator.compile.problem import Problem
 from chaperone_operator.compile.selector import LabelSelector
@@ -136,6 +137,18 @@ class Window(Part, frozen=True, rename={"begin": "from", "end": "to"}):
     days: tuple[str, ...] | None = None
 
 
+class Approval(Part, frozen=True):
+    """Who has to approve what a rule matches, and for how long that lasts; durations are texts such as 45s."""
+
+    groups: tuple[str, ...] = ()
+    count: int = 1
+    deny_count: int = 1
+    wait: str = "45s"
+    valid_for: str = "10m"
+    reason: Reason = "Optional"
+    self_approval: bool = False
+
+
 class Rule(Part, frozen=True):
     """One rule of a policy."""
 
@@ -144,6 +157,7 @@ class Rule(Part, frozen=True):
     match: Match
     message: str = ""
     windows: tuple[Window, ...] | None = None
+    approval: Approval | None = None
 
 
 class Limits(Part, frozen=True):
@@ -298,10 +312,7 @@ KINDS: Final[dict[type, str]] = {
 
 type _Path = tuple[str, ...]  # "[]" steps into each member of a list
 
-_POLICY_FIELDS: Final[tuple[_Path, ...]] = (
-    ("rules", "[]", "approval"),
-    ("rules", "[]", "durability"),
-)
+_POLICY_FIELDS: Final[tuple[_Path, ...]] = (("rules", "[]", "durability"),)
 _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
     "AgentIdentity": (
         ("delegation",),
@@ -314,7 +325,6 @@ _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
     "ClusterAccessPolicy": _POLICY_FIELDS,
 }
 _POLICY_VALUES: Final[dict[_Path, frozenset[str]]] = {
-    ("rules", "[]", "action"): frozenset({"RequireApproval"}),
     ("masks", "[]", "method"): frozenset({"Tokenize"}),
 }
 _LATER_VALUES: Final[dict[str, dict[_Path, frozenset[str]]]] = {
@@ -324,7 +334,6 @@ _LATER_VALUES: Final[dict[str, dict[_Path, frozenset[str]]]] = {
     "ClusterAccessPolicy": _POLICY_VALUES,
 }
 _CHOICES: Final = {
-    "action": "Allow or Deny",
     "mode": "Enforce or Observe",
     "protocol": "PostgreSQL",
     "durability": "Written",

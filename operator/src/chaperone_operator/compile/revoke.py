@@ -68,7 +68,10 @@ def revoke(
         name: {target: grant for target, grant in granted.items() if target not in withdrawn}
         for name, granted in data["grants"].items()
     }
-    return build(data, gateway, leases, engine, modules)
+    asked: dict[str, Any] = msgspec.json.decode(
+        base64.b64decode(last.get("approvals.json", ""), validate=True) or b"{}"
+    )
+    return build(data, gateway, leases, engine, modules, asked)
 
 
 def _unpacked(bundle: bytes) -> tuple[dict[str, Any], bytes, dict[str, str]]:

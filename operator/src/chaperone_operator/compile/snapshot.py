@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import check, grants, limits, masks, rego
+from chaperone_operator.compile import approvals, check, grants, limits, masks, rego
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
 from chaperone_operator.compile.binding import Binding
 from chaperone_operator.compile.credential import MADE_PER_SESSION, Credential, Place, reference
@@ -39,6 +39,7 @@ from chaperone_operator.compile.vocabulary import PORTS, WILDCARD, Action
 
 MAX_SNAPSHOT_BYTES: Final = 900_000  # a ConfigMap holds 1 MiB; the rest is room for its metadata
 REVISION_DIGITS: Final = 16
+NONE: Final = b"{}"
 OWN: Final = "chaperone/own/"  # where the bundle has policies' own Rego
 
 type Json = Mapping[str, Any]
@@ -52,6 +53,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         bundle: OPA bundle (tar.gz).
         gateway: JSON, identity name → GatewayConfig.
         leases: JSON, identity name → target name → `{"secret", "ca_secret"}`: what the broker may hand out.
+        approvals: JSON, policy/rule → the approval that the rule asks for.
         problems: all that was found, notes included, in the order of the objects.
     """
 
@@ -59,6 +61,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     bundle: bytes
     gateway: bytes
     leases: bytes
+    approvals: bytes
     problems: tuple[Problem, ...]
 
     @property
@@ -69,6 +72,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     def binary_data(self) -> dict[str, str]:
         """`binaryData` of the ConfigMap that carries the snapshot to the broker."""
         files = {"bundle.tar.gz": self.bundle, "gateway.json": self.gateway, "leases.json": self.leases}
+        if self.approvals != NONE:
+            files["approvals.json"] = self.approvals
         return {name: base64.b64encode(content).decode("ascii") for name, content in files.items()}
 
 
@@ -183,8 +188,8 @@ class _Compiled:
                 self._bound, {name: target.spec.protocol for name, target in self._targets.items()}, self._own
             ),
         }
-        found = build(data, self._gateway(system_namespace), self._leases(), engine(), self._modules)
-        size = len(found.bundle) + len(found.gateway) + len(found.leases)
+        found = build(data, self._gateway(system_namespace), self._leases(), engine(), self._modules, self._approvals())
+        size = len(found.bundle) + len(found.gateway) + len(found.leases) + len(found.approvals)
         if size > MAX_SNAPSHOT_BYTES:
             message = f"The namespace's snapshot has {size} bytes, more than {MAX_SNAPSHOT_BYTES}; split the namespace."
             return _unusable([*problems, Problem("Namespace", "", self._namespace, "SnapshotTooLarge", message)])
@@ -217,6 +222,13 @@ class _Compiled:
             if may_pass and one.identity not in suspended:
                 leases.setdefault(one.identity, {})[one.target] = _lease(self._targets[one.target])
         return leases
+
+    def _approvals(self) -> dict[str, Any]:
+        stated = (
+            (one.policy, one.rule.name, one.rule.approval) for one in self._bound if one.rule.approval is not None
+        )
+        found: dict[str, Any] = msgspec.to_builtins(approvals.in_force(stated))
+        return found
 
     def _gateway(self, system_namespace: str) -> dict[str, dict[str, Any]]:
         parsed = {name: list(map(parse_host, target.spec.hosts)) for name, target in self._targets.items()}
@@ -253,19 +265,28 @@ def build(
     leases: dict[str, Any],
     evaluator: bytes,
     modules: Mapping[str, str] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Snapshot:
-    """The bytes of a snapshot, under the revision that its content has; `modules` are policies' own Rego by name."""
-    modules = modules or {}
+    """The bytes of a snapshot, under the revision that its content has.
+
+    Args:
+        data: what OPA works with.
+        gateway: what gateways are told.
+        leases: what the broker may hand out.
+        evaluator: the text of the engine.
+        modules: policies' own Rego by name.
+        asked: the approvals that rules ask for, by `policy/rule`.
+    """
+    modules, asked = modules or {}, asked or {}
     for config in gateway.values():
         config.pop("revision", None)
     whole = {"data": data, "gateway": gateway, "leases": leases, "engine": evaluator.decode()}
-    if modules:
-        whole["modules"] = modules
+    whole |= {name: part for name, part in (("modules", modules), ("approvals", asked)) if part}
     revision = hashlib.sha256(_json(whole)).hexdigest()[:REVISION_DIGITS]
     for config in gateway.values():
         config["revision"] = revision
     packed = bundle({"revision": revision, **data}, revision, evaluator, modules)
-    return Snapshot(revision, packed, _json(gateway), _json(leases), ())
+    return Snapshot(revision, packed, _json(gateway), _json(leases), _json(asked), ())
 
 
 def _identity(identity: Identity) -> dict[str, Any]:
@@ -360,4 +381,4 @@ def _decoded[S](items: Iterable[Json], spec_type: type[S]) -> tuple[list[Documen
 
 
 def _unusable(problems: list[Problem]) -> Snapshot:
-    return Snapshot("", b"", b"", b"", tuple(sorted(set(problems))))
+    return Snapshot("", b"", b"", b"", NONE, tuple(sorted(set(problems))))

@@ -119,9 +119,9 @@ class Broker:
         if not self.certificate_der:
             token = await asyncio.to_thread(self._token_path.read_text)
             headers["Authorization"] = f"Bearer {token.strip()}"
-        status, answer = await self._call("POST", "/v1/certificates", json=body, headers=headers)
+        status, answer = await self.call("POST", "/v1/certificates", json=body, headers=headers)
         if status != 200:
-            raise BrokerUnavailable(f"The broker gives this pod no certificate: {_detail(answer)}")
+            raise BrokerUnavailable(f"The broker gives this pod no certificate: {problem(answer)}")
         try:
             issued = msgspec.json.decode(answer, type=_Issued)
             certificate = x509.load_pem_x509_certificate(issued.certificate.encode())
@@ -138,7 +138,7 @@ class Broker:
         Raises:
             BrokerUnavailable: no answer. ConfigError: an answer of another shape.
         """
-        status, answer = await self._call(
+        status, answer = await self.call(
             "GET",
             "/v1/config",
             params={"revision": revision, "wait": str(wait_s)},
@@ -147,7 +147,7 @@ class Broker:
         if status == 304:
             return None
         if status != 200:
-            raise BrokerUnavailable(f"The broker gives no configuration: {_detail(answer)}")
+            raise BrokerUnavailable(f"The broker gives no configuration: {problem(answer)}")
         return decode_config(answer)
 
     async def bundle(self) -> bytes:
@@ -156,9 +156,9 @@ class Broker:
         Raises:
             BrokerUnavailable: no answer.
         """
-        status, answer = await self._call("GET", "/v1/bundle")
+        status, answer = await self.call("GET", "/v1/bundle")
         if status != 200:
-            raise BrokerUnavailable(f"The broker gives no policy bundle: {_detail(answer)}")
+            raise BrokerUnavailable(f"The broker gives no policy bundle: {problem(answer)}")
         return answer
 
     async def lease(self, target: str, session: str = "") -> Lease:
@@ -199,7 +199,7 @@ class Broker:
         """Post; a broker that asks to be asked again is, some times."""
         for left in reversed(range(LEASE_TRIES)):
             try:
-                status, answer = await self._call("POST", path, json=body)
+                status, answer = await self.call("POST", path, json=body)
             except BrokerUnavailable as error:
                 if left and isinstance(error.__cause__, _CUT):
                     continue  # a replica that is gone had the connection; the next one is another's
@@ -209,7 +209,7 @@ class Broker:
             await asyncio.sleep(random.uniform(0.5, 1.0) * LONGEST_PAUSE_S)  # noqa: S311 - spreads many gateways
         if status >= 300:
             is_unanswered = status in _CALL_AGAIN or status >= 500
-            raise LeaseRefused(_detail(answer), is_final=status in _FINAL, is_unanswered=is_unanswered)
+            raise LeaseRefused(problem(answer), is_final=status in _FINAL, is_unanswered=is_unanswered)
         return answer
 
     async def mask_key(self) -> bytes:
@@ -218,9 +218,9 @@ class Broker:
         Raises:
             BrokerUnavailable: no key; the text says why.
         """
-        status, answer = await self._call("GET", "/v1/mask-key")
+        status, answer = await self.call("GET", "/v1/mask-key")
         if status != 200:
-            raise BrokerUnavailable(f"The broker gives no key for masks with method Hash: {_detail(answer)}")
+            raise BrokerUnavailable(f"The broker gives no key for masks with method Hash: {problem(answer)}")
         try:
             key = base64.b64decode(msgspec.json.decode(answer, type=_MaskKey).key, validate=True)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, binascii.Error):
@@ -238,7 +238,7 @@ class Broker:
             await self._session.close()
             self._session = None
 
-    async def _call(
+    async def call(
         self,
         method: str,
         path: str,
@@ -246,6 +246,11 @@ class Broker:
         timeout_s: float = REQUEST_TIMEOUT_S,
         **arguments: Any,  # noqa: ANN401
     ) -> tuple[int, bytes]:
+        """Status and body of the broker's answer.
+
+        Raises:
+            BrokerUnavailable: no answer, or one that is too large.
+        """
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=self._connector(self.context))
         timeout = aiohttp.ClientTimeout(total=timeout_s)
@@ -269,7 +274,8 @@ class Broker:
         return context
 
 
-def _detail(answer: bytes) -> str:
+def problem(answer: bytes) -> str:
+    """What an answer that is a refusal says, for people."""
     try:
         problem = msgspec.json.decode(answer, type=_Problem)
     except msgspec.DecodeError:

@@ -19,7 +19,8 @@ import msgspec
 from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.chain import Chain, HeadState
 from chaperone_evidence.note import Signer
-from chaperone_sidecar.command import Command, Facts
+from chaperone_sidecar.approval.desk import Request
+from chaperone_sidecar.command import Access, Command, Facts
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import Intent, Receipt
 from chaperone_sidecar.recording.ids import Ids
@@ -31,6 +32,7 @@ MAX_KNOWN_BODIES: Final = 256  # repeated texts of one session that are kept onc
 MAX_KNOWN_BODY_BYTES: Final = 4096  # longer texts are kept each time: remembering them would cost more
 MAX_KNOWN_FACTS: Final = 1024  # facts whose form in records is remembered; about 1 KiB each
 MAX_RECORDED_ACCESSES: Final = 100  # what the command names comes first; the text, which is kept whole, says the rest
+MAX_MESSAGE_CHARACTERS: Final = 1024  # of who decided an approval, and why
 MAX_ACCESSES_BYTES: Final = 12 << 10  # of them as JSON: a record is at most 16 KiB, and names may be long
 
 
@@ -161,7 +163,7 @@ class Recorder:
                 resolution=command.facts.resolution.value, policy=decision.policy, rule=decision.rule,
                 revision=decision.revision, would=would.action.value if would else "",
                 would_policy=would.policy if would else "", would_rule=would.rule if would else "",
-                in_transaction=command.in_transaction,
+                approval=decision.approval, in_transaction=command.in_transaction,
                 is_masked=text is not command.text or params is not command.params,
                 body=self._keep(log, text),
                 params=self._keep(log, params) if params else msgspec.UNSET,
@@ -186,6 +188,35 @@ class Recorder:
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, command=intent.command_id,
                 ref=intent.receipt.seq, status=status, code=code, rows=rows, bytes=size_bytes,
                 duration_us=mono_us - intent.started_us,
+            )
+        )  # fmt: skip
+
+    def request_approval(self, session: str, name: str, request: Request) -> None:
+        """Record that people are asked.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        seq, wall_us, mono_us = self._next(owed=False)
+        self._append(
+            record.ApprovalRequest(
+                seq=seq, wall_us=wall_us, mono_us=mono_us, session=session, approval=name, target=request.target,
+                binding=request.binding, policy=request.policy, rule=request.rule, revision=request.revision,
+                accesses=_entries(request.accesses),
+            )
+        )  # fmt: skip
+
+    def resolve_approval(self, session: str, name: str, state: str, message: str) -> None:
+        """Record what came of it, as far as the session waited.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        seq, wall_us, mono_us = self._next(owed=False)
+        self._append(
+            record.ApprovalOutcome(
+                seq=seq, wall_us=wall_us, mono_us=mono_us, session=session, approval=name, state=state,
+                message=message[:MAX_MESSAGE_CHARACTERS],
             )
         )  # fmt: skip
 
@@ -256,7 +287,7 @@ class Recorder:
         found = self._entries.get(id(facts))
         if found is not None:
             return found[1]
-        entries = _entries(facts)
+        entries = _entries(facts.accesses)
         if len(self._entries) >= MAX_KNOWN_FACTS:
             self._entries.clear()
         self._entries[id(facts)] = (facts, entries)  # holding the facts keeps their id theirs
@@ -281,11 +312,11 @@ class Recorder:
         return commitment
 
 
-def _entries(facts: Facts) -> tuple[record.AccessEntry, ...]:
+def _entries(accesses: tuple[Access, ...]) -> tuple[record.AccessEntry, ...]:
     """The first accesses, as many as a record has room for."""
     entries: list[record.AccessEntry] = []
     size_bytes = 0
-    for access in facts.accesses[:MAX_RECORDED_ACCESSES]:
+    for access in accesses[:MAX_RECORDED_ACCESSES]:
         one = record.AccessEntry(access.effect.value, access.object, access.through)
         size_bytes += len(canonical.encode(one)) + 1
         if size_bytes > MAX_ACCESSES_BYTES:

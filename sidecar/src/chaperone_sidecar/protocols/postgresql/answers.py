@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from chaperone_sidecar.command import Access, Command
-from chaperone_sidecar.decision import Decision
+from chaperone_sidecar.decision import CANCELLED, Action, Decision
 from chaperone_sidecar.errors import (
     BrokerUnavailable,
     ChaperoneError,
@@ -30,9 +30,10 @@ INVALID_STATEMENT_NAME: Final = "26000"
 INVALID_CURSOR_NAME: Final = "34000"
 TOO_COMPLEX: Final = "54000"
 LIMIT_EXCEEDED: Final = "53400"  # configuration_limit_exceeded
+QUERY_CANCELED: Final = "57014"  # what the server says of a cancel, and when its statement_timeout has passed
 LIMIT_CODES: Final[dict[Name, str]] = {
     "connections": "53300",  # too_many_connections
-    "commandDuration": "57014",  # query_canceled: what the server says when its statement_timeout has passed
+    "commandDuration": QUERY_CANCELED,
 }
 INTERNAL: Final = "XX000"
 
@@ -68,8 +69,23 @@ def refusal(decision: Decision, command: Command) -> bytes:
     revision = f" (policy revision {decision.revision})" if decision.revision else ""
     detail = f"{rule}{revision}; the command would {_effects(command.facts.accesses)}."
     hint = decision.hint or "Ask the owner of the policy to allow it, or change the command. The refusal is recorded."
-    code = LIMIT_EXCEEDED if decision.rule.startswith(RULE_PREFIX) else INSUFFICIENT_PRIVILEGE
+    if decision.rule == CANCELLED:
+        code = QUERY_CANCELED
+    else:
+        code = LIMIT_EXCEEDED if decision.rule.startswith(RULE_PREFIX) else INSUFFICIENT_PRIVILEGE
     return error(code, message, detail=detail, hint=hint)
+
+
+def changed_meanwhile(held: Decision) -> Decision:
+    """The answer to an approved command that is no longer what people approved."""
+    return Decision(
+        Action.DENY,
+        held.policy,
+        held.rule,
+        f'policy or the database has changed since request "{held.approval}" was made.',
+        held.revision,
+        "Nothing was executed, and the approval is spent. Send the command anew.",
+    )
 
 
 def cut(reached: Reached | Unmaskable, *, is_complete: bool | None) -> bytes:

@@ -301,6 +301,13 @@ def map_params(params: bytes, shown: Callable[[int, bytes, bool], bytes]) -> byt
     return b"".join(parts)
 
 
+def count_params(params: bytes) -> int:
+    """How many values the `params` of a Bind hold, NULLs included."""
+    (formats,) = struct.unpack_from(">H", params)
+    (values,) = struct.unpack_from(">H", params, 2 + 2 * formats)
+    return int(values)
+
+
 def encode_describe_portal(name: bytes) -> bytes:
     """A Describe of a portal."""
     return frame(DESCRIBE, bytes((PORTAL,)) + name + b"\x00")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from chaperone_sidecar.decision import Decision
 from chaperone_sidecar.protocols.postgresql.classify import Classified
 from chaperone_sidecar.protocols.postgresql.plan import Plan
 
@@ -54,12 +55,14 @@ class Portal(msgspec.Struct, gc=False, eq=False):
     """A statement with its parameters.
 
     `fetched` is the result of a FETCH: the server reads it whole when the portal is executed first, and hands out the
-    rest of it later, whatever the cursor's name stands for then.
+    rest of it later, whatever the cursor's name stands for then. `approved` is what people allowed, if they were asked:
+    it is one command, however often it is resumed.
     """
 
     statement: Statement
     params: bytes
     fetched: Answer | None = None
+    approved: Decision | None = None
 
 
 class Change[T](msgspec.Struct, frozen=True, gc=False):

@@ -21,6 +21,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Any, Final
 
+import msgspec
+
 from chaperone_sidecar.command import Access, Command, Effect, Facts, Resolution, unknown
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import (
@@ -50,6 +52,7 @@ from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_ST
 from chaperone_sidecar.protocols.postgresql.namespace import Namespace, fetched
 from chaperone_sidecar.protocols.postgresql.plan import UNPLANNED
 from chaperone_sidecar.protocols.postgresql.prepared import Answer, Names, Portal, Statement
+from chaperone_sidecar.protocols.postgresql.preview import preview
 from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
 
@@ -314,6 +317,8 @@ class Session:
         if decision.action is not Action.ALLOW:
             yield from self._query_refused(command, decision)
             return
+        if decision.approval:
+            classified = yield from self._classify(text)
         intent = yield from self._intend(command, decision)
         if intent is None:
             yield from self._query_poisoned(answers.spool_full())
@@ -406,7 +411,9 @@ class Session:
             yield from self._refresh(statement)
         types = statement.answer.types if statement.answer is not None else statement.types
         command = self._command("execute", statement.text, statement.classified, portal.params, types)
-        decision = yield from self._decide(command, statement.classified)
+        decision = yield from self._decide(command, statement.classified, portal)
+        if decision.approval:
+            yield from self._refresh(statement)
         intent = yield from self._intend(command, decision)
         if intent is None or decision.action is not Action.ALLOW:
             yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
@@ -537,17 +544,40 @@ class Session:
             shown.params(params, types, conceals=conceals), shown.facts(facts, conceals=conceals), types,
         )  # fmt: skip
 
-    def _decide(self, command: Command, classified: Classified) -> Effects[Decision]:
+    def _decide(self, command: Command, classified: Classified, portal: Portal | None = None) -> Effects[Decision]:
         decision: Decision = yield Ask(command)
         if classified.unmaskable and decision.action is not Action.DENY:
-            return Decision(
-                Action.DENY, "", "unmaskable", classified.unmaskable, decision.revision, answers.UNMASKABLE_HINT
-            )
-        if decision.action is Action.REQUIRE_APPROVAL:
-            decision = yield Hold(command, decision)
+            decision = _unmaskable(classified, decision)
+        elif decision.action is Action.REQUIRE_APPROVAL:
+            decision = yield from self._hold(command, decision, portal)
         if decision.action is Action.ALLOW and command.kind != "parse":  # what is prepared counts when it runs
             decision = yield Admit(command, decision)
         return decision
+
+    def _hold(self, command: Command, decision: Decision, portal: Portal | None) -> Effects[Decision]:
+        """Ask people, and then policy and the database's catalog again: both may have changed meanwhile."""
+        if command.kind == "parse":  # nothing runs yet, and its parameters are not known: they are asked at Execute
+            return msgspec.structs.replace(decision, action=Action.ALLOW, message="")
+        approved = portal.approved if portal is not None else None
+        if approved is not None and approved.revision == decision.revision:
+            return approved
+        yield from self._cover()
+        if self._has_open_segment:  # the client may want to know how what it sent before this went
+            yield ToUpstream(messages.FLUSH_FRAME, self._opened())
+        held: Decision = yield Hold(command, decision, preview(command))
+        if held.action is not Action.ALLOW:
+            return held
+        self._opened_reader().catalog.invalidate()  # people take longer than what is known of it may be trusted
+        classified = yield from self._classify(command.text)
+        fresh: Decision = yield Ask(msgspec.structs.replace(command, facts=classified.facts))
+        if classified.unmaskable:
+            return _unmaskable(classified, fresh)
+        is_same = classified.facts.accesses == command.facts.accesses and not self._reading_changed
+        if not is_same or fresh != decision:
+            return answers.changed_meanwhile(held)
+        if portal is not None:
+            portal.approved = held
+        return held
 
     def _intend(self, command: Command, decision: Decision) -> Effects[Intent | None]:
         """Record what is about to happen; None when the spool has no room, and then it must not happen."""
@@ -601,3 +631,7 @@ class Session:
         if self._receipt is None:
             raise ProtocolError("The session has not started.")
         return self._receipt
+
+
+def _unmaskable(classified: Classified, decision: Decision) -> Decision:
+    return Decision(Action.DENY, "", "unmaskable", classified.unmaskable, decision.revision, answers.UNMASKABLE_HINT)

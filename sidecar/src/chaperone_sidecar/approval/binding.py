@@ -1,0 +1,61 @@
+"""What an approval is bound to: one command, byte for byte, as one identity would run it at one place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from chaperone_sidecar.command import Command, Facts
+
+SHAPE_DIGITS: Final = 32
+_DOMAIN: Final = b"chaperone.dev/approval/v1\n"
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a command would run. The user and the database are as the client named them."""
+
+    session: str
+    target: str
+    protocol: str
+    user: str = ""
+    database: str = ""
+
+
+def binding(place: Place, command: Command) -> str:
+    """SHA-256, in hex, of all that decides what the command does: target, database, user, text, parameters, objects.
+
+    The session is no part of it: a command that was refused with a ticket comes again over another connection. Each
+    part is preceded by its length, so that no two commands have the same bytes. Objects are part of it as they were
+    resolved: a view that was replaced meanwhile makes it another command.
+    """
+    return _digest(
+        place.target.encode(),
+        place.user.encode(),
+        place.database.encode(),
+        command.kind.encode(),
+        command.text,
+        command.params,
+        *_resolved(command.facts),
+    )
+
+
+def shape(place: Place, kind: str, facts: Facts) -> str:
+    """The same for commands that do the same to the same objects of a target, whatever their values."""
+    return _digest(place.target.encode(), kind.encode(), *_resolved(facts))[:SHAPE_DIGITS]
+
+
+def _resolved(facts: Facts) -> Iterator[bytes]:
+    yield facts.resolution.value.encode()
+    for access in facts.accesses:
+        yield from (part.encode() for part in (access.effect.value, access.object, access.through))
+
+
+def _digest(*parts: bytes) -> str:
+    digest = hashlib.sha256(_DOMAIN)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.hexdigest()

@@ -1,0 +1,140 @@
+"""Approval: where a command waits for a human.
+
+Theory of operation. A command for which policy wants an approval is laid before the desk, bound to its exact bytes.
+For `wait` it stays on the live connection. If the word comes in that time, the approval is *used* (the desk gives it
+out once), its use is recorded, and the command goes on. Else the command is refused with a ticket: the same command of
+the same identity passes once when the approval has come by then, because the desk finds the request again. Nothing of
+this is kept here, so a restart, or a client that gives up, loses nothing but the wait. Whatever goes wrong on the way
+is a Deny that says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import msgspec
+
+from chaperone_sidecar.approval.binding import Place, binding, shape
+from chaperone_sidecar.approval.desk import Desk, Request, State, Ticket
+from chaperone_sidecar.command import Command
+from chaperone_sidecar.decision import Action, Decision
+from chaperone_sidecar.errors import ApprovalUnavailable, SpoolFull
+
+MAX_WAIT_IN_TRANSACTION_S: Final = 10  # it holds locks that others wait for
+POLL_S: Final = 20  # one question to the desk waits at most so long
+MAX_HELD: Final = 64  # commands that wait at once in one pod; people cannot keep up with more
+
+type Revision = Callable[[], str]
+
+
+class Log(Protocol):
+    """Where the course of a request is recorded."""
+
+    def request_approval(self, session: str, name: str, request: Request) -> None:
+        """Record that people are asked.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        ...
+
+    def resolve_approval(self, session: str, name: str, state: str, message: str) -> None:
+        """Record what came of it, as far as this session waited.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        ...
+
+
+class Holds:
+    """The commands of one gateway that wait for people.
+
+    Args:
+        desk: keeps the requests; None where nobody can be asked.
+        log: records.
+        revision: the revision of policy in force now.
+        now: monotonic clock, seconds.
+    """
+
+    def __init__(
+        self, desk: Desk | None, log: Log, revision: Revision, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._desk = desk
+        self._log = log
+        self._revision = revision
+        self._now = now
+        self._held = 0
+
+    async def hold(self, place: Place, command: Command, decision: Decision, shown: str) -> Decision:
+        """What stands at the end of the wait: Allow with the approval's name, or Deny with what to do.
+
+        `shown` is what people see of the command.
+        """
+        if self._desk is None:
+            return _denied(decision, "nobody can be asked for an approval here.", "Run it where a broker is.")
+        if self._held >= MAX_HELD:
+            return _denied(
+                decision,
+                f"{MAX_HELD} commands of this pod wait for an approval already.",
+                "Wait until some are decided.",
+            )
+        self._held += 1
+        try:
+            return await self._wait(self._desk, place, command, _request(place, command, decision, shown), decision)
+        except ApprovalUnavailable as error:
+            return _denied(decision, str(error), "Nothing was executed. Try again, or ask the platform team.")
+        except SpoolFull:
+            return _denied(decision, "the approval cannot be recorded, because the gateway's spool is full.", "")
+        finally:
+            self._held -= 1
+
+    async def _wait(self, desk: Desk, place: Place, command: Command, request: Request, decision: Decision) -> Decision:
+        ticket = await desk.ask(request)
+        self._log.request_approval(place.session, ticket.name, request)
+        ticket = await self._decided(desk, ticket, command)
+        if ticket.state is State.APPROVED:
+            if self._revision() != decision.revision:
+                ticket = msgspec.structs.replace(ticket, state=State.CANCELLED, message="policy has changed meanwhile.")
+            else:
+                ticket = await desk.use(ticket.name, request)
+        self._log.resolve_approval(place.session, ticket.name, ticket.state, ticket.message)
+        return _outcome(decision, ticket)
+
+    async def _decided(self, desk: Desk, ticket: Ticket, command: Command) -> Ticket:
+        wait_s = min(ticket.wait_s, MAX_WAIT_IN_TRANSACTION_S) if command.in_transaction else ticket.wait_s
+        until = self._now() + wait_s
+        while ticket.state is State.PENDING and (left := until - self._now()) > 0:
+            ticket = await desk.follow(ticket.name, min(POLL_S, max(1, round(left))))
+        return ticket
+
+
+def _request(place: Place, command: Command, decision: Decision, shown: str) -> Request:
+    facts = command.facts if command.shown_facts is None else command.shown_facts
+    return Request(
+        place.session, place.target, place.protocol, command.kind, shown, binding(place, command),
+        shape(place, command.kind, facts), facts.accesses, decision.policy, decision.rule, decision.revision,
+    )  # fmt: skip
+
+
+def _outcome(decision: Decision, ticket: Ticket) -> Decision:
+    if ticket.state is State.USED:
+        return msgspec.structs.replace(decision, action=Action.ALLOW, approval=ticket.name)
+    if ticket.state is State.PENDING:
+        until = datetime.fromtimestamp(ticket.expires_at_unix, UTC)
+        return _denied(
+            decision,
+            f'it waits for approval as request "{ticket.name}".',
+            "Nothing was executed. Send the very same command again once people have approved it: it then passes "
+            f"once, until {until:%H:%M:%S} UTC.",
+        )
+    if ticket.state is State.DENIED:
+        return _denied(decision, f'request "{ticket.name}": {ticket.message or "denied."}', "Do something else.")
+    return _denied(decision, f'request "{ticket.name}" is {ticket.state}: {ticket.message}', "Send the command anew.")
+
+
+def _denied(decision: Decision, message: str, hint: str) -> Decision:
+    return msgspec.structs.replace(decision, action=Action.DENY, message=message, hint=hint)
