@@ -421,7 +421,7 @@ async def test_a_server_that_is_not_there_is_false() -> None:
         assert not await catalog.learn(["public.t"])
 
 
-A_ROW = b'{"oid":7,"schema":"public","name":"t","kind":"r","columns":[["a",1,23]],"edges":[]}'
+A_ROW = b'{"oid":7,"schema":"public","name":"t","kind":"r","mark":"m","columns":[["a",1,23]],"edges":[]}'
 LIES = {
     "two columns": row(A_ROW, A_ROW) + READY,
     "no column": row() + READY,

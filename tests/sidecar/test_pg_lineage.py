@@ -190,7 +190,7 @@ def test_a_hostile_text_ends_soon(text: str) -> None:
 def test_what_derives_from_a_column_shows_no_part_and_no_hash(method: str, expression: str) -> None:
     planner = Planner(Masker([MaskRule(method, (CLASSIFIED,))], key=b"k" * 32), "Deny")
     tree = grammar.parse(f"SELECT email, {expression} FROM c GROUP BY c.id".encode())[0]["stmt"]
-    classes = planner.plan(tree, trace(tree, known())).classes
+    classes = planner.plan(tree, trace(tree, known()), {}).classes
     assert classes is not None
     assert [found.method if found is not None else None for found in classes] == [method, "Redact"]
 
