@@ -17,6 +17,7 @@ lint: setup ## Format, lint, types, import contracts
 
 test: setup ## Everything that is tested here: lint, then all tests
 	$(MAKE) lint
+	$(RUN) chaperone-images build
 	$(RUN) pytest
 
 fuzz: setup ## Fuzz codec, classifier, masks: MINUTES=60
