@@ -2,49 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-import msgspec
 import psycopg
 import pytest
 from fix_dev import RULES, Gateway
 from fix_postgres import Postgres
+from waiting import ASK, FIX, HURRY, WAIT_S, Person, Waiting, paid
 
 from chaperone_evidence import record
-
-WAIT_S = 20.0
-FIX = "UPDATE invoices SET paid = true WHERE id = 1"
-ASK = {
-    "name": "fix-invoices",
-    "action": "RequireApproval",
-    "match": {"effects": ["modify"], "objects": ["public.invoices"]},
-    "approval": {"groups": ["billing-leads"], "wait": "20s", "validFor": "60s"},
-}
-HURRY = ASK | {"approval": {"groups": ["billing-leads"], "wait": "1s", "validFor": "60s"}}
-
-
-class Person:
-    """Who decides, by files."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._folder = gateway.evidence.with_name(f"{gateway.evidence.name}-approvals")
-
-    def requests(self) -> list[Path]:
-        return sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-
-    def next(self, count: int = 1) -> tuple[str, dict[str, object]]:
-        """Wait for the request that makes it `count` in all."""
-        until = time.monotonic() + WAIT_S
-        while len(found := self.requests()) < count:
-            assert time.monotonic() < until, "nobody asked for an approval"
-            time.sleep(0.02)
-        return found[count - 1].stem, msgspec.json.decode(found[count - 1].read_bytes())
-
-    def decide(self, name: str, word: str) -> None:
-        (self._folder / f"{name}.{word}").touch()
 
 
 @pytest.fixture
@@ -53,31 +20,6 @@ def held(gateway_with: Callable[..., Gateway], postgres: Postgres) -> Iterator[t
         owner.execute("UPDATE invoices SET paid = false")
     gateway = gateway_with(rules=[*RULES, ASK])
     yield gateway, Person(gateway)
-
-
-def paid(postgres: Postgres) -> bool:
-    with postgres.admin() as owner:
-        return bool(owner.execute("SELECT paid FROM invoices WHERE id = 1").fetchone()[0])  # type: ignore[index]
-
-
-class Waiting:
-    """A statement that runs in a thread of its own."""
-
-    def __init__(self, connection: psycopg.Connection, text: str, params: tuple[object, ...] | None = None) -> None:
-        self.error: psycopg.Error | None = None
-        self.thread = threading.Thread(target=self._run, args=(connection, text, params), daemon=True)
-        self.thread.start()
-
-    def _run(self, connection: psycopg.Connection, text: str, params: tuple[object, ...] | None) -> None:
-        try:
-            connection.execute(text, params)  # type: ignore[call-overload]
-        except psycopg.Error as error:
-            self.error = error
-
-    def end(self) -> psycopg.Error | None:
-        self.thread.join(WAIT_S)
-        assert not self.thread.is_alive()
-        return self.error
 
 
 def test_an_approved_command_runs_and_a_denied_one_does_not(held: tuple[Gateway, Person], postgres: Postgres) -> None:

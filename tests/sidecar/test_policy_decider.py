@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from fix_opa import Opa
 from manifests import Object, identity, policy, rule, target
@@ -32,7 +33,8 @@ class Clock:
 
 
 def command(effect: Effect = Effect.READ, kind: str = "query", **extent: Any) -> Command:
-    facts = Facts((Access(effect, "public.orders"),), Resolution.CATALOG, "", (Extent(**extent),) if extent else ())
+    extents = (Extent(**extent),) if extent else ()
+    facts = Facts((Access(effect, "public.orders"),), Resolution.CATALOG, extents=extents)
     return Command(kind, b"", facts)
 
 
@@ -215,3 +217,26 @@ async def test_rego_that_fails_or_does_not_end_denies(opa: Opa, text: str) -> No
         found = await ask(decider, command())
         assert (found.action, found.rule) == (Action.DENY, "policy-unavailable")
         assert decider.remembered("orders-db", command()) is None
+
+
+@pytest.mark.peer
+async def test_what_runs_code_is_given_to_no_planner(opa: Opa) -> None:
+    code = {"name": "code", "action": "Allow", "match": {"effects": ["execute_code"], "objects": ["public.f"]}}
+    asked: list[int] = []
+
+    async def estimate() -> int | None:
+        asked.append(1)
+        return 0
+
+    async with deciding(opa, compiled(requiring("read", maxEstimatedRows=5), code), Clock()) as decider:
+        one = command()
+        accesses = (*one.facts.accesses, Access(Effect.EXECUTE_CODE, "public.f"))
+        calling = msgspec.structs.replace(one, facts=Facts(accesses, Resolution.CATALOG))
+        for kind in ("query", "parse"):
+            decision = await decider.decide(
+                "orders-db", "PostgreSQL", msgspec.structs.replace(calling, kind=kind), estimate
+            )
+            assert decision.action is Action.DENY
+        assert not asked
+        assert (await decider.decide("orders-db", "PostgreSQL", one, estimate)).action is Action.ALLOW
+        assert asked

@@ -150,7 +150,7 @@ async def test_a_pods_gateway_serves_refuses_follows_policy_and_ships_its_record
     assert PASSWORD not in collector.log.read_text()
 
 
-async def test_configuration_that_hashes_counts_only_with_its_key(
+async def test_configuration_that_masks_counts_only_with_its_key(
     broker: Broker, collector_with: Callable[..., Collector], opa_with: Callable[[bytes], Opa], postgres: Postgres,
     tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
@@ -158,7 +158,7 @@ async def test_configuration_that_hashes_counts_only_with_its_key(
     await install(broker, postgres, collector)
     email = {"detectors": ["Email"]}
     hashing = compiled(broker, postgres, "read", masks=[email | {"method": "Hash"}])
-    redacting = compiled(broker, postgres, "read", masks=[email | {"method": "Redact"}])
+    unmasked = compiled(broker, postgres, "read")
     hashing_more = compiled(broker, postgres, "read", "delete", masks=[email | {"method": "Hash"}])
     plain = compiled(broker, postgres, "read", "delete")
     await broker.put_snapshot(hashing)
@@ -168,8 +168,8 @@ async def test_configuration_that_hashes_counts_only_with_its_key(
             uid = (await client.get(PODS, "hashes", broker.agents))["metadata"]["uid"]
         key = base64.b64decode(keys.give(broker.agents).key)
         assert (gateway.config.revision, gateway.mask_key) == (hashing.revision, key)
-        await broker.put_snapshot(redacting)
-        await until(lambda: gateway.config.revision == redacting.revision)
+        await broker.put_snapshot(unmasked)
+        await until(lambda: gateway.config.revision == unmasked.revision)
         assert gateway.mask_key == b""
 
         # Another exchange takes the certificate out of use for keys, while configurations are still given.
@@ -177,11 +177,11 @@ async def test_configuration_that_hashes_counts_only_with_its_key(
         await pod.set_status(restarts=1)
         assert (await pod.exchange())[0] == 200
         await broker.put_snapshot(hashing_more)
-        await until(lambda: "gives no key for masks with method Hash" in caplog.text)
-        assert (gateway.config.revision, gateway.mask_key) == (redacting.revision, b"")
+        await until(lambda: "gives no key for masks" in caplog.text)
+        assert (gateway.config.revision, gateway.mask_key) == (unmasked.revision, b"")
         await broker.put_snapshot(plain)  # a later revision does not wait for the key of the one before
         await until(lambda: gateway.config.revision == plain.revision)
-    assert [config.revision for config in seen] == [hashing.revision, redacting.revision, plain.revision]
+    assert [config.revision for config in seen] == [hashing.revision, unmasked.revision, plain.revision]
     told = caplog.text + collector.log.read_text() + broker.log.read_text() + repr(gateway) + repr(seen)
     for form in (key.hex(), base64.b64encode(key).decode(), repr(key)):
         assert form not in told

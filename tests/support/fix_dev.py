@@ -16,7 +16,7 @@ import pytest
 import yaml
 from fix_opa import opa_binary
 from fix_postgres import PASSWORD, Postgres, free_port
-from manifests import identity, target
+from manifests import cluster_policy, identity, target
 
 from chaperone_evidence import entry, record
 
@@ -129,6 +129,8 @@ def write_manifests(
     if classified is not None:
         database["spec"]["classified"] = classified  # type: ignore[index]
     objects = [identity(), database, policy]
+    if unmaskable is not None:  # what a target classifies no policy of a namespace may loosen
+        objects.append(cluster_policy([], "showing", unmaskable=unmaskable))
     (folder / "agents.yaml").write_text(yaml.safe_dump_all(objects))
     secrets = [_secret("orders-db-ca", {"ca.crt": ca_pem or postgres.ca_pem})]
     if with_secret:

@@ -68,7 +68,10 @@ class FileDesk:
         place = self._directory / f"{name}.json"
         place.write_bytes(msgspec.json.format(msgspec.json.encode(request), indent=2) + b"\n")
         self._kept[name] = _Kept(request, ticket)
-        self._tell(f"approval wanted: {request.text}\n  touch {place.with_suffix('.approve')}  (or .deny)")
+        self._tell("approval wanted:")
+        for line in request.text.split("\n"):
+            self._tell(f"  | {line}")
+        self._tell(f"touch {place.with_suffix('.approve')}  (or .deny)")
         return ticket
 
     async def follow(self, name: str, wait_s: int) -> Ticket:

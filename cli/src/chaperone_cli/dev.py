@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from chaperone_cli.desk import FileDesk, Settings
+from chaperone_cli.say import say
 from chaperone_evidence import record
 from chaperone_evidence.certificate import STREAM_KEY_SCHEME, subject_uri
 from chaperone_operator.compile import Snapshot, compile_namespace
@@ -218,7 +219,7 @@ def _gateway(
     leases = _Leases(objects["Secret"], snapshot, config.identity.name)
     backends = PostgresBackends(_dial, leases)
     settings = msgspec.json.decode(snapshot.approvals, type=dict[str, Settings])
-    desk = FileDesk(evidence.with_name(f"{evidence.name}-approvals"), settings, lambda line: click.echo(line, err=True))
+    desk = FileDesk(evidence.with_name(f"{evidence.name}-approvals"), settings, lambda line: say(line, err=True))
     return Gateway(config, recorder, decider, backends, PodCa(pod), mask_key, desk)
 
 

@@ -102,6 +102,11 @@ class Command(msgspec.Struct, frozen=True, gc=False):
     shown_facts: Facts | None = None
     param_types: tuple[int, ...] = ()  # OIDs of the protocol, 0 where not known
 
+    @property
+    def is_preparing(self) -> bool:
+        """Whether another command will run it: it reaches no rows and counts for nothing yet."""
+        return self.kind in ("parse", "bind")
+
 
 def unknown(why: str) -> Facts:
     """Facts of a command that could not be understood; only a rule naming `unknown` can let it pass."""

@@ -105,9 +105,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     targets: tuple[Target, ...]
 
     @property
-    def has_hashes(self) -> bool:
-        """Whether a mask hashes, so that the key of the namespace is needed."""
-        return any(rule.method == "Hash" for target in self.targets for rule in target.masks.rules)
+    def is_masked(self) -> bool:
+        """Whether something is masked, so that hashes of values need the key of the namespace."""
+        return any(target.masks.rules or target.masks.classified for target in self.targets)
 
 
 def decode(raw: bytes) -> GatewayConfig:

@@ -332,8 +332,9 @@ class Driver:
         if found is not None:
             return found
         command = effect.command
+        estimate = partial(self._estimate, self._place.database, command)
         return self._decider.decide(
-            self.target.name, self.target.protocol, command, partial(self._estimate, self._place.database, command)
+            self.target.name, self.target.protocol, command, estimate, is_approved=effect.is_approved
         )
 
     def _admit(self, effect: Admit) -> object:

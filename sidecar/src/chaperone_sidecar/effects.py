@@ -25,9 +25,13 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ask(msgspec.Struct, frozen=True, gc=False):
-    """Decide on a command. Answered with a `Decision`."""
+    """Decide on a command. Answered with a `Decision`.
+
+    `is_approved`: people have allowed it, and it is to run now.
+    """
 
     command: Command
+    is_approved: bool = False
 
 
 class Admit(msgspec.Struct, frozen=True, gc=False):

@@ -38,7 +38,7 @@ class Gateway:
     Args:
         config: what the broker says of this pod; replaced by `reconfigure`.
         recorder, decider, backends, ca: the services.
-        mask_key: of the namespace, where a mask of `config` hashes; never logged, never shown.
+        mask_key: of the namespace, where `config` masks; never logged, never shown.
         desk: where people are asked for approvals; None where nobody can be.
     """
 
@@ -58,7 +58,7 @@ class Gateway:
         self._decider = decider
         self._backends = backends
         self._ca = ca
-        self._holds = Holds(desk, recorder, lambda: self.config.revision)
+        self._holds = Holds(desk, recorder, lambda: self.config.revision, lambda: self.mask_key)
         self.catalogs = Catalogs(backends)
         self._readers = Readers(self.catalogs)
         self._quotas = {target.name: Quota(target.limits) for target in config.targets}

@@ -178,7 +178,7 @@ class Runtime:
         config = await self._broker.config(revision, wait_s)
         if config is None:
             return None
-        return config, await self._broker.mask_key() if config.has_hashes else b""
+        return config, await self._broker.mask_key() if config.is_masked else b""
 
     async def _fetch_bundle(self) -> None:
         bundle = await self._broker.bundle()

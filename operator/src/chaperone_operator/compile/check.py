@@ -341,7 +341,7 @@ def _unreachable[S: (PolicySpec, ClusterPolicySpec)](
                 "EffectNotReachable", f"{at}.match.effects: no command of {names} has the effect {effect}."
             )
     for index, pattern in enumerate(rule.match.objects or ()):
-        if all(_has_no_such_object(protocol, pattern) for protocol in protocols):
+        if all(_has_no_such_object(protocol, pattern, rule.match.effects) for protocol in protocols):
             names = " and ".join(sorted(protocols))
             yield policy.problem(
                 "ObjectNotReachable",
@@ -350,8 +350,10 @@ def _unreachable[S: (PolicySpec, ClusterPolicySpec)](
             )
 
 
-def _has_no_such_object(protocol: str, pattern: str) -> bool:
+def _has_no_such_object(protocol: str, pattern: str, effects: tuple[str, ...]) -> bool:
     parts = pattern.split(".")
+    if protocol in PARTS and "read_sensitive" in meant(effects) and len(parts) == PARTS[protocol] + 1:
+        return False  # a classified column
     return (
         protocol in PARTS
         and all(parts)

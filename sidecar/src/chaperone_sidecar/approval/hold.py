@@ -57,15 +57,18 @@ class Holds:
         desk: keeps the requests; None where nobody can be asked.
         log: records.
         revision: the revision of policy in force now.
+        key: of the namespace, where something is masked: a binding must not tell what the text hides.
         now: monotonic clock, seconds.
     """
 
     def __init__(
-        self, desk: Desk | None, log: Log, revision: Revision, now: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, desk: Desk | None, log: Log, revision: Revision, key: Callable[[], bytes],
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._desk = desk
         self._log = log
         self._revision = revision
+        self._key = key
         self._now = now
         self._held = 0
 
@@ -84,7 +87,8 @@ class Holds:
             )
         self._held += 1
         try:
-            return await self._wait(self._desk, place, command, _request(place, command, decision, shown), decision)
+            request = _request(place, command, decision, shown, self._key())
+            return await self._wait(self._desk, place, command, request, decision)
         except ApprovalUnavailable as error:
             return _denied(decision, str(error), "Nothing was executed. Try again, or ask the platform team.")
         except SpoolFull:
@@ -112,10 +116,10 @@ class Holds:
         return ticket
 
 
-def _request(place: Place, command: Command, decision: Decision, shown: str) -> Request:
+def _request(place: Place, command: Command, decision: Decision, shown: str, key: bytes) -> Request:
     facts = command.facts if command.shown_facts is None else command.shown_facts
     return Request(
-        place.session, place.target, place.protocol, command.kind, shown, binding(place, command),
+        place.session, place.target, place.protocol, command.kind, shown, binding(place, command, key),
         shape(place, command.kind, facts), facts.accesses, decision.policy, decision.rule, decision.revision,
     )  # fmt: skip
 

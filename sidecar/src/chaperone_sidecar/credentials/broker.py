@@ -220,7 +220,7 @@ class Broker:
         """
         status, answer = await self.call("GET", "/v1/mask-key")
         if status != 200:
-            raise BrokerUnavailable(f"The broker gives no key for masks with method Hash: {problem(answer)}")
+            raise BrokerUnavailable(f"The broker gives no key for masks: {problem(answer)}")
         try:
             key = base64.b64decode(msgspec.json.decode(answer, type=_MaskKey).key, validate=True)
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError, binascii.Error):

@@ -22,7 +22,7 @@ import aiohttp
 import msgspec
 from opa_client.opa_async import AsyncOpaClient
 
-from chaperone_sidecar.command import Access, Command, Extent
+from chaperone_sidecar.command import Access, Command, Effect, Extent
 from chaperone_sidecar.decision import Action, Decision, Would
 from chaperone_sidecar.errors import PolicyUnavailable
 from chaperone_sidecar.policy.cache import ALWAYS, DecisionCache
@@ -34,6 +34,8 @@ MAX_ASKS: Final = 32  # questions under way at once; OPA has one core at best, m
 FIRST_LOAD_S: Final = 60.0  # OPA starts after the gateway: questions of the first moments wait for its first bundle
 STRICT: Final = {"strict-builtin-errors": True}  # an error in a policy's own Rego is no answer, and denies
 MAX_TRIES: Final = 8  # a rule's last uses may be taken by others between question and answer
+# A planner runs functions to see what they give, so asking it for an estimate would run them before policy allows it.
+_RUNS_CODE: Final = frozenset({Effect.EXECUTE_CODE, Effect.EXTERNAL_IO, Effect.UNKNOWN})
 POLL_S: Final = 0.2  # how often `wait_for_revision` looks whether OPA has loaded a bundle
 
 
@@ -109,7 +111,10 @@ class Decider:
         """The decision that the same question met before under the revision in force."""
         return self._cache.find(target, command)
 
-    async def decide(self, target: str, protocol: str, command: Command, estimate: Estimate | None = None) -> Decision:
+    async def decide(
+        self, target: str, protocol: str, command: Command, estimate: Estimate | None = None, *,
+        is_approved: bool = False,
+    ) -> Decision:  # fmt: skip
         """Ask OPA; any fault on the way is a Deny that names itself. Never raises but on cancellation.
 
         Args:
@@ -117,11 +122,13 @@ class Decider:
             protocol: what is spoken there.
             command: what is asked about.
             estimate: asked when policy depends on how many rows are reached; without one, that is not known.
+            is_approved: people have allowed the command, and it runs now; one that needs them counts only then.
         """
         minute = self._cache.minute()
         try:
             await self._wait_for_first_bundle()
-            answer = await self._answer(target, self._question(target, protocol, command, minute), command, estimate)
+            question = self._question(target, protocol, command, minute)
+            answer = await self._answer(target, question, command, estimate, is_approved=is_approved)
         except PolicyUnavailable as error:
             return Decision(Action.DENY, "", "policy-unavailable", str(error), "")
         if answer.lasts != "never":
@@ -176,19 +183,23 @@ class Decider:
         }
 
     async def _answer(
-        self, target: str, question: dict[str, object], command: Command, estimate: Estimate | None
-    ) -> Answer:
+        self, target: str, question: dict[str, object], command: Command, estimate: Estimate | None, *,
+        is_approved: bool,
+    ) -> Answer:  # fmt: skip
+        if any(access.effect in _RUNS_CODE for access in command.facts.accesses):
+            estimate = None
         for _ in range(MAX_TRIES):
             question["repeats"] = self._repeats.of(target)
             answer = await self._ask(question)
             if "rows" in answer.needs and estimate is not None:
                 # What is only prepared reaches nothing, and has no parameters yet; it is asked about when it runs.
-                question["rows"] = 0 if command.kind == "parse" else await estimate()
+                question["rows"] = 0 if command.is_preparing else await estimate()
                 estimate = None
                 if question["rows"] is not None:
                     answer = await self._ask(question)
-            # What is only prepared is counted when it runs.
-            if not answer.counts or command.kind == "parse" or self._repeats.take(target, answer.counts):
+            # What is only prepared, or waits for people, is counted when it runs.
+            waits = answer.action is Action.REQUIRE_APPROVAL and not is_approved
+            if not answer.counts or command.is_preparing or waits or self._repeats.take(target, answer.counts):
                 return answer
         raise PolicyUnavailable("A rule that may be used only so often is used by too many at once; try again.")
 

@@ -53,7 +53,7 @@ from chaperone_sidecar.protocols.postgresql.namespace import Namespace, fetched
 from chaperone_sidecar.protocols.postgresql.plan import UNPLANNED
 from chaperone_sidecar.protocols.postgresql.prepared import Answer, Names, Portal, Statement
 from chaperone_sidecar.protocols.postgresql.preview import preview
-from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema
+from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema, runs_code
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
 
 type Effects[T] = Generator[SessionEffect, Any, T]
@@ -93,6 +93,7 @@ class Session:
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
         self._has_waiting_execute = False  # among the bytes that wait
         self._has_open_segment = False  # extended messages came and no Sync yet
+        self._executed_segment = -1  # the last in which something was executed
         self._copying: Step | None = None  # sent and perhaps COPY FROM STDIN; what follows waits for its answer
         self._held_syncs = 0  # came inside a COPY, where the server ignores them
         self._reading_changed = False
@@ -397,8 +398,22 @@ class Session:
             yield from self._poison(answers.too_many_names("portals"))
             return
         portal = Portal(statement, bytes(message.params))
+        if runs_code(statement.classified.facts) and not (yield from self._may_plan(portal)):
+            return
         change = self._names.portals.send(message.portal, portal, self._flight.segment)
         yield from self._later(Step("bind", self._flight.segment, portal=change), raw)
+
+    def _may_plan(self, portal: Portal) -> Effects[bool]:
+        """Decide on a Bind: the server plans the statement then, and runs functions to see what they give."""
+        statement = portal.statement
+        yield from self._renew(statement)
+        command = self._command("bind", statement.text, statement.classified, portal.params, _types(statement))
+        decision = yield from self._decide(command, statement.classified, portal)
+        if decision.action is Action.ALLOW:
+            return True
+        intent = yield from self._intend(command, decision)
+        yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
+        return False
 
     def _execute(self, message: messages.Execute, raw: bytes) -> Effects[None]:
         yield from self._settle(self._names.portals, message.portal)
@@ -407,10 +422,8 @@ class Session:
             yield from self._poison(answers.unknown_portal(message.portal))
             return
         statement = portal.statement
-        if statement.generation != self._generation() or self._upstream.changing_segment >= 0:
-            yield from self._refresh(statement)
-        types = statement.answer.types if statement.answer is not None else statement.types
-        command = self._command("execute", statement.text, statement.classified, portal.params, types)
+        yield from self._renew(statement)
+        command = self._command("execute", statement.text, statement.classified, portal.params, _types(statement))
         decision = yield from self._decide(command, statement.classified, portal)
         if decision.approval:
             yield from self._refresh(statement)
@@ -433,6 +446,7 @@ class Session:
             # COPY while it waits for the data.
             raw += messages.FLUSH_FRAME
         yield from self._later(step, raw)
+        self._executed_segment = self._flight.segment
         self._has_waiting_execute = True
         if may_copy_in:
             yield from self._cover()
@@ -523,8 +537,13 @@ class Session:
         found = reader.find(text)
         return found if found is not None else (yield from reader.read(text))
 
+    def _renew(self, statement: Statement) -> Effects[None]:
+        """Read a prepared statement again if what it means may have changed."""
+        if statement.generation != self._generation() or self._upstream.changing_segment >= 0:
+            yield from self._refresh(statement)
+
     def _refresh(self, statement: Statement) -> Effects[None]:
-        """Read a prepared statement again: what it means may have changed."""
+        """Read a prepared statement again."""
         statement.classified = yield from self._classify(statement.text)
         statement.generation = self._generation()
         types = statement.answer.types if statement.answer is not None else ()
@@ -534,7 +553,8 @@ class Session:
         self, kind: str, text: bytes, classified: Classified, params: bytes = b"", types: tuple[int, ...] = ()
     ) -> Command:
         facts = unknown(_CHANGED_READING) if self._reading_changed else classified.facts
-        in_transaction = self._upstream.status != messages.IDLE
+        # What was executed since the last Sync has a transaction, too, and may have said BEGIN.
+        in_transaction = self._upstream.status != messages.IDLE or self._executed_segment == self._flight.segment
         results = self._upstream.results
         if results is None:
             return Command(kind, text, facts, params, in_transaction, param_types=types)
@@ -550,17 +570,18 @@ class Session:
             decision = _unmaskable(classified, decision)
         elif decision.action is Action.REQUIRE_APPROVAL:
             decision = yield from self._hold(command, decision, portal)
-        if decision.action is Action.ALLOW and command.kind != "parse":  # what is prepared counts when it runs
+        if decision.action is Action.ALLOW and not command.is_preparing:  # what is prepared counts when it runs
             decision = yield Admit(command, decision)
         return decision
 
     def _hold(self, command: Command, decision: Decision, portal: Portal | None) -> Effects[Decision]:
         """Ask people, and then policy and the database's catalog again: both may have changed meanwhile."""
-        if command.kind == "parse":  # nothing runs yet, and its parameters are not known: they are asked at Execute
+        if command.kind == "parse":  # nothing runs yet, and its parameters are not known
             return msgspec.structs.replace(decision, action=Action.ALLOW, message="")
         approved = portal.approved if portal is not None else None
         if approved is not None and approved.revision == decision.revision:
-            return approved
+            counted: Decision = yield Ask(command, is_approved=True)
+            return approved if counted == decision else answers.changed_meanwhile(approved)
         yield from self._cover()
         if self._has_open_segment:  # the client may want to know how what it sent before this went
             yield ToUpstream(messages.FLUSH_FRAME, self._opened())
@@ -569,7 +590,7 @@ class Session:
             return held
         self._opened_reader().catalog.invalidate()  # people take longer than what is known of it may be trusted
         classified = yield from self._classify(command.text)
-        fresh: Decision = yield Ask(msgspec.structs.replace(command, facts=classified.facts))
+        fresh: Decision = yield Ask(msgspec.structs.replace(command, facts=classified.facts), is_approved=True)
         if classified.unmaskable:
             return _unmaskable(classified, fresh)
         is_same = classified.facts.accesses == command.facts.accesses and not self._reading_changed
@@ -631,6 +652,10 @@ class Session:
         if self._receipt is None:
             raise ProtocolError("The session has not started.")
         return self._receipt
+
+
+def _types(statement: Statement) -> tuple[int, ...]:
+    return statement.answer.types if statement.answer is not None else statement.types
 
 
 def _unmaskable(classified: Classified, decision: Decision) -> Decision:
