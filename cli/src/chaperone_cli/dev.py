@@ -11,9 +11,7 @@ import asyncio
 import base64
 import contextlib
 import ctypes
-import os
 import secrets
-import shutil
 import signal
 import socket
 import sys
@@ -26,17 +24,17 @@ from typing import Any, Final
 import click
 import msgspec
 import uvloop
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from chaperone_cli.desk import FileDesk, Settings
+from chaperone_cli.policy_world import Object, Objects, Unusable, from_directory, opa_program, set_local_aside
 from chaperone_cli.say import say
 from chaperone_evidence import record
 from chaperone_evidence.certificate import STREAM_KEY_SCHEME, subject_uri
-from chaperone_operator.compile import Snapshot, compile_namespace
+from chaperone_operator.compile import Snapshot
 from chaperone_sidecar import config as gateway_config
 from chaperone_sidecar.backend import PostgresBackends
 from chaperone_sidecar.config import GatewayConfig, Target
@@ -55,81 +53,20 @@ PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 CLUSTER: Final = "dev"
 MASK_KEY_SECRET: Final = "chaperone-mask-key"  # noqa: S105 - a name
 MIN_MASK_KEY_BYTES: Final = 16  # what masks ask for
-LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-KINDS: Final = ("AgentIdentity", "AccessTarget", "AccessPolicy", "ClusterAccessPolicy", "Secret")
-
-type Object = dict[str, Any]
-
-
-class Unusable(Exception):
-    """The arguments or manifests cannot be used; the text says why."""
 
 
 def run(manifests: Path, identity: str, evidence: Path, listen: tuple[str, ...]) -> int:
     """Run until SIGTERM or SIGINT; returns the exit status."""
     try:
-        objects = load(manifests)
-        namespace = _namespace(objects, identity)
-        local = _set_local_aside(objects["AccessTarget"])
-        snapshot = _compile(objects, namespace)
+        world = from_directory(manifests, identity)
+        local = set_local_aside(world.objects["AccessTarget"])
+        objects, snapshot = world.objects, world.snapshot(world.namespace_of(identity))
         places = dict(_place(text) for text in listen)
         uvloop.run(_serve(objects, snapshot, _config(snapshot, identity, local), evidence, places))
     except (Unusable, ChaperoneError) as error:
         click.echo(f"chaperone dev: {error}", err=True)
         return 2
     return 0
-
-
-def load(directory: Path) -> dict[str, list[Object]]:
-    """All objects in the YAML files of a directory, by kind.
-
-    Raises:
-        Unusable: a file is not YAML, or holds something else.
-    """
-    objects: dict[str, list[Object]] = {kind: [] for kind in KINDS}
-    for path in sorted((*directory.glob("*.yaml"), *directory.glob("*.yml"))):
-        try:
-            documents = list(yaml.safe_load_all(path.read_text()))
-        except yaml.YAMLError as error:
-            raise Unusable(f"{path.name} is not YAML: {error}") from error
-        for document in documents:
-            if document is None:
-                continue
-            kind = document.get("kind") if isinstance(document, dict) else None
-            if kind in objects:
-                objects[kind].append(document)
-    return objects
-
-
-def _namespace(objects: dict[str, list[Object]], identity: str) -> str:
-    for found in objects["AgentIdentity"]:
-        if found.get("metadata", {}).get("name") == identity:
-            found["metadata"].setdefault("uid", f"dev-{identity}")
-            found["metadata"].setdefault("generation", 1)
-            return str(found["metadata"].get("namespace", "default"))
-    raise Unusable(f'There is no AgentIdentity "{identity}" in the manifests.')
-
-
-def _compile(objects: dict[str, list[Object]], namespace: str) -> Snapshot:
-    for kind in KINDS[:3]:
-        for found in objects[kind]:
-            if kind != "AccessTarget":
-                found.get("metadata", {}).setdefault("namespace", namespace)
-    os.environ.setdefault("CHAPERONE_OPA", _opa_program())  # the compiler checks policies' own Rego with it
-    snapshot = compile_namespace(
-        namespace,
-        objects["AgentIdentity"],
-        objects["AccessTarget"],
-        objects["AccessPolicy"],
-        objects["ClusterAccessPolicy"],
-        namespace_labels={"kubernetes.io/metadata.name": namespace},
-    )
-    for problem in snapshot.problems:
-        level = "error" if problem.is_blocking else "note"
-        click.echo(f"{level}: {problem.kind} {problem.name}: {problem.reason}: {problem.message}", err=True)
-    if not snapshot.is_usable:
-        raise Unusable("The policies do not compile; nothing is started.")
-    return snapshot
 
 
 def _place(text: str) -> tuple[str, tuple[str, int]]:
@@ -141,7 +78,7 @@ def _place(text: str) -> tuple[str, tuple[str, int]]:
 
 
 async def _serve(
-    objects: dict[str, list[Object]],
+    objects: Objects,
     snapshot: Snapshot,
     config: GatewayConfig,
     evidence: Path,
@@ -173,20 +110,6 @@ async def _serve(
         gateway.close("the gateway was stopped")
 
 
-def _set_local_aside(targets: list[Object]) -> dict[str, str]:
-    """Take loopback upstreams out of the targets and return them by target.
-
-    In a pod loopback would be the pod itself, so the compiler refuses it; here the database on this machine is the
-    point.
-    """
-    local = {}
-    for target in targets:
-        upstream = (target.get("spec") or {}).get("upstream") or {}
-        if upstream.get("host") in LOCAL_HOSTS:
-            local[target["metadata"]["name"]] = upstream.pop("host")
-    return local
-
-
 def _config(snapshot: Snapshot, identity: str, local: dict[str, str]) -> GatewayConfig:
     configs = msgspec.json.decode(snapshot.gateway, type=dict[str, msgspec.Raw])
     config = gateway_config.decode(bytes(configs[identity]))
@@ -198,9 +121,7 @@ def _config(snapshot: Snapshot, identity: str, local: dict[str, str]) -> Gateway
     return replace(config, targets=targets)
 
 
-def _gateway(
-    objects: dict[str, list[Object]], snapshot: Snapshot, config: GatewayConfig, evidence: Path, decider: Decider
-) -> Gateway:
+def _gateway(objects: Objects, snapshot: Snapshot, config: GatewayConfig, evidence: Path, decider: Decider) -> Gateway:
     mask_key = _mask_key(objects["Secret"])
     # One directory plays one pod: a stream may only be followed by one of the same pod.
     pod_uid = str(uuid.uuid5(uuid.NAMESPACE_URL, evidence.resolve().as_uri()))
@@ -345,7 +266,7 @@ async def _close(server: asyncio.Server) -> None:
 
 @contextlib.asynccontextmanager
 async def _opa(bundle: bytes) -> Any:  # noqa: ANN401 - an async iterator of the socket's path
-    program = _opa_program()
+    program = opa_program()
     with tempfile.TemporaryDirectory(prefix="chaperone-dev-") as directory:
         path, listening = Path(directory) / "bundle.tar.gz", Path(directory) / "opa.sock"
         path.write_bytes(bundle)
@@ -364,11 +285,3 @@ async def _opa(bundle: bytes) -> Any:  # noqa: ANN401 - an async iterator of the
 def _end_with_parent() -> None:
     """In the child: the kernel ends it when this process goes, killed or not."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _opa_program() -> str:
-    cached = Path(os.environ.get("CHAPERONE_BIN", Path.home() / ".cache" / "chaperone" / "bin")) / "opa"
-    found = os.environ.get("CHAPERONE_OPA") or shutil.which("opa") or (str(cached) if cached.exists() else None)
-    if found is None:
-        raise Unusable("The program opa is not installed; run `make setup`, or set CHAPERONE_OPA to its path.")
-    return found

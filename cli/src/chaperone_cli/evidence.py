@@ -16,6 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol
 
+from chaperone_cli.say import progress
+from chaperone_evidence import entry
+from chaperone_evidence.errors import EvidenceError
+
 MAX_SEGMENT_BYTES: Final = 64 << 20  # segments are 1 or 2 MiB; a bundle's may be larger, never this large
 MAX_FILES: Final = 1_000_000  # a terabyte of segments
 MAX_TRUST_BYTES: Final = 1 << 20
@@ -154,6 +158,55 @@ def open_source(path: Path) -> Iterator[Source]:
         return
     with path.open("rb") as file:
         yield Tar(file)
+
+
+def segments(source: Source) -> dict[str, tuple[list[str], list[str]]]:
+    """The segments of entries, and of bodies, by stream.
+
+    Raises:
+        CannotVerify: no stream, or files that do not belong to the layout.
+    """
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for name in source.names():
+        match = LAYOUT.match(name)
+        if match is not None:
+            found.setdefault(match[2], ([], []))[match[1] == "bodies"].append(name)
+        elif name != TRUST:
+            raise CannotVerify(f"The file {name} does not belong to the layout.")
+    if not found:
+        raise CannotVerify("There is no stream here; is this an evidence directory or a bundle?")
+    return dict(sorted(found.items()))
+
+
+def entries(source: Source, names: list[str], label: str) -> Iterator[bytes]:
+    """The entries of a stream, in order.
+
+    Raises:
+        EvidenceError: a segment is missing, or cannot be read. CannotVerify: it is too long.
+    """
+    count = 0
+    for name in names:
+        progress(f"{label}: {count} records")
+        match = LAYOUT.match(name)
+        if match is None or int(match[3]) != count:
+            raise EvidenceError(f"it should be in a segment of its own number; the segment here is {name}")
+        for data in entry.frames(source.read(name, MAX_SEGMENT_BYTES)):
+            yield data
+            count += 1
+
+
+def bodies(source: Source, names: list[str], label: str) -> Iterator[bytes]:
+    """The bodies of a stream, in order.
+
+    Raises:
+        EvidenceError: they cannot be read. CannotVerify: a segment is too long.
+    """
+    count = 0
+    for name in names:
+        progress(f"{label}: {count} texts")
+        for data in entry.body_frames(source.read(name, MAX_SEGMENT_BYTES)):
+            yield data
+            count += 1
 
 
 def _header(block: bytes) -> tuple[str, bytes, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -12,17 +11,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from chaperone_cli.evidence import (
-    LAYOUT,
-    MAX_SEGMENT_BYTES,
     MAX_TRUST_BYTES,
     TRUST,
     CannotVerify,
     Source,
+    bodies,
+    entries,
     open_source,
+    segments,
 )
 from chaperone_cli.say import progress, say
-from chaperone_evidence import entry
-from chaperone_evidence.errors import EvidenceError
 from chaperone_evidence.verify import StreamReport, Verdict, join, verify_stream
 
 OK, FINDINGS, CANNOT = 0, 1, 2
@@ -61,24 +59,13 @@ def judge(source: Source, authorities: list[x509.Certificate]) -> Verdict:
     Raises:
         CannotVerify: no stream, or files that do not belong to the layout.
     """
-    streams: dict[str, list[str]] = {}
-    bodies: dict[str, list[str]] = {}
-    for name in source.names():
-        match = LAYOUT.match(name)
-        if match is not None:
-            (streams if match[1] == "streams" else bodies).setdefault(match[2], []).append(name)
-        elif name != TRUST:
-            raise CannotVerify(f"The file {name} does not belong to the layout.")
-    names = sorted(streams.keys() | bodies.keys())
-    if not names:
-        raise CannotVerify("There is no stream here; is this an evidence directory or a bundle?")
+    names = segments(source)
     reports = []
     try:
-        for number, stream in enumerate(names, 1):
+        for number, (stream, (of_entries, of_bodies)) in enumerate(names.items(), 1):
             label = f"stream {number} of {len(names)}"
-            segments = _entries(source, streams.get(stream, []), label)
-            texts = _bodies(source, bodies.get(stream, []), label)
-            reports.append(verify_stream(stream, segments, authorities, texts))
+            found = entries(source, of_entries, label)
+            reports.append(verify_stream(stream, found, authorities, bodies(source, of_bodies, label)))
     finally:
         progress("")
     return join(reports)
@@ -105,27 +92,6 @@ def read_trust(source: Source, given: Path | None) -> Trust:
 def fingerprint(certificate: x509.Certificate) -> str:
     """SHA-256 of a certificate, as `openssl x509 -fingerprint -sha256` shows it."""
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
-
-
-def _entries(source: Source, names: list[str], label: str) -> Iterator[bytes]:
-    count = 0
-    for name in names:
-        progress(f"{label}: {count} records")
-        match = LAYOUT.match(name)
-        if match is None or int(match[3]) != count:
-            raise EvidenceError(f"it should be in a segment of its own number; the segment here is {name}")
-        for data in entry.frames(source.read(name, MAX_SEGMENT_BYTES)):
-            yield data
-            count += 1
-
-
-def _bodies(source: Source, names: list[str], label: str) -> Iterator[bytes]:
-    count = 0
-    for name in names:
-        progress(f"{label}: {count} texts")
-        for data in entry.body_frames(source.read(name, MAX_SEGMENT_BYTES)):
-            yield data
-            count += 1
 
 
 def _print(verdict: Verdict, trust: Trust) -> None:

@@ -350,6 +350,50 @@ lacking := {"needs": ["rows"]} if {
 
 assumed := found if found := [outcome.action, would_be] with input.rows as 0
 
+# --- why -----------------------------------------------------------------------------------------------------------------
+
+# For people who ask (`chaperone explain`), never on the way of a command: nothing above refers to it, so no decision
+# pays for it. Each access with the rules that speak of it, the strictest first, and what keeps those from firing that
+# do not; and what the policies' own Rego says.
+trace := {
+	"accesses": [{
+		"effect": access.effect,
+		"object": access.object,
+		"through": object.get(access, "through", ""),
+		"covered": is_covered(access, firing),
+		"rules": [traced(index, access, firing) | some index in sort(indexes)],
+	} |
+		some [access, indexes] in spoken
+		firing := {index | some index in indexes; fires(grant.rules[index], access)}
+	],
+	"own": [{"policy": policy, "message": shown(sprintf("%v", [message])), "inForce": [policy, message] in own_in_force} |
+		some [policy, message] in own_of_all
+	],
+}
+
+default is_covered(_, _) := false
+
+is_covered(access, _) if implied(access)
+
+is_covered(_, firing) if covered(usual_scope, firing)
+
+traced(index, access, firing) := {
+	"policy": rule.policy,
+	"rule": rule.rule,
+	"action": rule.action,
+	"observed": object.get(rule, "observed", false),
+	"fires": index in firing,
+	"why": withheld(rule, access),
+} if {
+	rule := grant.rules[index]
+}
+
+withheld(rule, access) := "gives no leave for what is reached through something else" if not counts(rule.action, access)
+
+else := why if why := lack(rule, access)
+
+else := ""
+
 # --- where rules are ---------------------------------------------------------------------------------------------------
 
 # A wildcard never means a critical effect.

@@ -50,7 +50,7 @@ def folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=_MEMORY)
 
 
-def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, stdin: str = "", timeout_s: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
     """Run opa to its end.
 
     Raises:
@@ -58,7 +58,7 @@ def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
     """
     try:
         return subprocess.run(
-            [program(), *arguments], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            [program(), *arguments], input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except (subprocess.TimeoutExpired, OSError) as error:
         raise NoOpa(f"it cannot be checked ({type(error).__name__})") from error

@@ -12,7 +12,7 @@ import gzip
 import hashlib
 import io
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from importlib import resources
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import msgspec
 
 from chaperone_operator.compile import approvals, check, grants, limits, masks, rego
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
-from chaperone_operator.compile.binding import Binding
+from chaperone_operator.compile.binding import bind, bind_cluster
 from chaperone_operator.compile.credential import MADE_PER_SESSION, Credential, Place, reference
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -35,7 +35,7 @@ from chaperone_operator.compile.model import (
     decode,
 )
 from chaperone_operator.compile.problem import Problem
-from chaperone_operator.compile.vocabulary import PORTS, WILDCARD, Action
+from chaperone_operator.compile.vocabulary import PORTS, Action
 
 MAX_SNAPSHOT_BYTES: Final = 900_000  # a ConfigMap holds 1 MiB; the rest is room for its metadata
 REVISION_DIGITS: Final = 16
@@ -141,8 +141,8 @@ class _Compiled:
         self._identities = sorted(identities, key=lambda identity: identity.name)
         self._targets = dict(sorted(targets.items()))
         self._namespace = namespace
-        self._labels = labels
-        bindings = [*self._bind(policies), *self._bind_cluster(cluster_policies)]
+        cluster = bind_cluster(cluster_policies, namespace, labels, self._identities, self._targets)
+        bindings = [*bind(policies), *cluster]
         self._bound = [
             grants.Bound(
                 one.identity,
@@ -194,24 +194,6 @@ class _Compiled:
             message = f"The namespace's snapshot has {size} bytes, more than {MAX_SNAPSHOT_BYTES}; split the namespace."
             return _unusable([*problems, Problem("Namespace", "", self._namespace, "SnapshotTooLarge", message)])
         return msgspec.structs.replace(found, problems=tuple(sorted(set(problems))))
-
-    def _bind(self, policies: list[Policy]) -> Iterator[Binding]:
-        for policy in policies:
-            for identity in {subject.identity for subject in policy.spec.subjects}:
-                for target in {named.name for named in policy.spec.targets}:
-                    yield Binding(identity, target, policy.namespace, policy.name, policy.spec)
-
-    def _bind_cluster(self, policies: list[ClusterPolicy]) -> Iterator[Binding]:
-        for policy in policies:
-            here = [one for one in policy.spec.subjects if one.is_of(self._namespace, self._labels)]
-            named = {one.name for one in policy.spec.targets}
-            for identity in self._identities:
-                if not any(subject.means(identity) for subject in here):
-                    continue
-                # A target that does not admit the namespace is no matter of this snapshot, whoever names it.
-                for target in self._targets:
-                    if target in named or WILDCARD in named:
-                        yield Binding(identity.name, target, "", policy.name, policy.spec)
 
     def _leases(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Credentials only where something of the identity may pass at the target."""

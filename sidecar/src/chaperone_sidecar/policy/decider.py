@@ -176,7 +176,7 @@ class Decider:
             "protocol": protocol,
             "resolution": facts.resolution.value,
             "accesses": [
-                _asked(access, extent)
+                asked(access, extent)
                 for access, extent in zip(facts.accesses, (*facts.extents, *(Extent(),) * unknown), strict=True)
             ],
             "minute": minute,
@@ -219,12 +219,13 @@ class Decider:
         return answer.get("result") if isinstance(answer, dict) else None
 
 
-def _asked(access: Access, extent: Extent) -> dict[str, object]:
-    asked: dict[str, object] = {"effect": access.effect.value, "object": access.object}
+def asked(access: Access, extent: Extent) -> dict[str, object]:
+    """An access as the engine is asked about it."""
+    found: dict[str, object] = {"effect": access.effect.value, "object": access.object}
     if access.through:
-        asked["through"] = access.through
+        found["through"] = access.through
     if extent.has_where:
-        asked["where"] = True
+        found["where"] = True
     if extent.limit is not None:
-        asked["limit"] = extent.limit
-    return asked
+        found["limit"] = extent.limit
+    return found
