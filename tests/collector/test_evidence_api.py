@@ -23,6 +23,7 @@ from chaperone_evidence import entry, verify
 
 pytestmark = pytest.mark.peer
 
+APPROVAL = "apr-aaaaaaaaaaaaaaaaaaaa"
 _BASE = "/apis/evidence.chaperone.dev/v1alpha1"
 
 
@@ -37,7 +38,7 @@ class Scene:
         self.closed = self.stream.open_session()
         self.stream.conclude(self.closed, self.stream.intend(self.closed, "SELECT *\n\tFROM orders"), rows=7)
         self.stream.intend(self.closed, "DROP TABLE orders", decision="Deny", rule="never")
-        self.stream.conclude(self.closed, self.stream.intend(self.closed, "SELECT 2"), "error", 0)
+        self.stream.conclude(self.closed, self.stream.intend(self.closed, "SELECT 2", approval=APPROVAL), "error", 0)
         self.stream.close_session(self.closed, 3, 1)
         self.open = self.stream.open_session("ledger-db", "MySQL")
         self.stream.intend(self.open, "SELECT 3")
@@ -83,9 +84,11 @@ async def test_wide_tables_show_owner_pod_text_rows_and_hash(evidence_api: Evide
     text = await _kubectl(evidence_api, "get", "commands", *selector)
     assert text.splitlines()[0].split() == [
         "NAME", "AGENT", "TARGET", "KIND", "EFFECTS", "DECISION", "RULE", "AGE", "COMMAND", "ROWS", "HASH",
+        "APPROVAL",
     ]  # fmt: skip
     assert "SELECT * FROM orders" in text  # one line, whatever the statement holds
     assert " 7 " in text
+    assert [line.split()[-1] for line in text.splitlines()[1:]] == ["<none>", "<none>", APPROVAL, "<none>"]
 
 
 async def test_objects_say_who_what_and_how_it_ended(evidence_api: EvidenceApi, gateway_ca: Authority) -> None:
@@ -112,6 +115,7 @@ async def test_objects_say_who_what_and_how_it_ended(evidence_api: EvidenceApi, 
     assert (refused["spec"]["decision"], refused["spec"]["rule"]) == ("Deny", "never")
     assert refused["status"]["status"] == "Refused"
     assert failed["status"]["status"] == "Error"
+    assert [one["spec"].get("approval") for one in (first, refused, failed)] == [None, None, APPROVAL]
     one = json.loads(
         await _kubectl(evidence_api, "get", "command", "-n", "agents", first["metadata"]["name"], "-o", "json")
     )

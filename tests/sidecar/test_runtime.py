@@ -1,19 +1,11 @@
-"""The gateway as it runs in a pod, against the real broker, API server, OPA, collector and PostgreSQL.
-
-Only the fence is not there, so its way out is an ordinary socket.
-"""
+"""The gateway as it runs in a pod: what it follows, what it keeps to itself, what ends with what."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-import aiohttp
 import msgspec
 import psycopg
 import pytest
@@ -23,105 +15,14 @@ from fix_opa import Opa
 from fix_postgres import PASSWORD, Postgres
 from manifests import identity, policy, rule, target
 from msgspec.structs import replace
+from pod_gateway import compiled, connect, install, running, until
 from psycopg import errors
 
 from chaperone_operator.broker import maskkey
 from chaperone_operator.compile import Snapshot, compile_namespace
-from chaperone_operator.kube import CONFIG_MAPS, PODS, SECRETS
-from chaperone_sidecar.config import GatewayConfig
-from chaperone_sidecar.gateway import Gateway
-from chaperone_sidecar.runtime import Edges, Runtime, Settings
+from chaperone_operator.kube import PODS, SECRETS
 
 pytestmark = pytest.mark.peer
-
-WAIT_S = 60.0
-
-
-def compiled(broker: Broker, postgres: Postgres, *effects: str, **spec: object) -> Snapshot:
-    """A policy that allows those effects on everything of the real database; `spec` is what else it says."""
-    database = target(
-        port=postgres.port,
-        upstream={"host": "orders-db.data.svc", "port": postgres.port, "database": "orders"},
-        tls={"mode": "VerifyFull", "serverName": "localhost", "caSecretRef": {"name": "real-ca"}},
-        credential={"secretRef": {"name": "real-writer"}},
-        allowedNamespaces={"names": [broker.agents]},
-    )
-    snapshot = compile_namespace(
-        broker.agents, [identity(namespace=broker.agents)], [database],
-        [policy([rule("some", "Allow", list(effects))], namespace=broker.agents, **spec)], [],
-        namespace_labels={}, system_namespace=broker.system,
-    )  # fmt: skip
-    assert snapshot.is_usable, snapshot.problems
-    return snapshot
-
-
-async def install(broker: Broker, postgres: Postgres, collector: Collector) -> None:
-    """Secrets of the real database, and the collector trusts the broker's gateways."""
-    async with broker.admin() as client:
-        made = (
-            secret("real-ca", "Opaque", **{"ca.crt": postgres.ca_pem}),
-            secret("real-writer", username="agent_rw", password=PASSWORD),
-        )
-        for one in made:
-            await client.apply(SECRETS, one["metadata"]["name"], one, manager="test", namespace=broker.system)
-        trust = await client.get(CONFIG_MAPS, "chaperone-trust", broker.system)
-    (collector.folder / "gateway-ca.crt").write_text(trust["data"]["gateway-ca.crt"])
-
-
-async def dial(_: str, port: int) -> socket.socket:
-    """Every host is this machine."""
-    connection = socket.socket()
-    connection.setblocking(False)
-    await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
-    return connection
-
-
-def connector(context: ssl.SSLContext) -> aiohttp.TCPConnector:
-    """No mark."""
-    return aiohttp.TCPConnector(ssl=context)
-
-
-@asynccontextmanager
-async def running(
-    broker: Broker, collector: Collector, opa: Opa, folder: Path, name: str
-) -> AsyncIterator[tuple[Gateway, int, list[GatewayConfig]]]:
-    """A gateway of a new pod, and the port on which its one target is served."""
-    pod = await broker.pod(name)
-    await pod.set_status(restarts=0)
-    token = folder / "token"
-    token.write_text(await pod.token())
-    settings = Settings(
-        broker_url=broker.url, collector_url=collector.ingest, cluster=broker.cluster, namespace=broker.agents,
-        ca_pem=broker.service_ca.pem + collector.service_ca.pem, pod=name, pod_uid=pod.uid, identity="billing-agent",
-        token_path=token, spool=folder / "spool", spool_bytes=64 << 20, bundle=opa.bundle, opa=opa.socket,
-    )  # fmt: skip
-    seen: list[GatewayConfig] = []
-    runtime = Runtime(settings, Edges(dial, connector))
-    gateway = await runtime.start()
-    runtime.follow(seen.append)
-    loops = asyncio.create_task(runtime.run())
-    server = await asyncio.get_running_loop().create_server(
-        lambda: gateway.accept(gateway.config.targets[0]), "127.0.0.1", 0
-    )
-    try:
-        yield gateway, server.sockets[0].getsockname()[1], seen
-    finally:
-        server.close()
-        gateway.close("the test is over")
-        loops.cancel()
-        await asyncio.gather(loops, return_exceptions=True)
-
-
-async def connect(port: int) -> psycopg.AsyncConnection:
-    """As an agent: no password."""
-    return await psycopg.AsyncConnection.connect(f"host=127.0.0.1 port={port} user=me dbname=orders", autocommit=True)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Wait for something that other processes do."""
-    async with asyncio.timeout(WAIT_S):
-        while not is_so():  # noqa: ASYNC110 - it happens in another process
-            await asyncio.sleep(0.05)
 
 
 async def test_a_pods_gateway_serves_refuses_follows_policy_and_ships_its_records(

@@ -113,7 +113,7 @@ class Stream:
 
     def intend(
         self, session: str, text: str = "SELECT 1", *, target: str = "orders-db", decision: str = "Allow",
-        rule: str = "read-orders", with_body: bool = True,
+        rule: str = "read-orders", approval: str = "", with_body: bool = True,
     ) -> tuple[int, str]:  # fmt: skip
         """A command's intent; returns its number and id."""
         plain = text.encode()
@@ -128,7 +128,7 @@ class Stream:
                 seq=0, wall_us=0, mono_us=0, session=session, command=command, target=target, kind="query",
                 decision=decision, sha256=hashlib.sha256(plain).hexdigest(), size_bytes=len(plain),
                 accesses=(record.AccessEntry("read", "public.orders"),), resolution="syntactic",
-                policy="agents/billing", rule=rule, revision="0123456789abcdef",
+                policy="agents/billing", rule=rule, revision="0123456789abcdef", approval=approval,
                 body=record.Commitment(base64.b64encode(commit).decode(), len(plain)),
             )
         )  # fmt: skip

@@ -145,7 +145,10 @@ class ApprovalRequest(Record, frozen=True, kw_only=True, tag="approval.request")
 
 
 class ApprovalOutcome(Record, frozen=True, kw_only=True, tag="approval.outcome"):
-    """What came of the wait in this session: Used is an approval that the next intent names; Pending, none in time."""
+    """What came of the wait in this session.
+
+    Used is an approval that the next intent names; Approved, one that could not be used; Pending, none in time.
+    """
 
     session: str
     approval: str

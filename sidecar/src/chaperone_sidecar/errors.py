@@ -83,7 +83,14 @@ class BrokerUnavailable(ChaperoneError):
 
 
 class ApprovalUnavailable(ChaperoneError):
-    """A request for approval cannot be kept, seen or used."""
+    """A request for approval cannot be kept, seen or used.
+
+    `is_unanswered` says that whoever keeps it did not say so: it may be seen later.
+    """
+
+    def __init__(self, message: str, *, is_unanswered: bool = False) -> None:
+        super().__init__(message)
+        self.is_unanswered = is_unanswered
 
 
 class FenceBroken(ChaperoneError):

@@ -1,8 +1,9 @@
 """`chaperone-demo`: what Chaperone does, shown in a cluster, with the commands that a person would type.
 
-Cluster → Chaperone → a database → identity, target, policy → an agent. Then the agent works, is refused, tries to get
-out as root, and an auditor looks at what was recorded and verifies it. Every step has an expectation on what it prints;
-the exit status is 0 only if all of them held. The manifests are those of examples/demo.
+Cluster → Chaperone → a database → identity, target, policy → an agent. Then the agent works, is refused, is held until
+a person approves, tries to get out as root, and an auditor looks at what was recorded and verifies it. Every step has
+an expectation on what it prints; the exit status is 0 only if all of them held. The manifests are those of
+examples/demo.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from chaperone_tools import demo_approval
 from chaperone_tools.cache import cache, checkout
 from chaperone_tools.cluster.current import Current
 from chaperone_tools.cluster.main import DEFAULT_NAME, provider
@@ -219,6 +221,8 @@ def _demo(cluster: Provider, phases: Phases) -> list[str]:
 
     with phases.phase("the agent works"):
         _work(story)
+    with phases.phase("a person approves"):
+        _ask(story, kubectl)
     with phases.phase("the agent tries to get out"):
         _escape(story, kubectl, pod, certificate)
     with phases.phase("the auditor looks"):
@@ -241,6 +245,13 @@ def _work(story: Story) -> None:
         *_with_stdin(AGENT), "--", "python3", "-", script="report.py",
         shows=("Ada: 1299.00", f"not allowed: {DENIED}", "still in step: 3 customers"), hides=("Traceback",),
     )  # fmt: skip
+
+
+def _ask(story: Story, kubectl: Kubectl) -> None:
+    story.chapter("A command that waits until somebody of billing-leads has approved it")
+    held = (*AGENT, "--", "psql", CONNECTION, "-c", "DELETE FROM invoices WHERE id = 4")
+    demo_approval.approve(story, kubectl, AGENTS, held, shows=("DELETE ",))
+    _psql(story, "SELECT id, paid FROM invoices ORDER BY id", shows=("(3 rows)",))
 
 
 def _psql(story: Story, statement: str, *, shows: Sequence[str], hides: Sequence[str] = (), status: int = 0) -> None:
@@ -290,7 +301,7 @@ def _audit(story: Story, kubectl: Kubectl, pod: Mapping[str, Any], system_namesp
     story.chapter("The auditor: what was done, by whom, what was refused")
     name = pod["metadata"]["name"]
     wait_for(
-        "the records of eight sessions at the collector",
+        "the records of ten sessions at the collector",
         RECORDED_LIMIT_S,
         lambda: _not_recorded(kubectl, name),
         lambda: diagnosis(kubectl, system_namespace),
@@ -298,7 +309,7 @@ def _audit(story: Story, kubectl: Kubectl, pod: Mapping[str, Any], system_namesp
     story.run("kubectl", "get", "sessions", "-n", AGENTS, shows=("billing-agent", "orders-db", "Closed"))
     story.run(
         "kubectl", "get", "commands", "-n", AGENTS,
-        shows=("read-orders", "settle-invoices", "never", "uncovered", "Allow", "Deny"),
+        shows=("read-orders", "settle-invoices", "delete-invoices", "never", "uncovered", "Allow", "Deny"),
     )  # fmt: skip
     session = max(_sessions(kubectl, name), key=lambda one: (one["status"]["denied"] > 0, one["status"]["commands"]))
     session_name, last = session["metadata"]["name"], session["status"]["lastSeq"]
@@ -324,11 +335,11 @@ def _audit(story: Story, kubectl: Kubectl, pod: Mapping[str, Any], system_namesp
 
 
 def _not_recorded(kubectl: Kubectl, pod: str) -> str:
-    """What the collector lacks of the story: eight sessions, all closed, four of them with a refusal."""
+    """What the collector lacks of the story: ten sessions, all closed, four of them with a refusal."""
     found = _sessions(kubectl, pod)
     closed = sum(one["status"]["state"] == "Closed" for one in found)
     refused = sum(one["status"]["denied"] > 0 for one in found)
-    return "" if closed >= 8 and refused >= 4 else f"{closed} of 8 sessions closed, {refused} of 4 with a refusal"
+    return "" if closed >= 10 and refused >= 4 else f"{closed} of 10 sessions closed, {refused} of 4 with a refusal"
 
 
 def _sessions(kubectl: Kubectl, pod: str) -> list[dict[str, Any]]:

@@ -61,6 +61,7 @@ _COMMAND: Final[dict[str, Any]] = {
         "decision": _field(_STRING, "Allow, Deny or RequireApproval."),
         "policy": _field(_STRING, "The policy that decided."),
         "rule": _field(_STRING, "The rule that decided."),
+        "approval": _field(_STRING, "The ApprovalRequest that was spent on it."),
         "revision": _field(_STRING, "The revision of all policies at that time."),
         "sha256": _field(_STRING, "SHA-256 of the text as it is kept."),
         "masked": _field({"type": "boolean"}, "Text and parameters as kept lack values that masks hide."),

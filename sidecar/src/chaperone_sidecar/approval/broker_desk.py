@@ -7,7 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from chaperone_sidecar.approval.desk import Request, Ticket
-from chaperone_sidecar.credentials.broker import REQUEST_TIMEOUT_S, Broker, problem
+from chaperone_sidecar.credentials.broker import CALL_AGAIN, REQUEST_TIMEOUT_S, Broker, problem
 from chaperone_sidecar.errors import ApprovalUnavailable, BrokerUnavailable
 
 PATH: Final = "/v1/approvals"
@@ -46,9 +46,12 @@ class BrokerDesk:
         try:
             status, answer = await self._broker.call(method, path, **arguments)
         except BrokerUnavailable as error:
-            raise ApprovalUnavailable(f"no approval can be asked for: {error}") from error
+            raise ApprovalUnavailable(f"no approval can be asked for: {error}", is_unanswered=True) from error
         if status not in (200, 201):
-            raise ApprovalUnavailable(f"it needs an approval, and the broker refuses: {problem(answer)}")
+            raise ApprovalUnavailable(
+                f"it needs an approval, and the broker refuses: {problem(answer)}",
+                is_unanswered=status in CALL_AGAIN or status >= 500,
+            )
         try:
             return msgspec.json.decode(answer, type=Ticket)
         except msgspec.DecodeError as error:

@@ -67,7 +67,7 @@ class Desk(Protocol):
         """The request as it stands when it is decided, or after `wait_s` seconds.
 
         Raises:
-            ApprovalUnavailable: it cannot be seen now.
+            ApprovalUnavailable: it cannot be seen; where `is_unanswered`, not now.
         """
         ...
 

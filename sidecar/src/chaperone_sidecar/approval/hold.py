@@ -10,6 +10,7 @@ is a Deny that says so.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -25,6 +26,8 @@ from chaperone_sidecar.errors import ApprovalUnavailable, SpoolFull
 
 MAX_WAIT_IN_TRANSACTION_S: Final = 10  # it holds locks that others wait for
 POLL_S: Final = 20  # one question to the desk waits at most so long
+PAUSE_S: Final = 1.0  # after a question that was not answered: a broker's restart takes seconds
+MAX_SHOWN_BYTES: Final = 16_384  # the broker keeps no more of a text, and nobody can approve what is not shown whole
 MAX_HELD: Final = 64  # commands that wait at once in one pod; people cannot keep up with more
 
 type Revision = Callable[[], str]
@@ -85,6 +88,13 @@ class Holds:
                 f"{MAX_HELD} commands of this pod wait for an approval already.",
                 "Wait until some are decided.",
             )
+        if len(shown.encode()) > MAX_SHOWN_BYTES:
+            return _denied(
+                decision,
+                f"it needs an approval, and its text with its parameters is longer than the {MAX_SHOWN_BYTES} bytes "
+                "that people can be shown.",
+                "Nothing was executed. Send shorter commands.",
+            )
         self._held += 1
         try:
             request = _request(place, command, decision, shown, self._key())
@@ -104,15 +114,28 @@ class Holds:
             if self._revision() != decision.revision:
                 ticket = msgspec.structs.replace(ticket, state=State.CANCELLED, message="policy has changed meanwhile.")
             else:
-                ticket = await desk.use(ticket.name, request)
+                ticket = await self._used(desk, place, ticket, request)
         self._log.resolve_approval(place.session, ticket.name, ticket.state, ticket.message)
         return _outcome(decision, ticket)
+
+    async def _used(self, desk: Desk, place: Place, ticket: Ticket, request: Request) -> Ticket:
+        try:
+            return await desk.use(ticket.name, request)
+        except ApprovalUnavailable as error:
+            self._log.resolve_approval(place.session, ticket.name, ticket.state, str(error))
+            raise
 
     async def _decided(self, desk: Desk, ticket: Ticket, command: Command) -> Ticket:
         wait_s = min(ticket.wait_s, MAX_WAIT_IN_TRANSACTION_S) if command.in_transaction else ticket.wait_s
         until = self._now() + wait_s
         while ticket.state is State.PENDING and (left := until - self._now()) > 0:
-            ticket = await desk.follow(ticket.name, min(POLL_S, max(1, round(left))))
+            try:
+                ticket = await desk.follow(ticket.name, min(POLL_S, max(1, round(left))))
+            except ApprovalUnavailable as error:
+                # A broker's restart, or a renewed certificate, cuts the question; the request is still there.
+                if not error.is_unanswered:
+                    raise
+                await asyncio.sleep(min(PAUSE_S, left))
         return ticket
 
 

@@ -36,7 +36,7 @@ LONGEST_PAUSE_S: Final = 2.0  # whatever pause it asks for
 
 
 _CUT: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
-_CALL_AGAIN: Final = frozenset({409, 429, 503})
+CALL_AGAIN: Final = frozenset({409, 429, 503})  # answers of a broker that will say something else a little later
 _FINAL: Final = frozenset({403, 404})  # to a lease: policy grants it no more, or it was taken back
 
 
@@ -204,11 +204,11 @@ class Broker:
                 if left and isinstance(error.__cause__, _CUT):
                     continue  # a replica that is gone had the connection; the next one is another's
                 raise LeaseRefused(str(error), is_unanswered=True) from error
-            if status not in _CALL_AGAIN or not left:
+            if status not in CALL_AGAIN or not left:
                 break
             await asyncio.sleep(random.uniform(0.5, 1.0) * LONGEST_PAUSE_S)  # noqa: S311 - spreads many gateways
         if status >= 300:
-            is_unanswered = status in _CALL_AGAIN or status >= 500
+            is_unanswered = status in CALL_AGAIN or status >= 500
             raise LeaseRefused(problem(answer), is_final=status in _FINAL, is_unanswered=is_unanswered)
         return answer
 

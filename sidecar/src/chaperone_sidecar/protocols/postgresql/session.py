@@ -553,8 +553,7 @@ class Session:
         self, kind: str, text: bytes, classified: Classified, params: bytes = b"", types: tuple[int, ...] = ()
     ) -> Command:
         facts = unknown(_CHANGED_READING) if self._reading_changed else classified.facts
-        # What was executed since the last Sync has a transaction, too, and may have said BEGIN.
-        in_transaction = self._upstream.status != messages.IDLE or self._executed_segment == self._flight.segment
+        in_transaction = self._is_in_transaction()
         results = self._upstream.results
         if results is None:
             return Command(kind, text, facts, params, in_transaction, param_types=types)
@@ -563,6 +562,10 @@ class Session:
             kind, text, facts, params, in_transaction, shown.text(text, classified, conceals=conceals),
             shown.params(params, types, conceals=conceals), shown.facts(facts, conceals=conceals), types,
         )  # fmt: skip
+
+    def _is_in_transaction(self) -> bool:
+        """What was executed since the last Sync holds its locks in a transaction too, although nobody began it."""
+        return self._upstream.status != messages.IDLE or self._executed_segment == self._flight.segment
 
     def _decide(self, command: Command, classified: Classified, portal: Portal | None = None) -> Effects[Decision]:
         decision: Decision = yield Ask(command)
@@ -585,7 +588,11 @@ class Session:
         yield from self._cover()
         if self._has_open_segment:  # the client may want to know how what it sent before this went
             yield ToUpstream(messages.FLUSH_FRAME, self._opened())
-        held: Decision = yield Hold(command, decision, preview(command))
+        yield Wait(lambda: not self._flight)  # only then is it known whether a transaction is open
+        if self._has_failed():
+            return decision  # the server will skip it, so nobody need be asked
+        asked = msgspec.structs.replace(command, in_transaction=self._is_in_transaction())
+        held: Decision = yield Hold(asked, decision, preview(command))
         if held.action is not Action.ALLOW:
             return held
         self._opened_reader().catalog.invalidate()  # people take longer than what is known of it may be trusted

@@ -1,0 +1,144 @@
+"""The gateway as it runs in a pod, against the real broker, API server, OPA, collector and PostgreSQL.
+
+Only the fence is not there, so its way out is an ordinary socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import psycopg
+from fix_broker import Broker, Pod, secret
+from fix_collector import Collector
+from fix_opa import Opa
+from fix_postgres import PASSWORD, Postgres
+from manifests import Object, identity, policy, rule, target
+
+from chaperone_operator.compile import Snapshot, compile_namespace
+from chaperone_operator.kube import CONFIG_MAPS, SECRETS
+from chaperone_sidecar.config import GatewayConfig
+from chaperone_sidecar.gateway import Gateway
+from chaperone_sidecar.runtime import Edges, Runtime, Settings
+
+WAIT_S: Final = 60.0
+
+
+def compiled(broker: Broker, postgres: Postgres, *effects: str, **spec: object) -> Snapshot:
+    """A policy that allows those effects on everything of the real database; `spec` is what else it says."""
+    return ruled(broker, postgres, [rule("some", "Allow", list(effects))], **spec)
+
+
+def ruled(
+    broker: Broker, postgres: Postgres, rules: list[Object], *, is_suspended: bool = False, **spec: object
+) -> Snapshot:
+    """A policy of those rules for both identities at the real database."""
+    database = target(
+        port=postgres.port,
+        upstream={"host": "orders-db.data.svc", "port": postgres.port, "database": "orders"},
+        tls={"mode": "VerifyFull", "serverName": "localhost", "caSecretRef": {"name": "real-ca"}},
+        credential={"secretRef": {"name": "real-writer"}},
+        allowedNamespaces={"names": [broker.agents]},
+    )
+    subjects: list[Object] = [{"identity": "billing-agent"}, {"identity": "other-agent"}]
+    snapshot = compile_namespace(
+        broker.agents,
+        [identity(namespace=broker.agents, suspended=is_suspended), identity("other-agent", namespace=broker.agents)],
+        [database], [policy(rules, namespace=broker.agents, **({"subjects": subjects} | spec))], [],
+        namespace_labels={}, system_namespace=broker.system,
+    )  # fmt: skip
+    assert snapshot.is_usable, snapshot.problems
+    return snapshot
+
+
+async def install(broker: Broker, postgres: Postgres, collector: Collector) -> None:
+    """Secrets of the real database, and the collector trusts the broker's gateways."""
+    async with broker.admin() as client:
+        made = (
+            secret("real-ca", "Opaque", **{"ca.crt": postgres.ca_pem}),
+            secret("real-writer", username="agent_rw", password=PASSWORD),
+        )
+        for one in made:
+            await client.apply(SECRETS, one["metadata"]["name"], one, manager="test", namespace=broker.system)
+        trust = await client.get(CONFIG_MAPS, "chaperone-trust", broker.system)
+    (collector.folder / "gateway-ca.crt").write_text(trust["data"]["gateway-ca.crt"])
+
+
+async def dial(_: str, port: int) -> socket.socket:
+    """Every host is this machine."""
+    connection = socket.socket()
+    connection.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
+    return connection
+
+
+def connector(context: ssl.SSLContext) -> aiohttp.TCPConnector:
+    """No mark."""
+    return aiohttp.TCPConnector(ssl=context)
+
+
+async def settings_of(
+    pod: Pod, collector: Collector, opa: Opa, folder: Path, identity: str = "billing-agent"
+) -> Settings:
+    """What a pod tells its gateway, with a fresh token."""
+    broker = pod.broker
+    token = folder / "token"
+    token.write_text(await pod.token())
+    return Settings(
+        broker_url=broker.url, collector_url=collector.ingest, cluster=broker.cluster, namespace=broker.agents,
+        ca_pem=broker.service_ca.pem + collector.service_ca.pem, pod=pod.name, pod_uid=pod.uid, identity=identity,
+        token_path=token, spool=folder / "spool", spool_bytes=64 << 20, bundle=opa.bundle, opa=opa.socket,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def running(
+    broker: Broker, collector: Collector, opa: Opa, folder: Path, name: str
+) -> AsyncIterator[tuple[Gateway, int, list[GatewayConfig]]]:
+    """A gateway of a new pod, and the port on which its one target is served."""
+    pod = await broker.pod(name)
+    async with serving(pod, collector, opa, folder) as found:
+        yield found
+
+
+@asynccontextmanager
+async def serving(
+    pod: Pod, collector: Collector, opa: Opa, folder: Path, *, restarts: int = 0, identity: str = "billing-agent"
+) -> AsyncIterator[tuple[Gateway, int, list[GatewayConfig]]]:
+    """A gateway of a pod, as of its last start, and the port on which its one target is served."""
+    await pod.set_status(restarts=restarts)
+    settings = await settings_of(pod, collector, opa, folder, identity)
+    seen: list[GatewayConfig] = []
+    runtime = Runtime(settings, Edges(dial, connector))
+    gateway = await runtime.start()
+    runtime.follow(seen.append)
+    loops = asyncio.create_task(runtime.run())
+    server = await asyncio.get_running_loop().create_server(
+        lambda: gateway.accept(gateway.config.targets[0]), "127.0.0.1", 0
+    )
+    try:
+        yield gateway, server.sockets[0].getsockname()[1], seen
+    finally:
+        server.close()
+        gateway.close("the test is over")
+        loops.cancel()
+        await asyncio.gather(loops, return_exceptions=True)
+
+
+async def connect(port: int, *, autocommit: bool = True) -> psycopg.AsyncConnection:
+    """As an agent: no password."""
+    place = f"host=127.0.0.1 port={port} user=me dbname=orders"
+    return await psycopg.AsyncConnection.connect(place, autocommit=autocommit)
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    """Wait for something that other processes do."""
+    async with asyncio.timeout(WAIT_S):
+        while not is_so():  # noqa: ASYNC110 - it happens in another process
+            await asyncio.sleep(0.05)
