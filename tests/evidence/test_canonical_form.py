@@ -28,7 +28,8 @@ BY_TYPE: dict[object, st.SearchStrategy[object]] = {
 }
 KINDS: list[type[record.Record]] = [
     record.StreamOpen, record.StreamClose, record.SessionOpen, record.SessionClose, record.CommandIntent,
-    record.CommandOutcome, record.ApprovalRequest, record.ApprovalOutcome, record.EgressDenied, record.DnsDenied,
+    record.CommandOutcome, record.ApprovalRequest, record.ApprovalOutcome, record.IdentitySuspension,
+    record.EgressDenied, record.DnsDenied,
 ]  # fmt: skip
 
 

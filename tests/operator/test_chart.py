@@ -230,11 +230,12 @@ def test_webhooks_fail_closed_and_leave_the_system_alone(objects: list[Object]) 
         found = webhooks(rendered(*more)) if more else webhooks(objects)
         assert {one["name"].partition(".")[0] for one in found} == {
             "mutate-pod", "validate-pod", "validate-exec", "validate-crd", "mutate-approval", "validate-approval",
+            "mutate-suspension", "validate-suspension",
         }  # fmt: skip
         for one in found:
             assert (one["failurePolicy"], one["timeoutSeconds"]) == ("Fail", 5)
             assert "objectSelector" not in one
-            if one["name"].partition(".")[0].endswith("-approval"):  # a vote must be somebody's in every namespace
+            if one["name"].partition(".")[0].endswith(("-approval", "-suspension")):  # somebody's, everywhere
                 assert "namespaceSelector" not in one
                 continue
             (expression,) = one["namespaceSelector"]["matchExpressions"]
@@ -264,6 +265,8 @@ def test_webhooks_hold_what_the_operator_judges(objects: list[Object]) -> None:
         "validate-approval": {
             (operation, f"approvalrequests{part}") for operation in ("CREATE", "UPDATE") for part in ("", "/status")
         },
+        "mutate-suspension": {("CREATE", "agentidentities"), ("UPDATE", "agentidentities")},
+        "validate-suspension": {("CREATE", "agentidentities"), ("UPDATE", "agentidentities")},
     }
 
 
@@ -628,6 +631,60 @@ def test_second_lock_holds_approvals_without_webhooks(without_webhooks: Installa
     })  # fmt: skip
     removed = held.kubectl("delete", "apr", "apr-1", "-n", "agents", account, is_checked=False)
     assert "deleted" in removed, removed
+
+
+def test_second_lock_holds_who_suspends_and_who_resumes(without_webhooks: Installation) -> None:
+    held = without_webhooks
+    people = {"developer": "chaperone-agent-developer", "responder": "chaperone-responder"}
+    for user, role in people.items():
+        held.kubectl("create", "rolebinding", user, "-n", "agents", f"--clusterrole={role}", f"--user={user}")
+    stamp = {"by": "developer", "at": "2026-01-01T00:00:00Z", "reason": "odd"}
+    spec: Object = {"selector": {"matchLabels": {"app": "killed"}}, "owner": {"name": "Billing on-call"}}
+    item = {
+        "apiVersion": "chaperone.dev/v1alpha1", "kind": "AgentIdentity",
+        "metadata": {"name": "killed", "namespace": "agents"}, "spec": spec,
+    }  # fmt: skip
+    lock = "ValidatingAdmissionPolicy 'chaperone-suspension'"
+
+    def create(user: str, **more: Any) -> str:
+        given = json.dumps({**item, "spec": spec | more})
+        return held.kubectl("create", "-f", "-", f"--as={user}", stdin=given, is_checked=False)
+
+    def patch(user: str, **changed: Any) -> str:
+        return held.kubectl(
+            "patch", "agentidentity", "killed", "-n", "agents", "--type=merge", f"--as={user}",
+            "-p", json.dumps({"spec": changed}), is_checked=False,
+        )  # fmt: skip
+
+    eventually(lambda: lock in create("developer", suspended=True), "it is in force")
+    assert lock in create("developer", suspension=stamp)
+    assert "created" in create("developer")
+    for told in (
+        patch("developer", suspended=True),
+        patch("developer", suspended=True, suspension=stamp | {"by": "responder"}),
+        patch("developer", suspension=stamp),
+    ):
+        assert lock in told, told
+        assert "says who changed spec.suspended last" in told, told
+    assert "changes nothing but spec.suspended" in patch("responder", purpose="mine")
+    assert "changes nothing but spec.suspended" in patch("responder", owner={"name": "me"})
+    assert "patched" in patch("developer", purpose="books")
+    assert "patched" in patch("developer", suspended=True, suspension=stamp)
+
+    resumed = {"suspended": False, "suspension": stamp | {"reason": "fine"}}
+    for told in (
+        patch("developer", **resumed),
+        patch("developer", suspended=None, suspension=None),
+        held.kubectl("delete", "agentidentity", "killed", "-n", "agents", "--as=developer", is_checked=False),
+        held.kubectl("delete", "agentidentity", "--all", "-n", "agents", "--as=developer", is_checked=False),
+    ):
+        assert lock in told, told
+        assert "developer may not resume a suspended agent, nor delete it" in told, told
+    assert "the selector of a suspended agent stays" in patch("developer", selector={"matchLabels": {"app": "x"}})
+    assert "says who changed" in patch("developer", suspension=stamp | {"by": "responder"})
+    assert "patched" in patch("developer", purpose="all the same")
+    assert "patched" in patch("responder", suspended=False, suspension=stamp | {"by": "responder", "reason": "fine"})
+    assert "deleted" in held.kubectl("delete", "agentidentity", "killed", "-n", "agents", "--as=developer")
 
 
 def test_operator_and_broker_run_with_the_rights_that_they_get(installed: Installation) -> None:

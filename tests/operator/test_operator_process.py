@@ -185,7 +185,7 @@ def test_pods_are_covered_or_shown_with_the_reason(operator: Operator) -> None:
         lambda: operator.get("agentidentity", "billing-agent", "-n", namespace)["status"].get("pods", {}),
         lambda pods: pods.get("covered") == 1,
     )
-    assert status == {"covered": 1, "uncovered": 1, "uncoveredNames": ["old"]}
+    assert status == {"covered": 1, "uncovered": 1, "uncoveredNames": ["old"], "cut": 0}
     operator.kubectl("delete", "pod", "old", "-n", namespace, "--grace-period=0", "--force")
     operator.eventually(
         lambda: operator.condition("agentidentity", "billing-agent", namespace, "Covered"),

@@ -263,7 +263,7 @@ async def test_each_session_has_a_role_of_its_own_that_ends_with_it_and_with_the
         await late.execute("SELECT count(*) FROM orders")
         await broker.put_snapshot(suspended)
         await until(lambda: not made(postgres))
-        with pytest.raises(psycopg.Error, match="no longer as it was"):
+        with pytest.raises(psycopg.Error, match='AgentIdentity "billing-agent" is suspended'):
             await late.execute("SELECT 1")
 
 

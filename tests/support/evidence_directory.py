@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gateway_stream import Stream
 
-from chaperone_evidence import entry
+from chaperone_evidence import entry, record
 
 PREALLOCATED_BYTES = 64  # zeros after the last frame, as in a segment that was made before it was filled
 
@@ -51,3 +51,18 @@ def pack(folder: Path) -> bytes:
             info.size = path.stat().st_size
             tar.addfile(info, io.BytesIO(path.read_bytes()))
     return buffer.getvalue()
+
+
+def read_records(folder: Path) -> list[record.Known]:
+    """All records of all streams."""
+    found = []
+    for path in sorted((folder / "streams").glob("*/*.seg")):
+        data, position = path.read_bytes(), 0
+        while length := int.from_bytes(data[position : position + 2], "big"):
+            kept = data[position + 2 : position + 2 + length]
+            position += 2 + length
+            if kept[1] == 1:
+                decoded = record.decode(kept[entry.PREFIX_BYTES :])
+                assert not isinstance(decoded, record.Unknown)
+                found.append(decoded)
+    return found

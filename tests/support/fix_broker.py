@@ -31,6 +31,7 @@ from pki import key_pem
 
 from chaperone_evidence.note import Signer
 from chaperone_operator import kubeconfig
+from chaperone_operator.admission.names import INJECTED_ANNOTATION
 from chaperone_operator.compile import Snapshot, compile_namespace
 from chaperone_operator.kube import (
     ACCESS_TARGETS,
@@ -302,7 +303,7 @@ def pod_manifest(name: str, account: str = "agent", **changed: Any) -> Object:
         "containers": [{"name": "agent", "image": "agent"}],
         "volumes": [{"name": "token", "projected": {"sources": [source]}}],
     }
-    annotations = changed.get("annotations", {"chaperone.dev/created-by": CREATOR})
+    annotations = changed.get("annotations", {"chaperone.dev/created-by": CREATOR, INJECTED_ANNOTATION: "true"})
     metadata = {"name": name, "labels": labels, "annotations": annotations}
     return {"metadata": metadata, "spec": spec | changed.get("spec", {})}
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import psycopg
 import pytest
 import yaml
+from evidence_directory import read_records
 from fix_opa import opa_binary
 from fix_postgres import PASSWORD, Postgres, free_port
 from manifests import cluster_policy, identity, target
 
-from chaperone_evidence import entry, record
+from chaperone_evidence import record
 
 START_TIMEOUT_S = 30
 
@@ -79,15 +80,7 @@ class Gateway:
 
     def records(self) -> list[record.Known]:
         """All records that are in the spool."""
-        found = []
-        for path in sorted((self.evidence / "streams").glob("*/*.seg")):
-            data, position = path.read_bytes(), 0
-            while length := int.from_bytes(data[position : position + 2], "big"):
-                kept = data[position + 2 : position + 2 + length]
-                position += 2 + length
-                if kept[1] == 1:
-                    found.append(record.decode(kept[entry.PREFIX_BYTES :]))
-        return found
+        return read_records(self.evidence)
 
     def verify(self) -> subprocess.CompletedProcess[str]:
         """`chaperone verify` on the evidence."""

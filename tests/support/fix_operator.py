@@ -165,20 +165,20 @@ def installation(crds: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> I
 def operator(installation: Operator) -> Iterator[Operator]:
     """One running replica behind registered webhooks."""
     port = free_ports(1)[0]
-    registrations = _registrations(installation.system_namespace, port)
+    registered = registrations(installation.system_namespace, port)
     try:
         # The registrations come first, as a chart's do: without certificate, so that everything they hold is refused.
-        installation.apply(_service(installation.system_namespace), *registrations)
+        installation.apply(service(installation.system_namespace), *registered)
         replica = installation.start(port=port)
         encoded = base64.b64encode(_bundle(installation).encode()).decode()
         assert all(
             webhook["clientConfig"].get("caBundle") == encoded
-            for one in registrations
+            for one in registered
             for webhook in installation.get(one["kind"].lower(), "chaperone")["webhooks"]
         ), replica.log.read_text()
         yield installation
     finally:
-        for one in registrations:
+        for one in registered:
             installation.kubectl("delete", one["kind"].lower(), "chaperone", "--ignore-not-found", is_checked=False)
 
 
@@ -187,7 +187,8 @@ def _bundle(held: Operator) -> str:
     return found
 
 
-def _service(system: str) -> Object:
+def service(system: str) -> Object:
+    """By which the API server finds the operator."""
     # Without nodes there are no endpoints; by an external name the API server finds the process and still asks for the
     # Service's name in its certificate.
     return {
@@ -198,12 +199,14 @@ def _service(system: str) -> Object:
     }
 
 
-def _registrations(system: str, port: int) -> list[Object]:
+def registrations(system: str, port: int) -> list[Object]:
+    """Of the webhooks, as charts/chaperone/templates/webhooks.yaml registers them."""
+
     def webhook(path: str, *rules: Object, **more: Any) -> Object:
-        service = {"name": "chaperone-operator", "namespace": system, "path": f"/{path}", "port": port}
+        place = {"name": "chaperone-operator", "namespace": system, "path": f"/{path}", "port": port}
         return {
             "name": f"{path}.chaperone.dev",
-            "clientConfig": {"service": service},
+            "clientConfig": {"service": place},
             "namespaceSelector": {"matchLabels": WATCHED},
             "rules": list(rules),
             "failurePolicy": "Fail",
@@ -221,12 +224,14 @@ def _registrations(system: str, port: int) -> list[Object]:
     mutators = [
         webhook("mutate-pod", core("CREATE", "pods"), core("UPDATE", "pods/ephemeralcontainers"),
                 reinvocationPolicy="IfNeeded"),
+        webhook("mutate-suspension", ours | {"resources": ["agentidentities"]}, reinvocationPolicy="IfNeeded"),
     ]  # fmt: skip
     validators = [
         webhook("validate-pod", core("CREATE", "pods"),
                 core("UPDATE", "pods", "pods/ephemeralcontainers", "pods/resize")),
         webhook("validate-exec", core("CONNECT", "pods/exec", "pods/attach", "pods/portforward")),
         webhook("validate-crd", ours | {"resources": kinds}),
+        webhook("validate-suspension", ours | {"resources": ["agentidentities"]}),
     ]  # fmt: skip
     group = "admissionregistration.k8s.io/v1"
     return [

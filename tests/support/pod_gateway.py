@@ -120,7 +120,7 @@ async def serving(
     runtime.follow(seen.append)
     loops = asyncio.create_task(runtime.run())
     server = await asyncio.get_running_loop().create_server(
-        lambda: gateway.accept(gateway.config.targets[0]), "127.0.0.1", 0
+        lambda: gateway.accept(gateway.config.declared[0]), "127.0.0.1", 0
     )
     try:
         yield gateway, server.sockets[0].getsockname()[1], seen

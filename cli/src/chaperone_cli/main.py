@@ -9,6 +9,7 @@ import click
 
 from chaperone_cli import approvals as approving
 from chaperone_cli import export as exporting
+from chaperone_cli import suspension as switching
 from chaperone_cli import verify as verification
 from chaperone_cli.kubectl import Cluster
 
@@ -173,6 +174,53 @@ def suggest(evidence: Path, namespace: str, identity: str) -> None:
     from chaperone_cli import policy_commands  # noqa: PLC0415 - the compiler is an extra that auditors don't install
 
     raise SystemExit(policy_commands.suggest(evidence, namespace, identity))
+
+
+def _many(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments and options that say which identities are meant, and why."""
+    for option in (
+        click.option("-y", "--yes", is_flag=True, help="Do not ask."),
+        click.option("--reason", required=True, help="Why; it is recorded."),
+        click.option("-l", "--selector", default="", help="Those with these labels, as kubectl's."),
+        click.option("-A", "--all-namespaces", is_flag=True, help="In all namespaces."),
+        click.argument("names", nargs=-1, metavar="[NAME]..."),
+    ):
+        command = option(command)
+    return _where(command)
+
+
+def _wanted(names: tuple[str, ...], selector: str, namespace: str, *, everywhere: bool) -> switching.Wanted:
+    if not names and not selector:
+        raise click.UsageError("Name AgentIdentities, or give --selector.")
+    return switching.Wanted(switching.EVERYWHERE if everywhere else namespace, names, selector)
+
+
+@main.command()
+@_many
+def suspend(
+    names: tuple[str, ...], all_namespaces: bool, selector: str, reason: str, yes: bool, namespace: str,
+    kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Take every access of agents away, and cut their sessions, in seconds.
+
+    Uses kubectl and your rights: list and patch on agentidentities. Exit status 0 when every gateway has confirmed.
+    """
+    wanted = _wanted(names, selector, namespace, everywhere=all_namespaces)
+    raise SystemExit(switching.switch(Cluster(kubeconfig, context), "suspend", wanted, reason, is_sure=yes))
+
+
+@main.command()
+@_many
+def resume(
+    names: tuple[str, ...], all_namespaces: bool, selector: str, reason: str, yes: bool, namespace: str,
+    kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Give suspended agents back what policy allows them.
+
+    Uses kubectl and your rights: list and patch on agentidentities, resume on agentidentities/suspension.
+    """
+    wanted = _wanted(names, selector, namespace, everywhere=all_namespaces)
+    raise SystemExit(switching.switch(Cluster(kubeconfig, context), "resume", wanted, reason, is_sure=yes))
 
 
 @main.command()

@@ -156,8 +156,19 @@ class ApprovalOutcome(Record, frozen=True, kw_only=True, tag="approval.outcome")
     message: str = ""  # who decided, and why
 
 
+class IdentitySuspension(Record, frozen=True, kw_only=True, tag="identity.suspension"):
+    """Every access of the agent was taken away (Suspended), or given again (Resumed)."""
+
+    state: str
+    by: str = ""  # the user, as the API server names it
+    at: str = ""  # RFC 3339, of the API server's side
+    reason: str = ""
+    revision: str = ""
+    sessions: Integer = 0  # that were open, and are cut
+
+
 class EgressDenied(Record, frozen=True, kw_only=True, tag="egress.denied"):
-    """Connections to a destination that no target declares."""
+    """Connections to a destination that no target declares, or to a target while the agent is suspended."""
 
     network: str
     address: str
@@ -190,6 +201,7 @@ type Known = (
     | CommandOutcome
     | ApprovalRequest
     | ApprovalOutcome
+    | IdentitySuspension
     | EgressDenied
     | DnsDenied
 )
@@ -236,6 +248,7 @@ TYPES: Final = frozenset(
         "command.outcome",
         "approval.request",
         "approval.outcome",
+        "identity.suspension",
         "egress.denied",
         "dns.denied",
     }

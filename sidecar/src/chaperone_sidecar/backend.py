@@ -95,6 +95,7 @@ class PostgresBackends:
         self._keys: dict[tuple[int, bytes], _Key] = {}
         self._interrupts: dict[tuple[int, bytes], Callable[[], bool]] = {}
         self._cancels = asyncio.Semaphore(MAX_CANCELS)
+        self._last: set[asyncio.Task[None]] = set()  # cancellations for sessions that are over
 
     async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
         """See `driver.Connector`. A credential that the backend refuses is asked for once more: it may be a new one."""
@@ -147,11 +148,16 @@ class PostgresBackends:
         opened = Opened(Receipt(-1), logged_in.parameters, *key)
         return opened, logged_in.rest, link.peer
 
-    def forget(self, opened: Opened) -> None:
+    def forget(self, opened: Opened, *, is_running: bool = False) -> None:
         """See `driver.Connector`."""
         key = self._keys.pop((opened.process_id, opened.secret), None)
         if key is not None:
             self._leases.let_go(key.link)
+            if is_running:
+                # A server looks for its client only when it has something to tell it.
+                task = asyncio.get_running_loop().create_task(self._cancel(key))
+                self._last.add(task)
+                task.add_done_callback(self._last.discard)
         self._interrupts.pop((opened.process_id, opened.secret), None)
 
     def on_cancel(self, opened: Opened, interrupt: Callable[[], bool]) -> None:
@@ -163,6 +169,9 @@ class PostgresBackends:
         key, interrupt = self._keys.get((process_id, secret)), self._interrupts.get((process_id, secret))
         if key is None or (interrupt is not None and interrupt()):
             return
+        await self._cancel(key)
+
+    async def _cancel(self, key: _Key) -> None:
         link = Link(lambda _: None)
         try:
             async with self._cancels, asyncio.timeout(CANCEL_TIMEOUT_S):

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from chaperone_sidecar.errors import ConfigError
+from chaperone_sidecar.errors import ConfigError, Suspended
 from chaperone_sidecar.masking.rule import Masks
 
 type IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -96,13 +96,43 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self == msgspec.structs.replace(other, limits=self.limits)
 
 
+class Suspension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every access is taken away: by whom and since when (RFC 3339), "" where it is not known, and why.
+
+    Its targets are those that the agent would have: who dials one is told why it is refused.
+    """
+
+    by: str = ""
+    at: str = ""
+    reason: str = ""
+    targets: tuple[Target, ...] = ()
+
+    def error(self, identity: str) -> Suspended:
+        """What the agent hears, and what records say."""
+        who = f" by {self.by}" if self.by else ""
+        since = f" since {self.at}" if self.at else ""
+        why = f" ({self.reason})" if self.reason else ""
+        return Suspended(f'AgentIdentity "{identity}" is suspended{who}{since}{why}.')
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everything one gateway is told, under one revision."""
+    """Everything one gateway is told, under one revision; a suspended identity has no targets."""
 
     revision: str
     system_namespace: str
     identity: Identity
     targets: tuple[Target, ...]
+    suspension: Suspension | None = None
+
+    @property
+    def declared(self) -> tuple[Target, ...]:
+        """The targets whose names and addresses are known, whether or not anything of them may be used."""
+        return self.targets if self.suspension is None else self.suspension.targets
+
+    @property
+    def suspended(self) -> Suspended | None:
+        """Why everything is refused, when it is."""
+        return None if self.suspension is None else self.suspension.error(self.identity.name)
 
     @property
     def is_masked(self) -> bool:

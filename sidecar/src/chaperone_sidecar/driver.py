@@ -45,7 +45,7 @@ from chaperone_sidecar.effects import (
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import ChaperoneError, LimitReached, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.errors import ChaperoneError, LimitReached, SpoolFull, Suspended, UpstreamUnavailable
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import RULE_PREFIX, Reached
 from chaperone_sidecar.link import Link
@@ -111,8 +111,8 @@ class Connector(Protocol):
         """Ask `interrupt` first when the session with this key is to be cancelled; true means that this was all."""
         ...
 
-    def forget(self, opened: Opened) -> None:
-        """The session is over; its key cancels nothing any more."""
+    def forget(self, opened: Opened, *, is_running: bool = False) -> None:
+        """The session is over; its key cancels nothing any more. What it still runs is cancelled when that is said."""
         ...
 
 
@@ -258,6 +258,7 @@ class Driver:
         self._changed = asyncio.Event()
         self._choked: set[Link] = set()
         self._is_watching = False
+        self._is_cut = False
         self.is_over = False
         self._client_side = _Direction(self, session.from_client)
         self._upstream_side = _Direction(self, session.from_upstream)
@@ -281,7 +282,8 @@ class Driver:
         }
 
     def cut(self, error: ChaperoneError) -> None:
-        """End the session from outside (suspension, shutdown) with a native last word."""
+        """End the session from outside (suspension, shutdown) with a native last word; its backend stops working."""
+        self._is_cut = True
         self.fail(error)
 
     def follow_limits(self) -> None:
@@ -319,7 +321,7 @@ class Driver:
         metrics.session_failed(self.target.name, type(error).__name__)
         self._to_upstream.clear()
         self._to_client.append(self._session.fatal(error))
-        self._end(type(error).__name__)
+        self._end(str(error) if isinstance(error, Suspended) else type(error).__name__)
 
     def is_choked(self, link: Link) -> bool:
         """Whether reading from `link` has to wait for the other side to drain."""
@@ -490,6 +492,7 @@ class Driver:
         if self.is_over:
             return
         self.is_over = True
+        is_running = self._is_cut and self._session.running() is not None
         try:
             for intent in self._session.abandoned():
                 self._recorder.conclude(self._log, intent, "aborted")
@@ -501,7 +504,7 @@ class Driver:
             _hand_over(self.upstream, self._to_upstream)
             _hand_over(self.client, self._to_client)
         if self._opened is not None:
-            self._connector.forget(self._opened)
+            self._connector.forget(self._opened, is_running=is_running)
         self._meter.leave()
         self.upstream.close()
         self.client.close()

@@ -6,6 +6,7 @@ ChaperoneError
 ├── SpoolFull                  the record cannot be kept, so the command must not run
 ├── UpstreamUnavailable(code)  the backend cannot be reached or refused us; the text is fit for the client
 ├── LimitReached(reached)      a limit of policy ends or prevents the session
+├── Suspended                  a person has taken every access of the agent away; the text says who
 ├── LeaseRefused               the broker gives no credential for this target
 ├── PolicyUnavailable          no decision can be had; it means deny
 ├── BrokerUnavailable          the broker cannot be reached
@@ -58,6 +59,10 @@ class LimitReached(ChaperoneError):
     def __init__(self, reached: Reached) -> None:
         super().__init__(reached.message)
         self.reached = reached
+
+
+class Suspended(ChaperoneError):
+    """The kill switch: nothing may be opened, and what is open ends."""
 
 
 class LeaseRefused(ChaperoneError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final
 
 from chaperone_sidecar import metrics
@@ -11,9 +12,10 @@ from chaperone_sidecar.approval.desk import Desk
 from chaperone_sidecar.approval.hold import Holds
 from chaperone_sidecar.backend import PostgresBackends
 from chaperone_sidecar.catalog import Catalogs
-from chaperone_sidecar.config import GatewayConfig, Target
+from chaperone_sidecar.config import GatewayConfig, Suspension, Target
 from chaperone_sidecar.driver import Driver
-from chaperone_sidecar.errors import ChaperoneError, SpoolFull
+from chaperone_sidecar.effects import Opened, OpenUpstream
+from chaperone_sidecar.errors import ChaperoneError, SpoolFull, Suspended
 from chaperone_sidecar.limits import MAX_SESSIONS
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.quota import Quota
@@ -65,6 +67,8 @@ class Gateway:
         self._drivers: set[Driver] = set()
         self._denied_egress: dict[tuple[str, str, int, str], int] = {}
         self._denied_names: dict[tuple[str, str], int] = {}
+        self._noted: Suspension | None = None
+        self._note_suspension(config)
 
     @property
     def next_seq(self) -> int:
@@ -80,6 +84,9 @@ class Gateway:
         """The protocol of a connection that was accepted for a target."""
         if len(self._drivers) >= MAX_SESSIONS:
             return _turned_away(f"{MAX_SESSIONS} sessions are open in this pod; close some of them.")
+        suspended = self.config.suspended
+        if suspended is not None:
+            self.deny_egress("tcp", target.name, target.port, "suspended")
         names = tuple(host.name for host in target.hosts) or (target.upstream.host,)
         addresses = tuple(address for host in target.hosts for address in (host.ipv4, host.ipv6))
         meter = Meter(self._quotas.setdefault(target.name, Quota(target.limits)))
@@ -87,7 +94,7 @@ class Gateway:
             target,
             Session(lambda database: self._readers.of(target, database, self.mask_key), meter),
             meter,
-            self._backends,
+            self._backends if suspended is None else _Closed(suspended),
             self._recorder,
             self._decider,
             self._holds,
@@ -102,8 +109,13 @@ class Gateway:
 
     def reconfigure(self, config: GatewayConfig, mask_key: bytes = b"") -> None:
         """Another configuration is in force: sessions follow its limits, and end where the target is not as it was."""
+        suspended = config.suspended
+        self._note_suspension(config)
         self.config = config
         self.mask_key = mask_key
+        if suspended is not None:  # before anything that may fail
+            for driver in tuple(self._drivers):
+                driver.cut(suspended)
         current = {target.name: target for target in config.targets}
         self.catalogs.follow(config.targets)
         self._readers.clear()
@@ -165,9 +177,38 @@ class Gateway:
             self.write_head()
             self._recorder.close(reason)
 
+    def _note_suspension(self, config: GatewayConfig) -> None:
+        """Record that everything is taken away, or given again, before it is; without room it happens all the same."""
+        if config.suspension == self._noted:
+            return
+        self._noted = config.suspension
+        try:
+            self._recorder.note_suspension(config.suspension, config.revision, len(self._drivers))
+        except SpoolFull as error:
+            logger.error("a suspension cannot be recorded: %s", error)
+
     def _over(self, driver: Driver) -> None:
         self._drivers.discard(driver)
         metrics.SESSIONS.set(len(self._drivers))
+
+
+class _Closed:
+    """The `driver.Connector` of a suspended agent: every session hears in its own protocol why none is opened."""
+
+    def __init__(self, why: Suspended) -> None:
+        self._why = why
+
+    async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
+        raise self._why
+
+    async def cancel(self, process_id: int, secret: bytes) -> None:
+        """There is nothing to cancel."""
+
+    def on_cancel(self, opened: Opened, interrupt: Callable[[], bool]) -> None:
+        """Nothing was opened."""
+
+    def forget(self, opened: Opened, *, is_running: bool = False) -> None:
+        """Nothing was opened."""
 
 
 def _turned_away(why: str) -> Link:

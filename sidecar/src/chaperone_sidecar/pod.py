@@ -94,8 +94,8 @@ async def _run(settings: Settings, ready: Path) -> None:
     dns, listener = DnsServer(conf, gateway.deny_name), Listener(gateway.accept, gateway.deny_egress)
 
     def follow(config: GatewayConfig) -> None:
-        dns.use(config.targets)
-        listener.use(config.targets)
+        dns.use(config.declared)
+        listener.use(config.declared)
 
     runtime.follow(follow)
     trust.publish(gateway.ca_pem, settings.namespace)

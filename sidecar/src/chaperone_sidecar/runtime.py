@@ -3,9 +3,9 @@
 Theory of operation. Start: a stream key is made, the pod's token is exchanged for a certificate that binds it, the
 configuration (with the key that its masks need) and the policy bundle are fetched, the stream begins. From then on
 five loops run for the life of the process: the configuration is followed (a new revision counts once OPA has loaded
-it), the certificate is renewed, the spool is shipped, heads are signed, leases in use are renewed. When a peer is away
-the last good state holds, and what needs the peer (a new session's lease) is refused with its reason; only a lease that
-ends before it could be renewed takes its sessions with it.
+it, a suspension at once), the certificate is renewed, the spool is shipped, heads are signed, leases in use are
+renewed. When a peer is away the last good state holds, and what needs the peer (a new session's lease) is refused with
+its reason; only a lease that ends before it could be renewed takes its sessions with it.
 """
 
 from __future__ import annotations
@@ -183,38 +183,62 @@ class Runtime:
     async def _fetch_bundle(self) -> None:
         bundle = await self._broker.bundle()
         fresh = self._settings.bundle.with_suffix(".new")
-        await asyncio.to_thread(fresh.write_bytes, bundle)
-        await asyncio.to_thread(fresh.replace, self._settings.bundle)
+        # In memory, and at most a megabyte: a thread would outlive a policy that is given up, and write over the next.
+        fresh.write_bytes(bundle)
+        fresh.replace(self._settings.bundle)
 
     async def _follow_config(self) -> None:
+        """Ask for what comes after the newest configuration, for ever.
+
+        What takes everything away counts at once; what grants anything counts once OPA has loaded it, and is given up
+        for whatever comes meanwhile. So neither OPA nor a policy on its way delays the kill switch.
+        """
         gateway = self._started()
-        await self._decider.wait_for_revision(gateway.config.revision, OPA_TIMEOUT_S)
+        newest = gateway.config.revision
+        async with asyncio.TaskGroup() as group:
+            applying = group.create_task(self._apply_first(newest))
+            while True:
+                asked = partial(self._next_config, newest, LONG_POLL_S)
+                try:
+                    found = await patiently("the broker does not give the next policy; the last one stays", asked)
+                except ConfigError as error:
+                    # What it says is not known, so neither is what it forbids or masks: nothing is served until one
+                    # comes that can be read. It is asked for without a revision, for it may be one that was in force.
+                    logger.error("the next policy cannot be understood, so nothing is served: %s", error)
+                    applying.cancel()
+                    newest = ""
+                    self._put_in_force(msgspec.structs.replace(gateway.config, revision="", targets=()))
+                    await asyncio.sleep(RETRY_LONGEST_S)
+                    continue
+                if found is None:
+                    continue
+                applying.cancel()
+                config, mask_key = found
+                newest = config.revision
+                if config.suspension is not None:
+                    self._put_in_force(config)
+                else:
+                    applying = group.create_task(self._apply(config, mask_key))
+
+    async def _apply_first(self, revision: str) -> None:
+        """OPA loads the bundle that the gateway started with; until then every command is refused."""
+        await self._decider.wait_for_revision(revision, OPA_TIMEOUT_S)
+
+    async def _apply(self, config: GatewayConfig, mask_key: bytes) -> None:
+        """Put a configuration in force once OPA decides by it."""
         while True:
-            revision = gateway.config.revision
-            asked = partial(self._next_config, revision, LONG_POLL_S)
-            try:
-                found = await patiently("the broker does not give the next policy; the last one stays", asked)
-            except ConfigError as error:
-                # What it says is not known, so neither is what it forbids or masks: nothing is served until one comes
-                # that can be read. It is asked for without a revision, for it may be one that was in force before.
-                logger.error("the next policy cannot be understood, so nothing is served: %s", error)
-                nothing = msgspec.structs.replace(gateway.config, revision="", targets=())
-                gateway.reconfigure(nothing)
-                self._on_config(nothing)
-                await asyncio.sleep(RETRY_LONGEST_S)
-                continue
-            if found is None:
-                continue
-            config, mask_key = found
             await patiently("the broker gives no policy bundle", self._fetch_bundle)
             if await self._decider.wait_for_revision(config.revision, OPA_TIMEOUT_S):
-                self._leases.clear()
-                gateway.reconfigure(config, mask_key)
-                self._on_config(config)
-                logger.info("policy revision %s is in force", config.revision)
-            else:
-                logger.error("OPA did not load revision %s; %s stays in force", config.revision, revision)
-                await asyncio.sleep(RETRY_LONGEST_S)
+                self._put_in_force(config, mask_key)
+                return
+            logger.error("OPA did not load revision %s; the one before stays in force", config.revision)
+            await asyncio.sleep(RETRY_LONGEST_S)
+
+    def _put_in_force(self, config: GatewayConfig, mask_key: bytes = b"") -> None:
+        self._leases.clear()
+        self._started().reconfigure(config, mask_key)
+        self._on_config(config)
+        logger.info("policy revision %s is in force", config.revision)
 
     async def _renew(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from chaperone_operator.admission import suspension
 from chaperone_operator.admission.inject import Json
 from chaperone_operator.admission.protect import Violation
 from chaperone_operator.admission.review import Answer, Request
@@ -31,6 +32,8 @@ def judge(request: Request, declared: Declared | None) -> Answer:
     item = _named(request.pod)
     if request.operation == "UPDATE" and request.old.get("spec") == item.get("spec"):
         return Answer()  # labels, finalizers and owners may change whatever the state of the spec
+    if suspension.is_switch(request):
+        return Answer()  # so may the kill switch
     problems = alone(item)
     refused = tuple(Violation(one.reason, one.message) for one in problems if one.is_blocking)
     if refused:

@@ -2,7 +2,7 @@
 
 `/mutate-pod` and `/validate-pod` inject and judge pods, `/validate-exec` keeps people out of our containers and notes
 who enters an agent's, `/validate-crd` judges our own kinds, `/mutate-approval` signs votes on ApprovalRequests and
-`/validate-approval` judges them.
+`/validate-approval` judges them, `/mutate-suspension` and `/validate-suspension` do so with who suspends an agent.
 
 Whatever goes wrong ends in a refusal with a reason: an identity that cannot be read, an API server that does not
 answer, a request that is not understood, a defect. The registrations have failurePolicy Fail, so silence refuses too.
@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from chaperone_operator.admission import approval, resource
+from chaperone_operator.admission import approval, resource, suspension
 from chaperone_operator.admission.identities import Identities, NotKnown
 from chaperone_operator.admission.inject import Agent, Settings
 from chaperone_operator.admission.names import IDENTITY_LABEL
@@ -97,6 +97,8 @@ class Webhooks:
                 web.post("/validate-crd", self._route("validate-crd", self._resource)),
                 web.post("/mutate-approval", self._route("mutate-approval", self._stamp)),
                 web.post("/validate-approval", self._route("validate-approval", self._approval)),
+                web.post("/mutate-suspension", self._route("mutate-suspension", self._suspend)),
+                web.post("/validate-suspension", self._route("validate-suspension", self._suspension)),
                 web.get("/livez", self._livez),
                 web.get("/readyz", self._readyz),
             ]
@@ -151,6 +153,16 @@ class Webhooks:
         if not approval.is_ours(request) or (request.operation, request.sub_resource) not in _APPROVAL_WRITES:
             raise _unexpected(request)
         return approval.judge(request, broker_user(self.settings.system_namespace), time.time())
+
+    async def _suspend(self, request: Request) -> Answer:
+        if not suspension.is_ours(request) or (request.operation, request.sub_resource) not in _WRITES:
+            raise _unexpected(request)
+        return suspension.stamp(request, time.time())
+
+    async def _suspension(self, request: Request) -> Answer:
+        if not suspension.is_ours(request) or (request.operation, request.sub_resource) not in _WRITES:
+            raise _unexpected(request)
+        return suspension.judge(request, time.time())
 
     async def _note(self, request: Request, pod: Object) -> None:
         """Record who enters an agent's container, before it happens; what is run there may hold secrets."""

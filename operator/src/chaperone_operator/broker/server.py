@@ -18,6 +18,7 @@ from aiohttp import web
 
 from chaperone_operator.broker import pod as pods
 from chaperone_operator.broker.approval import Approvals, Use
+from chaperone_operator.broker.confirmation import Confirmations
 from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import Refused
 from chaperone_operator.broker.lease import Leases, LeaseWanted
@@ -81,6 +82,7 @@ class Broker:
         self._leases = leases
         self._mask_keys = mask_keys
         self._approvals = approvals
+        self._confirmations = Confirmations(client)
         self._peers = Peers()
         self._is_stopping = False
         self._reviews = asyncio.Semaphore(MAX_REVIEWS)
@@ -141,6 +143,7 @@ class Broker:
         peer = self._peers.of(request)
         self._reads.take(peer.pod_uid)
         revision = request.query.get("revision", "")
+        await self._confirmations.note(peer, revision, self._snapshots.of(peer.namespace))
         snapshot = await self._snapshots.wait(peer.namespace, revision, _wait_s(request))
         if snapshot is None:
             return web.Response(status=304)

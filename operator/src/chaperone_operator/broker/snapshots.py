@@ -49,11 +49,18 @@ class Identity(msgspec.Struct):
     owner: Owner
 
 
+class Suspension(msgspec.Struct):
+    """That every access is taken away, and since when."""
+
+    at: str
+
+
 class Described(msgspec.Struct):
     """A GatewayConfig, as far as the broker reads it."""
 
     identity: Identity
     targets: tuple[Target, ...]
+    suspension: Suspension | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True):

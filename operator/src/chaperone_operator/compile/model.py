@@ -49,6 +49,14 @@ class Evidence(Part, frozen=True):
     durability: Literal["Written", "Synced", "Witnessed"] = "Written"
 
 
+class Suspension(Part, frozen=True):
+    """The last change of `suspended`: by whom and when, which admission writes, and why."""
+
+    by: str = ""
+    at: str = ""
+    reason: str = ""
+
+
 class IdentitySpec(Part, frozen=True):
     """`AgentIdentity.spec`."""
 
@@ -59,6 +67,7 @@ class IdentitySpec(Part, frozen=True):
     ingress: Ingress = Ingress()
     evidence: Evidence = Evidence()
     suspended: bool = False
+    suspension: Suspension = Suspension()
 
 
 class Upstream(Part, frozen=True):

@@ -11,13 +11,16 @@ import base64
 import io
 import tarfile
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from chaperone_operator.compile import check
-from chaperone_operator.compile.model import TargetSpec, decode
-from chaperone_operator.compile.snapshot import OWN, Json, Snapshot, build
+from chaperone_operator.compile.model import Suspension, TargetSpec, decode
+from chaperone_operator.compile.snapshot import OWN, Json, Snapshot, build, suspended
+from chaperone_operator.compile.suspension import is_suspended, last_change
+
+DELETED: Final = Suspension(reason="the AgentIdentity was deleted")
 
 
 def revoke(
@@ -50,14 +53,16 @@ def revoke(
     gateway: dict[str, dict[str, Any]] = msgspec.json.decode(gateway_json)
     leases: dict[str, dict[str, dict[str, Any]]] = msgspec.json.decode(leases_json)
 
-    active = {name for name, is_suspended in _identities(namespace, identities) if not is_suspended}
+    present = dict(_identities(namespace, identities))
+    active = {name for name, suspension in present.items() if suspension is None}
     withdrawn = _withdrawn(
         targets, namespace, namespace_labels, {target for one in gateway.values() for target in _names(one)}
     )
     for name, config in gateway.items():
-        gone = name not in active
-        config["targets"] = [] if gone else [one for one in config["targets"] if one["name"] not in withdrawn]
-        if gone:
+        config["targets"] = [one for one in config["targets"] if one["name"] not in withdrawn]
+        if name not in active:
+            before = config.get("suspension", {"targets": config["targets"]})
+            config.update(suspended(before["targets"], present.get(name) or DELETED))
             data["identities"][name] = {"suspended": True}
     leases = {
         name: {target: ref for target, ref in refs.items() if target not in withdrawn}
@@ -93,13 +98,12 @@ def _unpacked(bundle: bytes) -> tuple[dict[str, Any], bytes, dict[str, str]]:
         raise ValueError(f"the bundle of the last snapshot cannot be read ({error})") from error
 
 
-def _identities(namespace: str, items: Iterable[Json]) -> Iterable[tuple[str, bool]]:
-    """Name and suspension of each identity, whether or not the rest of it is sound."""
+def _identities(namespace: str, items: Iterable[Json]) -> Iterable[tuple[str, Suspension | None]]:
+    """Name and suspension of each identity, None where it is not suspended, whether or not the rest of it is sound."""
     for item in items:
         metadata = item.get("metadata") or {}
         if metadata.get("namespace") == namespace:
-            # Only a plain false or nothing counts as not suspended.
-            yield metadata.get("name", ""), (item.get("spec") or {}).get("suspended", False) is not False
+            yield metadata.get("name", ""), last_change(item) if is_suspended(item) else None
 
 
 def _withdrawn(items: Iterable[Json], namespace: str, labels: Mapping[str, str], used: set[str]) -> set[str]:

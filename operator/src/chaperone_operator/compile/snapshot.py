@@ -30,6 +30,7 @@ from chaperone_operator.compile.model import (
     IdentitySpec,
     Policy,
     PolicySpec,
+    Suspension,
     Target,
     TargetSpec,
     decode,
@@ -220,13 +221,12 @@ class _Compiled:
             identity.name: {
                 "system_namespace": system_namespace,
                 "identity": _identity(identity),
-                "targets": []
-                if identity.spec.suspended
-                else [
+                "targets": [
                     described | self._limits(identity.name, name) | self._masks(identity.name, name)
                     for name, described in targets.items()
                 ],
             }
+            | (suspended(list(targets.values()), identity.spec.suspension) if identity.spec.suspended else {})
             for identity in self._identities
         }
 
@@ -269,6 +269,16 @@ def build(
         config["revision"] = revision
     packed = bundle({"revision": revision, **data}, revision, evaluator, modules)
     return Snapshot(revision, packed, _json(gateway), _json(leases), _json(asked), ())
+
+
+def suspended(targets: Iterable[Json], suspension: Suspension) -> dict[str, Any]:
+    """What of a GatewayConfig is another while the identity is suspended.
+
+    No target is left. Where they were is still told, so that who dials one hears why it is refused; limits and masks
+    are not, so that nothing that a gateway needs for them keeps it from hearing this.
+    """
+    places = [{key: value for key, value in one.items() if key not in {"limits", "masks"}} for one in targets]
+    return {"targets": [], "suspension": {**msgspec.structs.asdict(suspension), "targets": places}}
 
 
 def _identity(identity: Identity) -> dict[str, Any]:

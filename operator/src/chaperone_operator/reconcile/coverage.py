@@ -13,6 +13,8 @@ from chaperone_operator.compile.selector import LabelSelector
 
 ENROLLED: Final = "chaperone.dev/GatewayEnrolled"
 """Condition that the broker puts on a pod whose gateway it has admitted."""
+CUT: Final = "chaperone.dev/SessionsCut"
+"""Condition that the broker puts on a pod whose gateway has taken a suspension in; its message is the time of that."""
 POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
 _REFUSING: Final = frozenset({"baseline", "restricted"})
 
@@ -44,6 +46,7 @@ class Pod(msgspec.Struct, frozen=True):
         created: as the API says it, RFC 3339 in UTC, so that texts compare like times.
         identity: for whom it was injected, "" for nobody.
         is_running: at least one ordinary container has started.
+        cut_at: time of the last suspension that its gateway has taken in, "" for none.
     """
 
     namespace: str
@@ -55,6 +58,7 @@ class Pod(msgspec.Struct, frozen=True):
     is_running: bool
     is_enrolled: bool
     is_over: bool
+    cut_at: str = ""
 
 
 class Coverage(msgspec.Struct, frozen=True):
@@ -62,10 +66,12 @@ class Coverage(msgspec.Struct, frozen=True):
 
     Attributes:
         uncovered: by name, in order.
+        cut: those whose gateways have taken the present suspension in.
     """
 
     covered: int
     uncovered: tuple[tuple[str, Why], ...]
+    cut: int = 0
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -94,18 +100,20 @@ def digest(pod: Mapping[str, Any]) -> Pod:
             one.get("type") == ENROLLED and one.get("status") == "True" for one in status.get("conditions") or ()
         ),
         is_over=status.get("phase") in {"Succeeded", "Failed"},
+        cut_at=next((one.get("message", "") for one in status.get("conditions") or () if one.get("type") == CUT), ""),
     )
 
 
-def coverage(identity: Subject, others: Sequence[Subject], pods: Iterable[Pod]) -> Coverage:
+def coverage(identity: Subject, others: Sequence[Subject], pods: Iterable[Pod], suspended_at: str = "") -> Coverage:
     """Judge the pods of a namespace for one of its identities; pods that have ended count for nothing.
 
     Args:
         identity: whose pods.
         others: the other identities of the namespace.
         pods: all pods of the namespace.
+        suspended_at: time of the suspension, "" when there is none.
     """
-    covered = 0
+    covered = cut = 0
     uncovered = []
     for pod in pods:
         is_selected = identity.selector.admits(pod.labels)
@@ -114,9 +122,10 @@ def coverage(identity: Subject, others: Sequence[Subject], pods: Iterable[Pod]) 
         why = _why(identity, others, pod)
         if why is None:
             covered += 1
+            cut += bool(suspended_at) and pod.cut_at == suspended_at
         else:
             uncovered.append((pod.name, why))
-    return Coverage(covered, tuple(sorted(uncovered)))
+    return Coverage(covered, tuple(sorted(uncovered)), cut)
 
 
 def pod_security(labels: Mapping[str, str]) -> str:

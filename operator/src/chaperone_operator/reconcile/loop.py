@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from chaperone_operator import notice
-from chaperone_operator.compile import Problem
+from chaperone_operator.compile import Problem, suspension
 from chaperone_operator.compile.check import alone
 from chaperone_operator.compile.model import IdentitySpec, decode
 from chaperone_operator.kube import (
@@ -205,11 +205,13 @@ class Reconciler:
             name = item["metadata"]["name"]
             mine = subjects[name]
             others = [one for other, one in subjects.items() if one is not None and other != name]
-            found = coverage(mine, others, self._world.pods(namespace)) if mine else Coverage(0, ())
-            is_suspended = (item.get("spec") or {}).get("suspended", False) is not False
+            is_suspended, change = suspension.is_suspended(item), suspension.last_change(item)
+            cut_at = change.at if is_suspended else ""
+            found = coverage(mine, others, self._world.pods(namespace), cut_at) if mine else Coverage(0, ())
             conditions = status.identity_conditions(
-                namespace, name, force, found, pod_security(labels), is_suspended=is_suspended
-            )
+                namespace, name, force, found, pod_security(labels), is_suspended=is_suspended,
+                change=change,
+            )  # fmt: skip
             more: dict[str, Any] = {"pods": status.pods(found)}
             if force.revision:
                 more["revision"] = force.revision

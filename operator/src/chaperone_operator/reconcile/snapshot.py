@@ -15,12 +15,14 @@ import msgspec
 
 from chaperone_operator.admission.names import IDENTITY_LABEL
 from chaperone_operator.compile import Problem, Snapshot, compile_namespace, revoke
+from chaperone_operator.compile.revoke import DELETED
 from chaperone_operator.compile.vocabulary import GROUP, VERSION
 from chaperone_operator.kube import Object
 
 PREFIX: Final = "snapshot-"
 LABEL: Final = "chaperone.dev/snapshot"
 REVISION: Final = "chaperone.dev/revision"
+SNAPSHOT_UNREADABLE: Final = "SnapshotUnreadable"  # nothing of what is stored could be taken back
 
 
 class Declared(msgspec.Struct, frozen=True):
@@ -82,7 +84,7 @@ def outcome(declared: Declared, stored: Mapping[str, str] | None, system_namespa
         )
     except (ValueError, KeyError, TypeError, AttributeError, msgspec.MsgspecError):
         message = "The stored snapshot cannot be read, so nothing of it was withdrawn; correct the policies first."
-        unreadable = Problem("Namespace", "", declared.namespace, "SnapshotUnreadable", message)
+        unreadable = Problem("Namespace", "", declared.namespace, SNAPSHOT_UNREADABLE, message)
         return Outcome(None, "", False, (*latest.problems, unreadable))
     return Outcome(last.binary_data(), last.revision, False, latest.problems)
 
@@ -138,5 +140,6 @@ def _ghost(namespace: str, name: str, was: Mapping[str, Any]) -> Object:
             "team": was.get("team", ""),
             "purpose": was.get("purpose", ""),
             "suspended": True,
+            "suspension": {"reason": DELETED.reason},
         },
     }

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 import msgspec
 
+from chaperone_operator.compile.model import Suspension
 from chaperone_operator.compile.problem import Problem
 from chaperone_operator.reconcile.condition import Condition
 from chaperone_operator.reconcile.coverage import ADVICE, POD_SECURITY, Coverage
+from chaperone_operator.reconcile.snapshot import SNAPSHOT_UNREADABLE
 
 MAX_NAMES: Final = 50  # uncovered pods named in a status; the count is whole
 MAX_TOLD: Final = 5  # of them told with a reason in the message
@@ -67,12 +69,17 @@ def shared_ready(mine: Sequence[Problem]) -> Condition:
 
 
 def identity_conditions(
-    namespace: str, name: str, force: InForce, found: Coverage, pod_security: str, *, is_suspended: bool
-) -> list[Condition]:
-    """Conditions of an AgentIdentity."""
+    namespace: str, name: str, force: InForce, found: Coverage, pod_security: str, *, is_suspended: bool,
+    change: Suspension,
+) -> list[Condition]:  # fmt: skip
+    """Conditions of an AgentIdentity; `change` is who suspended or resumed it last."""
     is_ready = ready("AgentIdentity", namespace, name, force)
-    if is_ready.is_true and is_suspended:
-        is_ready = Condition(READY, False, "Suspended", "Every access is taken away; set spec.suspended to false.")
+    if is_suspended and not any(one.reason == SNAPSHOT_UNREADABLE for one in force.problems):
+        also = "" if is_ready.is_true else f" {is_ready.message}"
+        told = f"Every access is taken away: suspended {_change(change)}.{also}"
+        is_ready = Condition(READY, False, "Suspended", told)
+    elif is_ready.is_true and change.by:
+        is_ready = Condition(READY, True, is_ready.reason, f"{is_ready.message} Resumed {_change(change)}.")
     if pod_security:
         why = (
             f"Namespace {namespace} enforces Pod Security {pod_security}, which refuses the capabilities of fence and "
@@ -84,10 +91,15 @@ def identity_conditions(
     return [is_ready, _covered(found)]
 
 
+def _change(change: Suspension) -> str:
+    why = f": {change.reason}" if change.reason else ", without a reason"
+    return f"by {change.by or 'somebody'} at {change.at or 'an unknown time'}{why}"
+
+
 def pods(found: Coverage) -> dict[str, Any]:
     """`status.pods` of an AgentIdentity."""
     names = [name for name, _ in found.uncovered[:MAX_NAMES]]
-    return {"covered": found.covered, "uncovered": len(found.uncovered), "uncoveredNames": names}
+    return {"covered": found.covered, "uncovered": len(found.uncovered), "uncoveredNames": names, "cut": found.cut}
 
 
 def _covered(found: Coverage) -> Condition:

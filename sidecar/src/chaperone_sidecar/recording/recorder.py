@@ -21,6 +21,7 @@ from chaperone_evidence.chain import Chain, HeadState
 from chaperone_evidence.note import Signer
 from chaperone_sidecar.approval.desk import Request
 from chaperone_sidecar.command import Access, Command, Facts
+from chaperone_sidecar.config import Suspension
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import Intent, Receipt
 from chaperone_sidecar.recording.ids import Ids
@@ -217,6 +218,21 @@ class Recorder:
             record.ApprovalOutcome(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=session, approval=name, state=state,
                 message=message[:MAX_MESSAGE_CHARACTERS],
+            )
+        )  # fmt: skip
+
+    def note_suspension(self, suspension: Suspension | None, revision: str, sessions: int) -> None:
+        """Record that every access is taken away, or (None) given again.
+
+        Raises:
+            SpoolFull: even the room for owed records is gone.
+        """
+        seq, wall_us, mono_us = self._next(owed=True)
+        what = suspension or Suspension()
+        self._append(
+            record.IdentitySuspension(
+                seq=seq, wall_us=wall_us, mono_us=mono_us, state="Resumed" if suspension is None else "Suspended",
+                by=what.by, at=what.at, reason=what.reason, revision=revision, sessions=sessions,
             )
         )  # fmt: skip
 

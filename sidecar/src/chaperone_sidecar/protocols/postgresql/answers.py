@@ -17,6 +17,7 @@ from chaperone_sidecar.errors import (
     PolicyUnavailable,
     ProtocolError,
     SpoolFull,
+    Suspended,
     Unmaskable,
     UpstreamUnavailable,
 )
@@ -144,7 +145,7 @@ def fatal(problem: Exception) -> bytes:
         return error(code, message, detail=f"{reached.whose}.", hint=reached.hint, severity="FATAL")
     elif isinstance(problem, SpoolFull):
         return error(DISK_FULL, f"refused by Chaperone: {problem}", severity="FATAL")
-    elif isinstance(problem, Unmaskable):
+    elif isinstance(problem, Unmaskable | Suspended):
         code = INSUFFICIENT_PRIVILEGE
     elif isinstance(problem, ProtocolError):
         code = PROTOCOL_VIOLATION

@@ -1,0 +1,259 @@
+"""The kill switch from a person's command to the agent's sessions: nothing on the way is made up but the fence.
+
+The API server with the webhooks, the operator's process, the broker's, OPA, a pod's gateway, PostgreSQL, the collector
+and `kubectl chaperone` as a person types it. How long it took is printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from evidence_directory import read_records
+from fix_apiserver import ApiServer
+from fix_broker import Broker
+from fix_collector import Collector
+from fix_opa import Opa
+from fix_operator import WATCHED, Operator, free_ports, registrations, service
+from fix_postgres import Postgres
+from manifests import policy, rule, target
+from pod_gateway import connect, install, running, until
+from psycopg import errors
+
+from chaperone_evidence import record
+
+pytestmark = pytest.mark.peer
+
+RESPONDER = "responder-1"
+REASON = "it reads what it should not"
+NAME = "billing-agent"
+FIX = "UPDATE invoices SET paid = true WHERE id = 1"
+
+
+@pytest.fixture(scope="module")
+def operator_of_broker(crds: ApiServer, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator where the broker is, with the webhooks that sign suspensions."""
+    held = Operator(crds, broker.system, tmp_path_factory.mktemp("operator"))
+    port = free_ports(1)[0]
+    registered = registrations(broker.system, port)
+    for one in registered:
+        one["webhooks"] = [webhook for webhook in one["webhooks"] if "suspension" in webhook["name"]]
+    rules = [{"apiGroups": ["chaperone.dev"], "resources": ["agentidentities"], "verbs": ["get", "list", "patch"]}]
+    group = "rbac.authorization.k8s.io"
+    reference = {"apiGroup": group, "kind": "ClusterRole", "name": "responder-test"}
+    metadata: dict[str, Any] = {"name": "responder-test"}
+    held.apply(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": broker.agents, "labels": WATCHED}},
+        {"apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": metadata, "roleRef": reference,
+            "subjects": [{"apiGroup": group, "kind": "User", "name": RESPONDER}],
+        },
+        service(broker.system), *registered,
+    )  # fmt: skip
+    try:
+        held.start(f"--kubeconfig={broker.api.kubeconfig}", port=port)
+        yield held
+    finally:
+        held.end()
+        for one in registered:
+            held.kubectl("delete", one["kind"].lower(), "chaperone", "--ignore-not-found", is_checked=False)
+        held.kubectl("delete", "accesspolicy,agentidentity", "--all", "-n", broker.agents)
+        asyncio.run(broker.put_snapshot(broker.compiled()))
+
+
+@pytest.fixture
+async def declared(operator_of_broker: Operator, broker: Broker, postgres: Postgres) -> AsyncIterator[str]:
+    """Identity, target and policy in force; gives the revision."""
+    held, namespace = operator_of_broker, broker.agents
+    database = target(
+        "kill-db", port=postgres.port, hosts=["kill-db.data.svc"],
+        upstream={"host": "kill-db.data.svc", "port": postgres.port, "database": "orders"},
+        tls={"mode": "VerifyFull", "serverName": "localhost", "caSecretRef": {"name": "real-ca"}},
+        credential={"secretRef": {"name": "real-writer"}}, allowedNamespaces={"names": [namespace]},
+    )  # fmt: skip
+    rules = [
+        rule("read", "Allow", ["read", "execute_code"]),
+        rule("fix", "RequireApproval", ["modify"], approval={"groups": ["billing-leads"], "wait": "1m"}),
+    ]
+    await asyncio.to_thread(held.apply, *map(_plain, (_identity(namespace), database, _policy(rules, namespace))))
+    found = await asyncio.to_thread(
+        held.eventually,
+        lambda: held.get("accesspolicy", "billing", "-n", namespace).get("status", {}),
+        lambda status: any(one["status"] == "True" for one in status.get("conditions", ())),
+    )
+    yield found["revision"]
+    await asyncio.to_thread(held.kubectl, "delete", "accesspolicy,agentidentity", "--all", "-n", namespace)
+
+
+def _identity(namespace: str) -> dict[str, Any]:
+    spec = {"selector": {"matchLabels": {"chaperone.dev/identity": NAME}}, "owner": {"name": "Billing on-call"}}
+    return {
+        "apiVersion": "chaperone.dev/v1alpha1", "kind": "AgentIdentity",
+        "metadata": {"name": NAME, "namespace": namespace}, "spec": spec,
+    }  # fmt: skip
+
+
+def _policy(
+    rules: list[dict[str, Any]], namespace: str, name: str = "billing", where: str = "kill-db"
+) -> dict[str, Any]:
+    return policy(rules, name, namespace, targets=[{"name": where}])
+
+
+def _plain(item: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: item["metadata"][key] for key in ("name", "namespace") if key in item["metadata"]}
+    return {**item, "metadata": kept}
+
+
+async def chaperone(broker: Broker, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`kubectl chaperone`, as the responder types it."""
+    binaries = os.environ.get("CHAPERONE_BIN", f"{os.environ['HOME']}/.cache/chaperone/bin")
+    environment = os.environ | {"PATH": f"{binaries}:{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "chaperone_cli.main", *arguments, "-n", broker.agents]
+    command += ["--kubeconfig", str(broker.api.kubeconfig_of(RESPONDER))]
+    return await asyncio.to_thread(
+        subprocess.run, command, env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+async def ended(work: asyncio.Task[Any]) -> tuple[float, BaseException | None]:
+    """When a statement ended, and how."""
+    await asyncio.wait([work])
+    return time.monotonic(), work.exception()
+
+
+async def bundle_of(broker: Broker, operator: Operator) -> bytes:
+    name = f"snapshot-{broker.agents}"
+    found = await asyncio.to_thread(operator.get, "configmap", name, "-n", broker.system)
+    return base64.b64decode(found["binaryData"]["bundle.tar.gz"])
+
+
+async def test_suspend_cuts_what_runs_and_what_waits_refuses_what_comes_and_says_who(
+    broker: Broker, operator_of_broker: Operator, declared: str, collector_with: Callable[..., Collector],
+    opa_with: Callable[[bytes], Opa], postgres: Postgres, tmp_path: Path,
+) -> None:  # fmt: skip
+    held, collector = operator_of_broker, collector_with()
+    await install(broker, postgres, collector)
+    opa = opa_with(await bundle_of(broker, held))
+    async with running(broker, collector, opa, tmp_path, "kill") as (gateway, port, _):
+        assert gateway.config.revision == declared
+        runs, waits, idles = [await connect(port) for _ in range(3)]
+        running_ = asyncio.create_task(ended(asyncio.ensure_future(runs.execute("SELECT pg_sleep(600)"))))
+        waiting = asyncio.create_task(ended(asyncio.ensure_future(waits.execute(FIX))))
+        await asyncio.to_thread(held.eventually, lambda: _states(held, broker), lambda found: found == ["Pending"])
+        await _until_covered(held, broker)
+
+        began = time.monotonic()
+        done = await chaperone(broker, "suspend", NAME, "--reason", REASON, "--yes")
+        assert done.returncode == 0, done.stdout + done.stderr
+        stamp = (await asyncio.to_thread(held.get, "agentidentity", NAME, "-n", broker.agents))["spec"]["suspension"]
+        assert (stamp["by"], stamp["reason"]) == (RESPONDER, REASON)
+        told = f'AgentIdentity "{NAME}" is suspended by {RESPONDER} since {stamp["at"]} ({REASON}).'
+        for work in (running_, waiting):
+            at, error = await work
+            print(f"cut {at - began:.2f} s after the command was typed")
+            assert isinstance(error, errors.InsufficientPrivilege)
+            assert told in str(error)
+        assert f"{broker.agents}/{NAME}: 1 of 1 gateways confirmed" in done.stdout
+        print(f"confirmed {time.monotonic() - began:.2f} s after the command was typed: {done.stdout}")
+        with pytest.raises(psycopg.Error, match="is suspended by responder-1"):
+            await idles.execute("SELECT 1")
+        with pytest.raises(psycopg.OperationalError, match="is suspended by responder-1"):
+            await connect(port)
+        await asyncio.to_thread(held.eventually, lambda: _states(held, broker), lambda found: found == ["Cancelled"])
+        with postgres.admin() as admin:
+            active = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%pg_sleep(600)%' AND pid <> pg_backend_pid()"
+            await until(lambda: not admin.execute(active).fetchall())
+
+        condition = await asyncio.to_thread(held.condition, "agentidentity", NAME, broker.agents)
+        assert (condition["status"], condition["reason"]) == ("False", "Suspended")
+        assert f"suspended by {RESPONDER} at {stamp['at']}: {REASON}" in condition["message"]
+        events = (await asyncio.to_thread(held.get, "events.events.k8s.io", "-n", broker.agents))["items"]
+        assert any(one["reason"] == "Suspended" and RESPONDER in one["note"] for one in events)
+
+        assert (await chaperone(broker, "suspend", NAME, "--reason", "again", "-y")).stdout.startswith(
+            "suspend: nothing"
+        )
+        done = await chaperone(broker, "resume", NAME, "--reason", "it was the wrong one", "-y")
+        assert done.returncode == 0, done.stdout + done.stderr
+        await until(lambda: gateway.config.suspension is None)
+        async with await connect(port) as agent:
+            assert await (await agent.execute("SELECT count(*) FROM orders")).fetchone() == (1000,)
+        gateway.write_head()
+        await until(lambda: collector.rows("SELECT count(*) FROM session WHERE ended_us IS NOT NULL")[0][0] >= 4)
+    found = read_records(tmp_path / "spool")
+    [suspended, resumed] = [one for one in found if isinstance(one, record.IdentitySuspension)]
+    assert (suspended.state, suspended.by, suspended.at, suspended.reason, suspended.sessions) == (
+        "Suspended", RESPONDER, stamp["at"], REASON, 3,
+    )  # fmt: skip
+    assert resumed.state == "Resumed"
+    cut = [one for one in found if isinstance(one, record.SessionClose) and one.reason == told]
+    assert len(cut) == 3
+    assert all(one.seq > suspended.seq for one in cut)
+    refused = [one for one in found if isinstance(one, record.EgressDenied)]
+    assert {(one.address, one.reason) for one in refused} == {("kill-db", "suspended")}
+
+
+async def test_neither_a_broken_policy_nor_an_opa_that_hangs_shields_an_agent(
+    broker: Broker, operator_of_broker: Operator, declared: str, collector_with: Callable[..., Collector],
+    opa_with: Callable[[bytes], Opa], postgres: Postgres, tmp_path: Path,
+) -> None:  # fmt: skip
+    held, collector = operator_of_broker, collector_with()
+    await install(broker, postgres, collector)
+    opa = opa_with(await bundle_of(broker, held))
+    async with running(broker, collector, opa, tmp_path, "shield") as (gateway, port, _):
+        agent = await connect(port)
+        opa.process.send_signal(19)  # SIGSTOP: from now on it loads nothing
+        try:
+            more = _policy([rule("more", "Allow", ["delete"])], broker.agents, "more")
+            await asyncio.to_thread(held.apply, _plain(more))
+            await asyncio.to_thread(_wait_other_revision, held, broker, declared)
+            broken = _policy([rule("read", "Allow", ["read"])], broker.agents, "broken", "nowhere")
+            await asyncio.to_thread(held.apply, _plain(broken))
+            await asyncio.to_thread(
+                held.eventually, lambda: held.condition("accesspolicy", "broken", broker.agents), bool
+            )
+            began = time.monotonic()
+            await asyncio.to_thread(
+                held.kubectl, "patch", "agentidentity", NAME, "-n", broker.agents, "--type=merge",
+                "-p", '{"spec":{"suspended":true}}',
+            )  # fmt: skip
+            await until(lambda: gateway.config.suspension is not None)
+            print(f"cut {time.monotonic() - began:.2f} s after the patch")
+            with pytest.raises(psycopg.Error, match="is suspended by admin"):
+                await agent.execute("SELECT 1")
+        finally:
+            opa.process.send_signal(18)
+        condition = await asyncio.to_thread(held.condition, "agentidentity", NAME, broker.agents)
+        assert condition["reason"] == "Suspended"
+        assert "AccessPolicy broken" in condition["message"]
+
+
+def _states(held: Operator, broker: Broker) -> list[str]:
+    found = held.get("approvalrequests", "-n", broker.agents)["items"]
+    return [one["status"]["state"] for one in found]
+
+
+async def _until_covered(held: Operator, broker: Broker) -> None:
+    """Pods of other tests do not end by themselves: this identity has only those that run."""
+    await asyncio.to_thread(
+        held.eventually,
+        lambda: held.get("agentidentity", NAME, "-n", broker.agents)["status"]["pods"],
+        lambda pods: pods["covered"] == 1,
+    )
+
+
+def _wait_other_revision(held: Operator, broker: Broker, revision: str) -> None:
+    held.eventually(
+        lambda: held.get("configmap", f"snapshot-{broker.agents}", "-n", broker.system)["metadata"]["annotations"],
+        lambda found: found["chaperone.dev/revision"] != revision,
+    )
