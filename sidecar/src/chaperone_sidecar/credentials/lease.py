@@ -25,7 +25,7 @@ from chaperone_sidecar.errors import LeaseRefused
 MARGIN_S: Final = 60  # a lease is given to no new session this long before it ends
 FRESH_S: Final = 5.0  # a question a session would cost the broker three calls to the API server each
 PATIENCE_S: Final = 1.0  # with a broker that does not answer, while there is a lease at hand
-AWAY_S: Final = 30.0  # then it is not asked again: a session, and the catalog's connection, would wait in vain each time
+AWAY_S: Final = 30.0  # then it is not asked again for a while: sessions, and the catalog, would wait in vain each time
 KEEP_S: Final = 1.0  # between two looks at what is in use
 RENEW_AT: Final = 2 / 3
 RETRY_S: Final = 15.0  # before another try to renew
