@@ -12,7 +12,7 @@ from stage import Database, Kubectl, Object, Pod, Ran, Team, chaperone, until
 
 from chaperone_tools.errors import ToolsError
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
 
 LEADS = "billing-leads"
 REQUESTS = "approvalrequests.chaperone.dev"
