@@ -377,6 +377,12 @@ def installed(server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> In
 @pytest.fixture
 def without_webhooks(installed: Installation) -> Iterator[Installation]:
     """Somebody took the webhooks out; they come back afterwards."""
+    with _without_webhooks(installed):
+        yield installed
+
+
+@contextlib.contextmanager
+def _without_webhooks(installed: Installation) -> Iterator[None]:
     kept = [installed.get(kind, WEBHOOKS) for kind in REGISTRATIONS]
     for kind, one in zip(REGISTRATIONS, kept, strict=True):
         installed.kubectl("delete", kind, WEBHOOKS)
@@ -385,7 +391,7 @@ def without_webhooks(installed: Installation) -> Iterator[Installation]:
         lambda: "no endpoints available" not in installed.try_pod(pod(), "agents"), "the API server forgets webhooks"
     )
     try:
-        yield installed
+        yield
     finally:
         installed.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all(kept))
 
@@ -702,8 +708,8 @@ def test_operator_and_broker_run_with_the_rights_that_they_get(installed: Instal
         targets=[{"name": "none-such"}],
     )  # fmt: skip
     unfit["metadata"] = {"name": "billing", "namespace": "kube-public"}
-    # In an exempt namespace, or it would need the webhook.
-    installed.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all([identity, unfit]))
+    with _without_webhooks(installed):  # nobody answers them before the operator runs
+        installed.kubectl("create", "-f", "-", stdin=yaml.safe_dump_all([identity, unfit]))
     operator = Operator(installed.server, SYSTEM, installed.folder)
     try:
         replica = operator.start(f"--kubeconfig={accounts['operator']}")
