@@ -60,6 +60,8 @@ def operator_of_broker(crds: ApiServer, broker: Broker, tmp_path_factory: pytest
         },
         service(broker.system), *registered,
     )  # fmt: skip
+    # Pods of other tests do not end by themselves, and this identity counts its own.
+    held.kubectl("delete", "pod", "--all", "-n", broker.agents, "--force", "--grace-period=0", "--wait=false")
     try:
         held.start(f"--kubeconfig={broker.api.kubeconfig}", port=port)
         yield held
@@ -244,7 +246,7 @@ def _states(held: Operator, broker: Broker) -> list[str]:
 
 
 async def _until_covered(held: Operator, broker: Broker) -> None:
-    """Pods of other tests do not end by themselves: this identity has only those that run."""
+    """Until the operator has seen the one pod of this test, and that those of others are gone."""
     await asyncio.to_thread(
         held.eventually,
         lambda: held.get("agentidentity", NAME, "-n", broker.agents)["status"]["pods"],
