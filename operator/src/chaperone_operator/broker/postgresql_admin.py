@@ -79,6 +79,7 @@ def _context(place: Place, ca_pem: str) -> ssl.SSLContext | bool:
     context.name = place.server_name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.check_hostname = place.tls_mode == "VerifyFull"
+    # Require is the platform engineer's word for TLS with whoever answers, as libpq has it; gateways do the same there.
     context.verify_mode = ssl.CERT_NONE if place.tls_mode == "Require" else ssl.CERT_REQUIRED
     if ca_pem:
         context.load_verify_locations(cadata=ca_pem)
