@@ -98,3 +98,10 @@ def test_a_row_that_has_a_value_and_is_not_well_formed_is_refused(
 ) -> None:
     with pytest.raises(ProtocolError):
         mask_of(masker, OIDS, classes).rows(row)
+
+
+@pytest.mark.parametrize("rest", [b"", b"\xff\xff\xff\xff" * 2, b"\xff" * 12 + b"more", b"\0\0\0\x09abc" + b"\xff" * 8])
+def test_a_row_is_read_to_its_end_where_a_column_is_cut_out(rest: bytes) -> None:
+    row = m.frame(m.DATA_ROW, b"\0\5" + b"\0\0\0\3abc" + b"\0\0\0\1x" + rest)
+    with pytest.raises(ProtocolError):
+        mask_of(COLUMNS, OIDS, (None, ColumnClass("name", "Null"), None, None, None)).rows(row)

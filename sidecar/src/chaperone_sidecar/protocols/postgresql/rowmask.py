@@ -145,7 +145,7 @@ class RowMask:
         return run.data if self._classified else data
 
     def _cut_out(self, run: _Run) -> bytes:
-        """Rows whose classified columns are masked; each is read as far as the last of them."""
+        """Rows whose classified columns are masked; each is read to its end, which no cell may miss."""
         data, starts = run.data, run.starts
         out: list[bytes] = []
         for row in range(len(starts) - 1):
@@ -166,6 +166,11 @@ class RowMask:
                     copied = after
                 place = after
                 seen += 1
+            while seen < len(self._columns):
+                place = _after(data, place, end)
+                seen += 1
+            if place != end:
+                raise _malformed()
             if parts:
                 parts.append(data[copied:end])
                 out.append(m.frame(m.DATA_ROW, b"".join(parts)))
