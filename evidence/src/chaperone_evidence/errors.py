@@ -4,7 +4,8 @@ EvidenceError
 ├── NotCanonical      a header is not in the one form that a hash may be taken of
 ├── Malformed         bytes that are not an entry, a frame, a note or a bundle
 │   └── Torn          the last frame of a segment was not written to its end
-└── BadSignature      a signature by a known key that does not verify
+├── BadSignature      a signature by a known key that does not verify
+└── BadProof          a Merkle proof that does not lead to the root it should
 """
 
 from __future__ import annotations
@@ -28,3 +29,7 @@ class Torn(Malformed):
 
 class BadSignature(EvidenceError):
     """A signature that does not verify, or none by the expected key."""
+
+
+class BadProof(EvidenceError):
+    """A Merkle proof that does not fit the tree, or does not lead to the root that it should."""

@@ -1,4 +1,4 @@
-"""Signed notes (C2SP signed-note) with Ed25519 keys: the form of stream heads and checkpoints.
+"""Signed notes (C2SP signed-note), and those with one Ed25519 key: stream heads. Checkpoints have more kinds of keys.
 
 note = body (lines, ends in a newline) ‖ newline ‖ signature lines `— <name> <base64(key id(4) ‖ signature)>`.
 """
@@ -22,13 +22,38 @@ MAX_NOTE_BYTES: Final = 64 << 10  # 16 signatures of the largest kind and a shor
 MAX_SIGNATURES: Final = 100  # C2SP asks for at least 16
 KEY_ID_BYTES: Final = 4
 
-_NAME: Final = re.compile(r"[^\s+]+\Z")
+_NAME: Final = re.compile(r"[^\s+\x00-\x1f]+\Z")
 _SIGNATURE: Final = re.compile("\u2014 ([^\\s+]+) ([A-Za-z0-9+/=]+)\\Z")
+
+
+class Signature(msgspec.Struct, frozen=True, gc=False):
+    """One signature line: whose it says it is, the key's id, and what the key made."""
+
+    name: str
+    id: bytes
+    data: bytes
+
+    @property
+    def line(self) -> str:
+        """The line, with its newline."""
+        return f"\u2014 {self.name} {base64.b64encode(self.id + self.data).decode()}\n"
+
+
+class Note(msgspec.Struct, frozen=True, gc=False):
+    """A note in its parts; nothing is verified."""
+
+    body: str
+    signatures: tuple[Signature, ...]
 
 
 def key_id(name: str, kind: int, public: bytes) -> bytes:
     """Four bytes that tell keys of one name apart."""
     return hashlib.sha256(name.encode() + b"\n" + bytes((kind,)) + public).digest()[:KEY_ID_BYTES]
+
+
+def format_vkey(name: str, kind: int, public: bytes) -> str:
+    """A public key as text: `<name>+<id>+<base64>`."""
+    return f"{name}+{key_id(name, kind, public).hex()}+{base64.b64encode(bytes((kind,)) + public).decode()}"
 
 
 class Verifier(msgspec.Struct, frozen=True):
@@ -44,37 +69,55 @@ class Verifier(msgspec.Struct, frozen=True):
 
     @property
     def vkey(self) -> str:
-        """The key as text: `<name>+<id>+<base64>`."""
-        return f"{self.name}+{self.id.hex()}+{base64.b64encode(bytes((ED25519,)) + self.public).decode()}"
+        """The key as text."""
+        return format_vkey(self.name, ED25519, self.public)
 
 
-def parse_vkey(text: str) -> Verifier:
-    """Read a verifier key.
+def split_vkey(text: str) -> tuple[str, int, bytes]:
+    """Name, kind and public key of a verifier key.
 
     Raises:
-        Malformed: not a key, not Ed25519, or its id does not belong to it.
+        Malformed: not a key, or its id does not belong to it.
     """
     parts = text.split("+", 2)
     if len(parts) != 3 or not _NAME.match(parts[0]):
         raise Malformed("The verifier key does not have the form name+id+key.")
     name, identifier, encoded = parts
     data = _base64(encoded)
-    if len(data) != 33 or data[0] != ED25519:
-        raise Malformed("The verifier key is not an Ed25519 key.")
-    verifier = Verifier(name, data[1:])
-    if verifier.id.hex() != identifier:
+    if not data or key_id(name, data[0], data[1:]).hex() != identifier:
         raise Malformed("The verifier key's id does not belong to it.")
-    return verifier
+    return name, data[0], data[1:]
+
+
+def parse_vkey(text: str) -> Verifier:
+    """Read a verifier key for notes.
+
+    Raises:
+        Malformed: not a key, not Ed25519, or its id does not belong to it.
+    """
+    name, kind, public = split_vkey(text)
+    if kind != ED25519 or len(public) != 32:
+        raise Malformed("The verifier key is not an Ed25519 key.")
+    return Verifier(name, public)
+
+
+def need_name(name: str) -> str:
+    """The name, if a key may have it.
+
+    Raises:
+        Malformed: it is empty, or holds a space or a plus sign.
+    """
+    if not _NAME.match(name):
+        raise Malformed(f"The key name {name!r} holds a space or a plus sign.")
+    return name
 
 
 class Signer:
     """A private key under its name."""
 
     def __init__(self, name: str, key: Ed25519PrivateKey) -> None:
-        if not _NAME.match(name):
-            raise Malformed(f"The key name {name!r} holds a space or a plus sign.")
         self._key = key
-        self.verifier = Verifier(name, key.public_key().public_bytes_raw())
+        self.verifier = Verifier(need_name(name), key.public_key().public_bytes_raw())
         self._line = f"\u2014 {name} ".encode()
 
     def sign(self, body: str) -> bytes:
@@ -84,20 +127,31 @@ class Signer:
         return text + b"\n" + self._line + base64.b64encode(signature) + b"\n"
 
 
-def open_note(note: bytes, verifier: Verifier) -> str:
-    """The body of a note that this key has signed.
+def parse(note: bytes, most: int = MAX_SIGNATURES) -> Note:
+    """Take a note apart; it has at most `most` signatures.
 
     Raises:
-        Malformed: not a note. BadSignature: the key did not sign it, or not this.
+        Malformed: not a note.
     """
     text = _text(note)
     split = text.rfind("\n\n")
     if split < 0:
         raise Malformed("The note has no signatures.")
-    body, lines = text[: split + 1], text[split + 2 : -1].split("\n")
-    if len(lines) > MAX_SIGNATURES:
+    return Note(text[: split + 1], parse_lines(text[split + 2 :], most))
+
+
+def parse_lines(text: str, most: int = MAX_SIGNATURES) -> tuple[Signature, ...]:
+    """Read signature lines, each with its newline; at most `most`.
+
+    Raises:
+        Malformed: a line is not well formed, or there are too many.
+    """
+    if not text.endswith("\n"):
+        raise Malformed("The note has no signatures, or the last is cut.")
+    lines = text[:-1].split("\n")
+    if len(lines) > most:
         raise Malformed("The note has too many signatures.")
-    identifier, signed = verifier.id, False
+    signatures: list[Signature] = []
     for line in lines:
         match = _SIGNATURE.match(line)
         if match is None:
@@ -105,16 +159,29 @@ def open_note(note: bytes, verifier: Verifier) -> str:
         data = _base64(match[2])
         if len(data) <= KEY_ID_BYTES:
             raise Malformed("A signature of the note is too short.")
-        if match[1] != verifier.name or data[:KEY_ID_BYTES] != identifier:
+        signatures.append(Signature(match[1], data[:KEY_ID_BYTES], data[KEY_ID_BYTES:]))
+    return tuple(signatures)
+
+
+def open_note(note: bytes, verifier: Verifier) -> str:
+    """The body of a note that this key has signed.
+
+    Raises:
+        Malformed: not a note. BadSignature: the key did not sign it, or not this.
+    """
+    found = parse(note)
+    identifier, signed = verifier.id, False
+    for one in found.signatures:
+        if one.name != verifier.name or one.id != identifier:
             continue
         try:
-            Ed25519PublicKey.from_public_bytes(verifier.public).verify(data[KEY_ID_BYTES:], body.encode())
+            Ed25519PublicKey.from_public_bytes(verifier.public).verify(one.data, found.body.encode())
         except InvalidSignature as error:
             raise BadSignature(f"The signature by {verifier.name} does not verify.") from error
         signed = True
     if not signed:
         raise BadSignature(f"The note is not signed by {verifier.name}.")
-    return body
+    return found.body
 
 
 def _text(note: bytes) -> str:
