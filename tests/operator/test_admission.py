@@ -71,7 +71,7 @@ def pod(name: str, app: str = "billing", **spec: Any) -> Object:
 @pytest.fixture
 async def admission(crds: ApiServer, tmp_path: Path) -> AsyncIterator[Admission]:
     authority = Authority("test webhook CA")
-    settings = Settings("0.1.0", "example.com/gateway:1", "example.com/opa:1", "cluster-uid", authority.pem)
+    settings = Settings("0.1.0", "example.com/gateway:1", "example.com/opa:1", "cluster-uid", authority.pem, "key")
     async with Client(kubeconfig.from_file(crds.kubeconfig)) as client:
         identities = Identities(client)
         following = asyncio.create_task(identities.run())

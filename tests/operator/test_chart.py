@@ -22,6 +22,7 @@ from fix_approvals import request as approval_request
 from fix_crds import kubectl
 from fix_operator import Operator, free_ports
 
+from chaperone_operator import policykey
 from chaperone_operator.admission.inject import Agent, Settings, inject
 from chaperone_operator.broker import ca
 from chaperone_operator.certs import API_SERVICE, CA_SECRET, SERVICES, TRUST, TRUST_KEY, WEBHOOKS
@@ -287,9 +288,10 @@ def rules_with(objects: list[Object], resource: str) -> dict[str, list[Object]]:
 def test_only_the_broker_reads_any_secret(objects: list[Object]) -> None:
     found = rules_with(objects, "secrets")
     assert set(found) == {"Role/chaperone-operator", "Role/chaperone-broker"}
-    named, made = found["Role/chaperone-operator"]
+    named, made, key, key_made = found["Role/chaperone-operator"]
     assert set(named["resourceNames"]) == {CA_SECRET, *SERVICES}
-    assert made["verbs"] == ["create"]
+    assert (key["resourceNames"], key["verbs"]) == ([policykey.SECRET], ["get"])
+    assert made["verbs"] == key_made["verbs"] == ["create"]
     assert [rule["verbs"] for rule in found["Role/chaperone-broker"]] == [["get", "create"]]
 
 
@@ -404,7 +406,7 @@ def pod(**spec: Any) -> Object:
 
 def agent(**spec: Any) -> Object:
     """A pod as the webhook leaves it, but for what is named."""
-    settings = Settings(version="1", gateway_image="g", opa_image="o", cluster="c", service_ca="ca")
+    settings = Settings(version="1", gateway_image="g", opa_image="o", cluster="c", service_ca="ca", policy_key="key")
     found = inject(pod(), settings, Agent("billing"))
     return found | {"spec": found["spec"] | spec}
 
@@ -451,6 +453,13 @@ def test_accounts_may_what_they_need_and_no_more(installed: Installation) -> Non
         assert may("broker", "get", f"secrets/{name}")
         assert not may("broker", "get", f"secrets/{name}", "agents")
     assert not may("broker", "list", "secrets")
+    keys = policykey.namespace_of(SYSTEM)
+    for part in ("broker", "collector"):  # who hands policy out cannot sign it
+        for verb in ("get", "list", "watch", "create", "update", "patch", "delete"):
+            assert not may(part, verb, f"secrets/{policykey.SECRET}", keys)
+    assert may("operator", "get", f"secrets/{policykey.SECRET}", keys)
+    assert may("operator", "create", "secrets", keys)
+    assert not may("operator", "get", "secrets/another", keys)
     assert may("collector", "create", "subjectaccessreviews.authorization.k8s.io")
     assert may("collector", "get", "configmaps/extension-apiserver-authentication", "kube-system")
     assert may("broker", "patch", "pods", "agents", "status")

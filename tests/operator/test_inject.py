@@ -19,6 +19,7 @@ SETTINGS = Settings(
     opa_image="example.com/opa:1",
     cluster="cluster-uid",
     service_ca="-----BEGIN CERTIFICATE-----\n",
+    policy_key="cluster-uid/operator+00000000+AAAA",
 )
 SEALED = msgspec.structs.replace(SETTINGS, seal=Seal(b"the service CA's key"))
 AGENT = Agent("billing", (8080, 9090))

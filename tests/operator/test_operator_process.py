@@ -11,6 +11,8 @@ import pytest
 from fix_operator import Operator
 from manifests import cluster_policy, identity, policy, rule, target
 
+from chaperone_evidence.note import open_note, parse_vkey
+
 pytestmark = pytest.mark.peer
 
 type Object = dict[str, Any]
@@ -81,7 +83,7 @@ def test_what_is_declared_comes_into_force_and_says_so(operator: Operator, agent
     stored = snapshot(operator, agents)
     assert stored is not None
     assert stored["metadata"]["labels"] == {"chaperone.dev/snapshot": "true"}
-    assert set(stored["binaryData"]) == {"bundle.tar.gz", "gateway.json", "leases.json"}
+    assert set(stored["binaryData"]) == {"bundle.tar.gz", "gateway.json", "leases.json", "notes.json"}
     revision = stored["metadata"]["annotations"]["chaperone.dev/revision"]
     status = operator.get("accesspolicy", "billing", "-n", agents)["status"]
     assert status["revision"] == revision
@@ -94,6 +96,27 @@ def test_what_is_declared_comes_into_force_and_says_so(operator: Operator, agent
         lambda: operator.condition("accesstarget", f"db-{agents}"), lambda one: one.get("status") == "True"
     )
     assert gateway_config(operator, agents)["billing-agent"]["targets"][0]["name"] == f"db-{agents}"
+
+
+def test_policy_is_signed_with_the_key_that_pods_get_and_a_snapshot_made_anew_is_later(
+    operator: Operator, agents: str
+) -> None:
+    def serial() -> int:
+        found = snapshot(operator, agents)
+        if found is None:
+            return 0
+        (note,) = json.loads(base64.b64decode(found["binaryData"]["notes.json"])).values()
+        body = open_note(note.encode(), parse_vkey(told["CHAPERONE_POLICY_KEY"]))
+        assert body.splitlines()[1] == f"{agents}/billing-agent"
+        return int(body.splitlines()[2])
+
+    made = operator.kubectl("create", "--dry-run=server", "-o", "json", "-f", "-", stdin=json.dumps(pod("x", agents)))
+    (gateway,) = (one for one in json.loads(made)["spec"]["initContainers"] if one["name"] == "chaperone-gateway")
+    told = {one["name"]: one.get("value") for one in gateway["env"]}
+    before = serial()
+    operator.kubectl("delete", "configmap", f"snapshot-{agents}", "-n", operator.system_namespace)
+    operator.apply(billing(agents, purpose="another"))
+    operator.eventually(serial, lambda found: found > before)
 
 
 def test_missing_name_is_a_warning_then_a_reason_then_in_force(operator: Operator) -> None:
@@ -185,7 +208,17 @@ def test_pods_are_covered_or_shown_with_the_reason(operator: Operator) -> None:
         lambda: operator.get("agentidentity", "billing-agent", "-n", namespace)["status"].get("pods", {}),
         lambda pods: pods.get("covered") == 1,
     )
-    assert status == {"covered": 1, "uncovered": 1, "uncoveredNames": ["old"], "cut": 0}
+    assert status == {"covered": 1, "uncovered": 1, "uncoveredNames": ["old"], "cut": 0, "inForce": 0, "behind": 1}
+    revision = operator.get("agentidentity", "billing-agent", "-n", namespace)["status"]["revision"]
+    said = {"type": "chaperone.dev/PolicyInForce", "status": "True", "message": revision}
+    operator.kubectl(
+        "patch", "pod", "new", "-n", namespace, "--subresource=status", "--type=merge",
+        "-p", json.dumps({"status": {"conditions": [said]}}),
+    )  # fmt: skip
+    operator.eventually(
+        lambda: operator.get("agentidentity", "billing-agent", "-n", namespace)["status"]["pods"],
+        lambda pods: (pods["inForce"], pods["behind"]) == (1, 0),
+    )
     operator.kubectl("delete", "pod", "old", "-n", namespace, "--grace-period=0", "--force")
     operator.eventually(
         lambda: operator.condition("agentidentity", "billing-agent", namespace, "Covered"),

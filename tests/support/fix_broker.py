@@ -30,7 +30,7 @@ from manifests import identity, policy, rule, target
 from pki import key_pem
 
 from chaperone_evidence.note import Signer
-from chaperone_operator import kubeconfig
+from chaperone_operator import kubeconfig, policykey, signing
 from chaperone_operator.admission.names import INJECTED_ANNOTATION
 from chaperone_operator.compile import Snapshot, compile_namespace
 from chaperone_operator.kube import (
@@ -67,6 +67,8 @@ class Broker:
     folder: Path
     service_ca: ServiceCa
     cluster: str
+    policy_key: Ed25519PrivateKey
+    serial: int = 0
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
     metrics_url: str = ""
@@ -75,6 +77,11 @@ class Broker:
     def log(self) -> Path:
         """All it said."""
         return self.folder / "broker.log"
+
+    @property
+    def signer(self) -> signing.Signer:
+        """The operator's, which signs what is stored."""
+        return signing.Signer(f"{self.cluster}/operator", self.policy_key)
 
     def admin(self) -> Client:
         """A client that may do anything."""
@@ -112,15 +119,22 @@ class Broker:
         (self.folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return certificate.public_bytes(serialization.Encoding.DER)
 
+    def signed(self, snapshot: Snapshot, namespace: str = "") -> dict[str, str]:
+        """`binaryData` of a snapshot as the operator stores it, later than all before."""
+        self.serial = max(self.serial + 1, time.time_ns() // 1_000_000)
+        namespace = namespace or self.agents
+        return signing.signed(snapshot.binary_data(), namespace, snapshot.revision, None, self.signer, self.serial)
+
     async def put_snapshot(self, snapshot: Snapshot, namespace: str = "", **more: bytes) -> None:
         """Store a snapshot as the operator does; `more` are further members, by name without `.json`."""
+        members = {f"{name}.json": base64.b64encode(content).decode() for name, content in more.items()}
+        await self.put_data(self.signed(snapshot, namespace) | members, namespace)
+
+    async def put_data(self, data: dict[str, str], namespace: str = "") -> None:
+        """Store `binaryData` as it is."""
         namespace = namespace or self.agents
         async with self.admin() as client:
-            body = {
-                "metadata": {"labels": {"chaperone.dev/snapshot": "true"}},
-                "binaryData": snapshot.binary_data()
-                | {f"{name}.json": base64.b64encode(content).decode() for name, content in more.items()},
-            }
+            body = {"metadata": {"labels": {"chaperone.dev/snapshot": "true"}}, "binaryData": data}
             name = f"snapshot-{namespace}"
             await client.apply(CONFIG_MAPS, name, body, manager="chaperone-operator", namespace=self.system)
 
@@ -335,7 +349,14 @@ async def _prepare(api: ApiServer, folder: Path) -> Broker:
         await client.create(SECRETS, secret("orders-db-ca", "Opaque", **{"ca.crt": ServiceCa().pem}), system)
         for one in ("orders-db", "idle-db"):
             await client.apply(ACCESS_TARGETS, one, {"spec": target(one)["spec"]}, manager="test")
-    broker = Broker(api, system, agents, folder, ServiceCa(), cluster)
+        # The operator's key, so that one that is started where the broker is signs with it.
+        key = Ed25519PrivateKey.generate()
+        keys = policykey.namespace_of(system)
+        await client.create(NAMESPACES, {"metadata": {"name": keys}})
+        seed = base64.b64encode(key.private_bytes_raw()).decode()
+        kept = {"metadata": {"name": policykey.SECRET}, "data": {policykey.FIELD: seed}}
+        await client.create(SECRETS, kept, keys)
+    broker = Broker(api, system, agents, folder, ServiceCa(), cluster, key)
     await broker.put_snapshot(broker.compiled())
     return broker
 

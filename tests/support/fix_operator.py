@@ -25,6 +25,8 @@ import yaml
 from fix_apiserver import ApiServer
 from fix_crds import kubectl
 
+from chaperone_operator.policykey import namespace_of
+
 READY_TIMEOUT_S = 60.0  # 3 s alone; the machine may be shared
 WATCHED = {"chaperone-test": "true"}
 
@@ -154,7 +156,10 @@ def installation(crds: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> I
     """Rights, Service and system namespace; no process yet."""
     system = f"chaperone-system-{secrets.token_hex(3)}"
     held = Operator(crds, system, tmp_path_factory.mktemp("operator"))
-    held.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": system}}, *_rights(system))
+    namespaces = [
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}} for n in (system, namespace_of(system))
+    ]
+    held.apply(*namespaces, *_rights(system))
     try:
         yield held
     finally:
@@ -263,12 +268,17 @@ def _rights(system: str) -> list[Object]:
         _may("coordination.k8s.io", ["leases"], "create"),
         _may("coordination.k8s.io", ["leases"], "get", "update", names=["chaperone-operator"]),
     ]
+    key = [
+        _may("", ["secrets"], "get", names=["chaperone-policy-key"]),
+        _may("", ["secrets"], "create"),
+    ]
     group = "rbac.authorization.k8s.io"
     subject = {"kind": "User", "apiGroup": group, "name": "operator"}
     found: list[Object] = []
     for kind, rules, metadata in (
         ("ClusterRole", everywhere, {"name": "chaperone-operator"}),
         ("Role", here, {"name": "chaperone-operator", "namespace": system}),
+        ("Role", key, {"name": "chaperone-operator", "namespace": namespace_of(system)}),
     ):
         found.append({"apiVersion": f"{group}/v1", "kind": kind, "metadata": metadata, "rules": rules})
         reference = {"apiGroup": group, "kind": kind, "name": "chaperone-operator"}

@@ -91,7 +91,8 @@ async def settings_of(
     token = folder / "token"
     token.write_text(await pod.token())
     return Settings(
-        broker_url=broker.url, collector_url=collector.ingest, cluster=broker.cluster, namespace=broker.agents,
+        policy_key=broker.signer.vkey, broker_url=broker.url,
+        collector_url=collector.ingest, cluster=broker.cluster, namespace=broker.agents,
         ca_pem=broker.service_ca.pem + collector.service_ca.pem, pod=pod.name, pod_uid=pod.uid, identity=identity,
         token_path=token, spool=folder / "spool", spool_bytes=64 << 20, bundle=opa.bundle, opa=opa.socket,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
-from chaperone_operator import kubeconfig, pki
+from chaperone_operator import kubeconfig, pki, policykey
 from chaperone_operator.admission.identities import Identities
 from chaperone_operator.admission.inject import Settings
 from chaperone_operator.admission.server import Webhooks
@@ -37,6 +37,7 @@ from chaperone_operator.reconcile.resync import Resync
 from chaperone_operator.reconcile.snapshot import Declared
 from chaperone_operator.reconcile.watch import Watches
 from chaperone_operator.reconcile.world import Change, World
+from chaperone_operator.signing import Signer
 
 SHUTDOWN_S: Final = 5.0  # admission requests under way may end; the API server gives them 5 s itself
 DRAIN_S: Final = 3.0  # between "not ready" and the end of the listener, so that Services send nobody here any more
@@ -98,10 +99,11 @@ class Operator:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with self._client:
-            cluster = await self._started()
+            cluster, signer = await self._started()
+            self._reconciler.signer = signer
             self._webhooks = Webhooks(
-                self._client, self._identities, self._settings(cluster), declares=self._declared, metrics=self._metrics,
-                instance=self._instance,
+                self._client, self._identities, self._settings(cluster, signer.vkey), declares=self._declared,
+                metrics=self._metrics, instance=self._instance,
             )  # fmt: skip
             async with AsyncExitStack() as stack:
                 tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -125,8 +127,8 @@ class Operator:
                 for task in running:
                     task.cancel()
 
-    async def _started(self) -> str:
-        """Wait for what everything else needs; gives the cluster's uid."""
+    async def _started(self) -> tuple[str, Signer]:
+        """Wait for what everything else needs; gives the cluster's uid and the key that signs policy."""
         why = "the API server does not answer."
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -135,12 +137,13 @@ class Operator:
                         await self._certificates.ensure()
                         await self._identities.mirror.client.list(self._identities.mirror.resource)
                         uid: str = (await self._client.get(NAMESPACES, "kube-system"))["metadata"]["uid"]
-                    except (ApiError, pki.Unusable) as error:
+                        signer = await policykey.load(self._client, self._options.namespace, uid)
+                    except (ApiError, pki.Unusable, policykey.Unusable) as error:
                         why = str(error)
                         _log.warning("not started yet: %s", why)
                         await asyncio.sleep(START_RETRY_S)
                     else:
-                        return uid
+                        return uid, signer
         except TimeoutError:
             raise CannotStart(f"Not started after {START_TIMEOUT_S:.0f} s: {why}") from None
 
@@ -160,7 +163,7 @@ class Operator:
             raise CannotStart(f"Port {port} cannot be listened on: {error.strerror}.") from error
         _log.info("%s on port %d", "webhooks" if context else "health and metrics", runner.addresses[0][1])
 
-    def _settings(self, cluster: str) -> Settings:
+    def _settings(self, cluster: str, policy_key: str) -> Settings:
         options = self._options
         return Settings(
             version=options.version,
@@ -168,6 +171,7 @@ class Operator:
             opa_image=options.opa_image,
             cluster=cluster,
             service_ca=self._certificates.bundle,
+            policy_key=policy_key,
             seal=self._certificates.seal,
             system_namespace=options.namespace,
             pull_policy=options.pull_policy,

@@ -10,6 +10,7 @@ ChaperoneError
 ├── LeaseRefused               the broker gives no credential for this target
 ├── PolicyUnavailable          no decision can be had; it means deny
 ├── BrokerUnavailable          the broker cannot be reached
+│   └── PolicyUntrusted        what it gave as policy is not what the operator signed for this agent
 ├── ApprovalUnavailable        nobody can be asked, or an approval cannot be used; the text is fit for the client
 ├── FenceBroken                a probe left the pod; the gateway must not be ready
 └── ConfigError                configuration that cannot be used
@@ -85,6 +86,10 @@ class PolicyUnavailable(ChaperoneError):
 
 class BrokerUnavailable(ChaperoneError):
     """The broker gave no usable answer."""
+
+
+class PolicyUntrusted(BrokerUnavailable):
+    """Policy without the operator's signature, altered, another's, or older than what was seen; the text says which."""
 
 
 class ApprovalUnavailable(ChaperoneError):

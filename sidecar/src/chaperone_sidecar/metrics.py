@@ -13,6 +13,9 @@ from chaperone_sidecar.decision import Action
 
 _FAILED: Final = Counter("chaperone_gateway_sessions_failed", "Sessions ended by an error", ("target", "error"))
 _LIMITED: Final = Counter("chaperone_gateway_limits_reached", "Limits of policy that were reached", ("target", "limit"))
+_UNTRUSTED: Final = Counter(
+    "chaperone_gateway_policies_refused", "Policies from the broker that were refused, by what is wrong", ("what",)
+)
 SESSIONS: Final = Gauge("chaperone_gateway_sessions", "Sessions open now")
 SPOOL_BYTES: Final = Gauge("chaperone_gateway_spool_bytes", "Bytes of the spool's segments")
 
@@ -44,6 +47,11 @@ def command(target: str, action: Action) -> None:
 def limit_reached(target: str, limit: str) -> None:
     """Count a command, result or connection that met a limit."""
     _LIMITED.labels(target, limit).inc()
+
+
+def policy_refused(what: str) -> None:
+    """Count a policy that is not what the operator signed: signature, note, identity, config, bundle or serial."""
+    _UNTRUSTED.labels(what).inc()
 
 
 def session_failed(target: str, error: str) -> None:

@@ -66,6 +66,7 @@ def _settings(environment: Mapping[str, str]) -> Settings:
             pod=environment["POD_NAME"],
             pod_uid=environment["POD_UID"],
             identity=environment["CHAPERONE_IDENTITY"],
+            policy_key=environment["CHAPERONE_POLICY_KEY"],
             node=environment.get("NODE_NAME", ""),
             service_account=environment.get("SERVICE_ACCOUNT", ""),
             token_path=TOKEN,

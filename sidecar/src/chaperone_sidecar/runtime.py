@@ -2,10 +2,11 @@
 
 Theory of operation. Start: a stream key is made, the pod's token is exchanged for a certificate that binds it, the
 configuration (with the key that its masks need) and the policy bundle are fetched, the stream begins. From then on
-five loops run for the life of the process: the configuration is followed (a new revision counts once OPA has loaded
-it, a suspension at once), the certificate is renewed, the spool is shipped, heads are signed, leases in use are
-renewed. When a peer is away the last good state holds, and what needs the peer (a new session's lease) is refused with
-its reason; only a lease that ends before it could be renewed takes its sessions with it.
+five loops run for the life of the process: the configuration is followed (a new revision counts once the operator's
+signature holds and OPA has loaded it, a suspension before OPA), the certificate is renewed, the spool is shipped, heads
+are signed, leases in use are renewed. When a peer is away the last good state holds, and what needs the peer (a new
+session's lease) is refused with its reason; only a lease that ends before it could be renewed takes its sessions with
+it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ import msgspec
 from chaperone_evidence import record
 from chaperone_sidecar.approval.broker_desk import BrokerDesk
 from chaperone_sidecar.backend import Dial, PostgresBackends
-from chaperone_sidecar.config import GatewayConfig
+from chaperone_sidecar.config import GatewayConfig, decode
 from chaperone_sidecar.credentials.broker import LONG_POLL_S, Broker
 from chaperone_sidecar.credentials.lease import Leases
 from chaperone_sidecar.errors import BrokerUnavailable, ChaperoneError, ConfigError
 from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.policy.decider import Decider
+from chaperone_sidecar.policy.provenance import Provenance, Statement
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.shipper import Shipper, ShippingRefused
 from chaperone_sidecar.recording.stream import begin_stream, make_signer
@@ -43,12 +45,13 @@ logger = logging.getLogger(__name__)
 RETRY_FIRST_S: Final = 0.5
 RETRY_LONGEST_S: Final = 15.0
 OPA_TIMEOUT_S: Final = 30.0  # OPA loads a bundle in well under a second once it runs
+APPLYING_POLL_S: Final = 5  # between a policy's coming and its being in force, so that the broker hears of that soon
 DRAIN_POLL_S: Final = 0.05
 RENEW_AT: Final = 2 / 3  # of a certificate's life, so that a broker may be away for a third of it
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pod's environment says."""
+    """What the pod's environment says; `policy_key` is the operator's public key, as a note verifier key."""
 
     broker_url: str
     collector_url: str
@@ -58,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pod: str
     pod_uid: str
     identity: str
+    policy_key: str
     node: str = ""
     service_account: str = ""
     token_path: Path
@@ -74,6 +78,14 @@ class Edges(msgspec.Struct, frozen=True):
     connector: Callable[[ssl.SSLContext], aiohttp.TCPConnector]
 
 
+class Policy(msgspec.Struct, frozen=True):
+    """A configuration that the operator signed, with the key that its masks need."""
+
+    config: GatewayConfig
+    mask_key: bytes
+    statement: Statement
+
+
 class Runtime:
     """Builds a `Gateway` and keeps it current.
 
@@ -88,6 +100,7 @@ class Runtime:
         self._on_config: Callable[[GatewayConfig], None] = lambda _: None
         self._signer = make_signer(settings.cluster, settings.pod_uid)
         self._broker = Broker(settings.broker_url, settings.ca_pem, settings.token_path, edges.connector)
+        self._provenance = Provenance(settings.policy_key, settings.namespace, settings.identity, settings.spool)
         self._decider = Decider(settings.identity, settings.opa)
         self._leases = Leases(self._broker)
         self._collector: aiohttp.ClientSession | None = None
@@ -102,8 +115,8 @@ class Runtime:
             ConfigError: the configuration cannot be understood. SpoolFull: there is no room for a stream.
         """
         await patiently("the broker gives no certificate yet", self._enroll)
-        config, mask_key = await patiently("the broker gives no configuration yet", self._first_config)
-        await patiently("the broker gives no policy yet", self._fetch_bundle)
+        policy = await patiently("the broker gives no policy yet", self._first_policy)
+        config = policy.config
         await self._decider.start()
         settings = self._settings
         opened = record.StreamOpen(
@@ -116,7 +129,7 @@ class Runtime:
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
         backends = PostgresBackends(self._edges.dial, self._leases)
         self._gateway = Gateway(
-            config, recorder, self._decider, backends, PodCa(settings.pod), mask_key, BrokerDesk(self._broker)
+            config, recorder, self._decider, backends, PodCa(settings.pod), policy.mask_key, BrokerDesk(self._broker)
         )
         return self._gateway
 
@@ -164,24 +177,37 @@ class Runtime:
             await self._collector.close()
         self._collector = aiohttp.ClientSession(connector=self._edges.connector(self._broker.context))
 
-    async def _first_config(self) -> tuple[GatewayConfig, bytes]:
-        found = await self._next_config("", 0)
+    async def _first_policy(self) -> Policy:
+        # Asked for together: between the two the policy may change, and then neither goes with the other.
+        found = await self._next_policy("")
         if found is None:
             raise BrokerUnavailable("The broker has no configuration for this pod yet.")
+        await self._fetch_bundle(found.statement)
         return found
 
-    async def _next_config(self, revision: str, wait_s: int) -> tuple[GatewayConfig, bytes] | None:
+    async def _next_policy(self, revision: str) -> Policy | None:
         """The configuration after `revision`, with the key that its masks need.
 
         They are asked for together: were a key waited for alone, a later revision that suspends the agent would wait.
-        """
-        config = await self._broker.config(revision, wait_s)
-        if config is None:
-            return None
-        return config, await self._broker.mask_key() if config.is_masked else b""
 
-    async def _fetch_bundle(self) -> None:
-        bundle = await self._broker.bundle()
+        Raises:
+            BrokerUnavailable: it cannot be had. PolicyUntrusted: the operator did not make it for this agent.
+            ConfigError: the operator did, and this gateway cannot read it.
+        """
+        in_force, wait_s = "", 0
+        if self._gateway is not None:
+            in_force = self._gateway.config.revision
+            wait_s = LONG_POLL_S if in_force == revision else APPLYING_POLL_S
+        given = await self._broker.config(revision, in_force, wait_s)
+        if given is None:
+            return None
+        statement = self._provenance.check(given.config, given.note)
+        config = decode(given.config)
+        return Policy(config, await self._broker.mask_key() if config.is_masked else b"", statement)
+
+    async def _fetch_bundle(self, statement: Statement) -> None:
+        bundle = await self._broker.bundle(statement.revision)
+        self._provenance.check_bundle(bundle, statement)
         fresh = self._settings.bundle.with_suffix(".new")
         # In memory, and at most a megabyte: a thread would outlive a policy that is given up, and write over the next.
         fresh.write_bytes(bundle)
@@ -198,7 +224,7 @@ class Runtime:
         async with asyncio.TaskGroup() as group:
             applying = group.create_task(self._apply_first(newest))
             while True:
-                asked = partial(self._next_config, newest, LONG_POLL_S)
+                asked = partial(self._next_policy, newest)
                 try:
                     found = await patiently("the broker does not give the next policy; the last one stays", asked)
                 except ConfigError as error:
@@ -213,23 +239,23 @@ class Runtime:
                 if found is None:
                     continue
                 applying.cancel()
-                config, mask_key = found
-                newest = config.revision
-                if config.suspension is not None:
-                    self._put_in_force(config)
+                newest = found.config.revision
+                if found.config.suspension is not None:
+                    self._put_in_force(found.config)
                 else:
-                    applying = group.create_task(self._apply(config, mask_key))
+                    applying = group.create_task(self._apply(found))
 
     async def _apply_first(self, revision: str) -> None:
         """OPA loads the bundle that the gateway started with; until then every command is refused."""
         await self._decider.wait_for_revision(revision, OPA_TIMEOUT_S)
 
-    async def _apply(self, config: GatewayConfig, mask_key: bytes) -> None:
+    async def _apply(self, policy: Policy) -> None:
         """Put a configuration in force once OPA decides by it."""
+        config = policy.config
         while True:
-            await patiently("the broker gives no policy bundle", self._fetch_bundle)
+            await patiently("the broker gives no policy bundle", partial(self._fetch_bundle, policy.statement))
             if await self._decider.wait_for_revision(config.revision, OPA_TIMEOUT_S):
-                self._put_in_force(config, mask_key)
+                self._put_in_force(config, policy.mask_key)
                 return
             logger.error("OPA did not load revision %s; the one before stays in force", config.revision)
             await asyncio.sleep(RETRY_LONGEST_S)

@@ -64,6 +64,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     Attributes:
         service_ca: PEM of the CA of broker and collector; `cluster` is the uid of kube-system.
+        policy_key: the public key (note verifier key) by which gateways know the operator's policy.
         runtime_classes: RuntimeClasses that agents may name.
         seal: marks what this installation injected; None where one process does everything.
     """
@@ -73,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True):
     opa_image: str
     cluster: str
     service_ca: str
+    policy_key: str
     system_namespace: str = "chaperone-system"
     pull_policy: str = "IfNotPresent"
     spool_bytes: int = 256 << 20
@@ -276,6 +278,7 @@ def _gateway(settings: Settings, agent: Agent) -> Json:
         "CHAPERONE_CA": settings.service_ca,
         "CHAPERONE_CLUSTER": settings.cluster,
         "CHAPERONE_IDENTITY": agent.identity,
+        "CHAPERONE_POLICY_KEY": settings.policy_key,
         "CHAPERONE_SPOOL_BYTES": str(settings.spool_bytes),
     }
     environment: list[Json] = [{"name": name, "value": value} for name, value in values.items()]

@@ -31,6 +31,7 @@ from chaperone_operator.broker.metrics import Metrics
 from chaperone_operator.broker.notify import Notifier, Receiver
 from chaperone_operator.broker.password import Passwords
 from chaperone_operator.broker.postgresql_role import PostgresqlRoles
+from chaperone_operator.broker.report import Reports
 from chaperone_operator.broker.revocation import Revocations
 from chaperone_operator.broker.secret import Secrets
 from chaperone_operator.broker.server import Broker
@@ -90,8 +91,9 @@ async def serve(arguments: argparse.Namespace) -> None:
 
         approvals = Approvals(ledger, snapshots, deadlines, tell)
         verdicts = Verdicts(ledger, snapshots, deadlines, arguments.approval_retention, tell)
+        reports = Reports(client)
         enrolments = Enrolments(client, authority, cluster)
-        broker = Broker(client, enrolments, snapshots, leases, mask_keys, approvals, metrics)
+        broker = Broker(client, enrolments, snapshots, leases, mask_keys, approvals, metrics, reports)
         serving = Serving(arguments.tls_cert, arguments.tls_key, authority.pem)
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -102,6 +104,7 @@ async def serve(arguments: argparse.Namespace) -> None:
                 tasks.create_task(revocations.run()),
                 tasks.create_task(verdicts.run()),
                 tasks.create_task(serving.run()),
+                tasks.create_task(reports.run()),
                 tasks.create_task(_publish(client, arguments.namespace, authority)),
             ]
             if notifier is not None:

@@ -8,6 +8,7 @@ that text may quote what was read.
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -26,6 +27,7 @@ from chaperone_operator.broker.limit import Limit
 from chaperone_operator.broker.maskkey import MaskKeys
 from chaperone_operator.broker.metrics import CONTENT_TYPE, Metrics
 from chaperone_operator.broker.peer import Peers
+from chaperone_operator.broker.report import Reports
 from chaperone_operator.broker.snapshots import MAX_WAIT_S, Snapshots
 from chaperone_operator.broker.source import NotRevoked
 from chaperone_operator.broker.ticket import NAME, Wanted
@@ -35,6 +37,7 @@ MAX_BODY_BYTES: Final = 16_384  # a certificate request and a key have 1 kB
 MAX_ASKED_BYTES: Final = 512 * 1024  # a command of 16 KiB, each byte escaped, and what it touches
 CALL_TIMEOUT_S: Final = 20.0  # several calls to the API server; the gateway itself gives up after 10 s
 MAX_REVIEWS: Final = 16  # tokens under review at once: each costs the API server a signature check and a look-up
+POLICY_NOTE: Final = "Chaperone-Policy-Note"
 _APPROVALS: Final = "/v1/approvals"
 _ROUTES: Final = frozenset(
     {
@@ -75,6 +78,7 @@ class Broker:
         mask_keys: MaskKeys,
         approvals: Approvals,
         metrics: Metrics,
+        reports: Reports,
     ) -> None:
         self._client = client
         self._enrolments = enrolments
@@ -83,6 +87,7 @@ class Broker:
         self._mask_keys = mask_keys
         self._approvals = approvals
         self._confirmations = Confirmations(client)
+        self._reports = reports
         self._peers = Peers()
         self._is_stopping = False
         self._reviews = asyncio.Semaphore(MAX_REVIEWS)
@@ -143,11 +148,17 @@ class Broker:
         peer = self._peers.of(request)
         self._reads.take(peer.pod_uid)
         revision = request.query.get("revision", "")
+        # A gateway of an earlier version says only what it has read.
+        self._reports.note(peer, request.query.get("in_force", revision))
         await self._confirmations.note(peer, revision, self._snapshots.of(peer.namespace))
         snapshot = await self._snapshots.wait(peer.namespace, revision, _wait_s(request))
         if snapshot is None:
             return web.Response(status=304)
-        return web.Response(body=snapshot.config(peer.identity), content_type="application/json")
+        # Beside the configuration and not around it, so that its bytes are those that the operator signed.
+        note = base64.b64encode(snapshot.note(peer.identity).encode()).decode("ascii")
+        return web.Response(
+            body=snapshot.config(peer.identity), content_type="application/json", headers={POLICY_NOTE: note}
+        )
 
     async def _bundle(self, request: web.Request) -> web.Response:
         peer = self._peers.of(request)
@@ -155,6 +166,8 @@ class Broker:
         snapshot = self._snapshots.of(peer.namespace)
         snapshot.config(peer.identity)  # an identity without a configuration has no business with the policy either
         tag = f'"{snapshot.revision}"'
+        if request.headers.get("If-Match", tag) != tag:
+            raise Refused(412, "Another revision", f"Revision {snapshot.revision} is in force; ask for what is new.")
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers={"ETag": tag})
         return web.Response(body=snapshot.bundle, content_type="application/gzip", headers={"ETag": tag})

@@ -18,6 +18,7 @@ from chaperone_operator.broker.errors import Refused
 from chaperone_operator.compile.credential import Reference
 from chaperone_operator.kube import CONFIG_MAPS, ApiError, Client, Object
 from chaperone_operator.mirror import Key, Mirror
+from chaperone_operator.signing import NOTES
 
 LABEL: Final = "chaperone.dev/snapshot=true"
 PREFIX: Final = "snapshot-"
@@ -70,6 +71,7 @@ class Snapshot(msgspec.Struct, frozen=True):
         configs: GatewayConfig of each identity, as JSON.
         leases: identity → target → where the credential lies.
         approvals: `policy/rule` → the approval that the rule asks for.
+        notes: by which gateways know that the operator made what they get; by identity. Passed on unread.
     """
 
     revision: str
@@ -77,6 +79,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     configs: dict[str, msgspec.Raw]
     leases: dict[str, dict[str, Reference]]
     approvals: dict[str, Settings] = {}
+    notes: dict[str, str] = {}
 
     def config(self, identity: str) -> bytes:
         """The configuration of an identity's gateways.
@@ -92,6 +95,10 @@ class Snapshot(msgspec.Struct, frozen=True):
                 f"AgentIdentity {identity} is not in force yet; see its status and its policies'.",
             )
         return bytes(found)
+
+    def note(self, identity: str) -> str:
+        """What the operator signed for an identity's gateways; "" where an earlier version stored the snapshot."""
+        return self.notes.get(identity, "")
 
     def names_target(self, identity: str, target: str) -> bool:
         """Whether the identity's configuration lists the target."""
@@ -234,8 +241,10 @@ def parse(config_map: Object) -> Snapshot:
         bundle, gateway, leases = (
             base64.b64decode(data[name], validate=True) for name in ("bundle.tar.gz", "gateway.json", "leases.json")
         )
-        # Absent where no rule asks for an approval.
-        approvals = base64.b64decode(data.get("approvals.json", NOTHING), validate=True)
+        # Absent where no rule asks for an approval, and where an operator of an earlier version wrote it.
+        approvals, notes = (
+            base64.b64decode(data.get(name, NOTHING), validate=True) for name in ("approvals.json", NOTES)
+        )
     except (KeyError, TypeError, binascii.Error) as error:
         raise ValueError(f"binaryData lacks a part or is no base64 ({error})") from error
     try:
@@ -245,6 +254,7 @@ def parse(config_map: Object) -> Snapshot:
             msgspec.json.decode(gateway, type=dict[str, msgspec.Raw]),
             msgspec.json.decode(leases, type=dict[str, dict[str, Reference]]),
             msgspec.json.decode(approvals, type=dict[str, Settings]),
+            msgspec.json.decode(notes, type=dict[str, str]),
         )
     except (msgspec.DecodeError, tarfile.TarError, OSError, EOFError) as error:
         raise ValueError(str(error)) from error

@@ -15,6 +15,8 @@ ENROLLED: Final = "chaperone.dev/GatewayEnrolled"
 """Condition that the broker puts on a pod whose gateway it has admitted."""
 CUT: Final = "chaperone.dev/SessionsCut"
 """Condition that the broker puts on a pod whose gateway has taken a suspension in; its message is the time of that."""
+IN_FORCE: Final = "chaperone.dev/PolicyInForce"
+"""Condition that the broker puts on a pod; its message is the revision that the gateway says it has in force."""
 POD_SECURITY: Final = "pod-security.kubernetes.io/enforce"
 _REFUSING: Final = frozenset({"baseline", "restricted"})
 
@@ -47,6 +49,7 @@ class Pod(msgspec.Struct, frozen=True):
         identity: for whom it was injected, "" for nobody.
         is_running: at least one ordinary container has started.
         cut_at: time of the last suspension that its gateway has taken in, "" for none.
+        revision: what its gateway says it has in force, "" for nothing.
     """
 
     namespace: str
@@ -59,6 +62,7 @@ class Pod(msgspec.Struct, frozen=True):
     is_enrolled: bool
     is_over: bool
     cut_at: str = ""
+    revision: str = ""
 
 
 class Coverage(msgspec.Struct, frozen=True):
@@ -67,11 +71,13 @@ class Coverage(msgspec.Struct, frozen=True):
     Attributes:
         uncovered: by name, in order.
         cut: those whose gateways have taken the present suspension in.
+        in_force: those whose gateways say that they have the present revision in force.
     """
 
     covered: int
     uncovered: tuple[tuple[str, Why], ...]
     cut: int = 0
+    in_force: int = 0
 
 
 class Subject(msgspec.Struct, frozen=True):
@@ -100,11 +106,14 @@ def digest(pod: Mapping[str, Any]) -> Pod:
             one.get("type") == ENROLLED and one.get("status") == "True" for one in status.get("conditions") or ()
         ),
         is_over=status.get("phase") in {"Succeeded", "Failed"},
-        cut_at=next((one.get("message", "") for one in status.get("conditions") or () if one.get("type") == CUT), ""),
+        cut_at=_message(status, CUT),
+        revision=_message(status, IN_FORCE),
     )
 
 
-def coverage(identity: Subject, others: Sequence[Subject], pods: Iterable[Pod], suspended_at: str = "") -> Coverage:
+def coverage(
+    identity: Subject, others: Sequence[Subject], pods: Iterable[Pod], suspended_at: str = "", revision: str = ""
+) -> Coverage:
     """Judge the pods of a namespace for one of its identities; pods that have ended count for nothing.
 
     Args:
@@ -112,8 +121,9 @@ def coverage(identity: Subject, others: Sequence[Subject], pods: Iterable[Pod], 
         others: the other identities of the namespace.
         pods: all pods of the namespace.
         suspended_at: time of the suspension, "" when there is none.
+        revision: of the policy that pods should have in force, "" when there is none.
     """
-    covered = cut = 0
+    covered = cut = in_force = 0
     uncovered = []
     for pod in pods:
         is_selected = identity.selector.admits(pod.labels)
@@ -123,15 +133,22 @@ def coverage(identity: Subject, others: Sequence[Subject], pods: Iterable[Pod], 
         if why is None:
             covered += 1
             cut += bool(suspended_at) and pod.cut_at == suspended_at
+            in_force += bool(revision) and pod.revision == revision
         else:
             uncovered.append((pod.name, why))
-    return Coverage(covered, tuple(sorted(uncovered)), cut)
+    return Coverage(covered, tuple(sorted(uncovered)), cut, in_force)
 
 
 def pod_security(labels: Mapping[str, str]) -> str:
     """The Pod Security level of a namespace, when it is one that refuses fence and gateway; else ""."""
     level = labels.get(POD_SECURITY, "")
     return level if level in _REFUSING else ""
+
+
+def _message(status: Mapping[str, Any], kind: str) -> str:
+    """What a condition of a pod says, "" when it has none of that type."""
+    found: str = next((one.get("message", "") for one in status.get("conditions") or () if one.get("type") == kind), "")
+    return found
 
 
 def _why(identity: Subject, others: Sequence[Subject], pod: Pod) -> Why | None:

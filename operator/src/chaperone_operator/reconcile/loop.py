@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
+
+import msgspec
 
 from chaperone_operator import notice
 from chaperone_operator.compile import Problem, suspension
@@ -37,6 +40,7 @@ from chaperone_operator.reconcile.condition import Condition, is_current, merged
 from chaperone_operator.reconcile.coverage import Coverage, Subject, coverage, pod_security
 from chaperone_operator.reconcile.leadership import Leadership
 from chaperone_operator.reconcile.world import Change, World
+from chaperone_operator.signing import Signer, signed
 
 MANAGER: Final = "chaperone-operator"
 PODS_SETTLE_S: Final = 1.0  # a rollout changes many pods; their count may lag a second
@@ -50,7 +54,12 @@ class Reconciler:
     Args:
         world: must be filled before `run`.
         instance: this replica, for events.
+
+    Attributes:
+        signer: of what is stored; must be set before `run`.
     """
+
+    signer: Signer
 
     def __init__(
         self,
@@ -133,7 +142,8 @@ class Reconciler:
             if not await self._exists(namespace):
                 await self._forget(namespace)
             return  # else the event of it is on its way
-        stored = await self._stored(namespace)
+        carrier = await self._stored(namespace)
+        stored = None if carrier is None else dict(carrier.get("binaryData") or {})
         is_ours = namespace in self._world.policy_namespaces()
         if (is_ours or stored is not None) and not self._world.follows_pods(namespace):
             self._world.replace_pods(namespace, (await self._client.list(PODS, namespace)).items)
@@ -143,11 +153,16 @@ class Reconciler:
             return
         # In a thread: a large namespace takes longer to compile than an admission request may wait.
         found = await asyncio.to_thread(snapshot.outcome, declared, stored, self._system_namespace)
+        if found.data is not None:
+            data = signed(found.data, namespace, found.revision, stored, self.signer, time.time_ns() // 1_000_000)
+            found = msgspec.structs.replace(found, data=data)
         if found.data is not None and found.data != stored and self._leadership.is_held:
+            # Over the version that was read: were another replica to write too, serials would not grow.
+            version = carrier["metadata"]["resourceVersion"] if carrier is not None else ""
             await self._client.apply(
                 CONFIG_MAPS,
                 f"{snapshot.PREFIX}{namespace}",
-                snapshot.config_map(namespace, found),
+                snapshot.config_map(namespace, found, version),
                 manager=MANAGER,
                 namespace=self._system_namespace,
             )
@@ -177,15 +192,13 @@ class Reconciler:
         self._in_force.pop(namespace, None)
         self._world.forget_pods(namespace)
 
-    async def _stored(self, namespace: str) -> dict[str, str] | None:
+    async def _stored(self, namespace: str) -> Object | None:
         try:
-            found = await self._client.get(CONFIG_MAPS, f"{snapshot.PREFIX}{namespace}", self._system_namespace)
+            return await self._client.get(CONFIG_MAPS, f"{snapshot.PREFIX}{namespace}", self._system_namespace)
         except ApiError as error:
             if error.status == 404:
                 return None
             raise
-        data: dict[str, str] = found.get("binaryData") or {}
-        return data
 
     async def _policy(self, policy: Object) -> None:
         metadata = policy["metadata"]
@@ -207,7 +220,8 @@ class Reconciler:
             others = [one for other, one in subjects.items() if one is not None and other != name]
             is_suspended, change = suspension.is_suspended(item), suspension.last_change(item)
             cut_at = change.at if is_suspended else ""
-            found = coverage(mine, others, self._world.pods(namespace), cut_at) if mine else Coverage(0, ())
+            pods = self._world.pods(namespace)
+            found = coverage(mine, others, pods, cut_at, force.revision) if mine else Coverage(0, ())
             conditions = status.identity_conditions(
                 namespace, name, force, found, pod_security(labels), is_suspended=is_suspended,
                 change=change,

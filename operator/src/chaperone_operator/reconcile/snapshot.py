@@ -89,13 +89,14 @@ def outcome(declared: Declared, stored: Mapping[str, str] | None, system_namespa
     return Outcome(last.binary_data(), last.revision, False, latest.problems)
 
 
-def config_map(namespace: str, found: Outcome) -> Object:
-    """The ConfigMap that carries a snapshot."""
+def config_map(namespace: str, found: Outcome, version: str = "") -> Object:
+    """The ConfigMap that carries a snapshot, to be written over that resourceVersion alone where one is named."""
     return {
         "metadata": {
             "name": f"{PREFIX}{namespace}",
             "labels": {LABEL: "true"},
             "annotations": {REVISION: found.revision},
+            **({"resourceVersion": version} if version else {}),
         },
         "binaryData": dict(found.data or {}),
     }

@@ -99,7 +99,14 @@ def _change(change: Suspension) -> str:
 def pods(found: Coverage) -> dict[str, Any]:
     """`status.pods` of an AgentIdentity."""
     names = [name for name, _ in found.uncovered[:MAX_NAMES]]
-    return {"covered": found.covered, "uncovered": len(found.uncovered), "uncoveredNames": names, "cut": found.cut}
+    return {
+        "covered": found.covered,
+        "uncovered": len(found.uncovered),
+        "uncoveredNames": names,
+        "cut": found.cut,
+        "inForce": found.in_force,
+        "behind": found.covered - found.in_force,
+    }
 
 
 def _covered(found: Coverage) -> Condition:

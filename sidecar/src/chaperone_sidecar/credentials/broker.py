@@ -22,8 +22,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from chaperone_sidecar.config import GatewayConfig
-from chaperone_sidecar.config import decode as decode_config
 from chaperone_sidecar.errors import BrokerUnavailable, LeaseRefused
 from chaperone_sidecar.tls import load_key_pair
 
@@ -31,6 +29,7 @@ REQUEST_TIMEOUT_S: Final = 10.0  # the broker answers in ms; past this it is unr
 LONG_POLL_S: Final = 30  # the longest wait the broker grants for a new configuration
 MAX_ANSWER_BYTES: Final = 4 << 20  # a bundle is the largest answer; the operator refuses bigger ones
 MASK_KEY_BYTES: Final = 32
+POLICY_NOTE: Final = "Chaperone-Policy-Note"  # header of a configuration: base64 of what the operator signed
 LEASE_TRIES: Final = 3  # when the broker asks to be asked again; a client waits meanwhile
 LONGEST_PAUSE_S: Final = 2.0  # whatever pause it asks for
 
@@ -56,6 +55,19 @@ class Lease(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"Lease(expires_at_unix={self.expires_at_unix})"
+
+
+class Given(msgspec.Struct, frozen=True):
+    """A configuration as the broker gave it, and the operator's note on it, b"" without one; nothing is checked."""
+
+    config: bytes
+    note: bytes
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    status: int
+    body: bytes
+    note: str
 
 
 class _Renewed(msgspec.Struct):
@@ -132,31 +144,39 @@ class Broker:
         self.context = self._context(issued.certificate)
         await self.stop()
 
-    async def config(self, revision: str, wait_s: int) -> GatewayConfig | None:
+    async def config(self, revision: str, in_force: str, wait_s: int) -> Given | None:
         """The configuration, or None when it still is `revision` after `wait_s` seconds.
 
-        Raises:
-            BrokerUnavailable: no answer. ConfigError: an answer of another shape.
-        """
-        status, answer = await self.call(
-            "GET",
-            "/v1/config",
-            params={"revision": revision, "wait": str(wait_s)},
-            timeout_s=wait_s + REQUEST_TIMEOUT_S,
-        )
-        if status == 304:
-            return None
-        if status != 200:
-            raise BrokerUnavailable(f"The broker gives no configuration: {problem(answer)}")
-        return decode_config(answer)
-
-    async def bundle(self) -> bytes:
-        """The OPA bundle of the pod's namespace.
+        Args:
+            revision: the newest that was had.
+            in_force: the one that commands are judged by, for the broker to tell people.
+            wait_s: how long the broker may wait for another one.
 
         Raises:
             BrokerUnavailable: no answer.
         """
-        status, answer = await self.call("GET", "/v1/bundle")
+        answer = await self._asked(
+            "GET",
+            "/v1/config",
+            params={"revision": revision, "in_force": in_force, "wait": str(wait_s)},
+            timeout_s=wait_s + REQUEST_TIMEOUT_S,
+        )
+        if answer.status == 304:
+            return None
+        if answer.status != 200:
+            raise BrokerUnavailable(f"The broker gives no configuration: {problem(answer.body)}")
+        try:
+            return Given(answer.body, base64.b64decode(answer.note, validate=True))
+        except (binascii.Error, ValueError):
+            return Given(answer.body, b"")
+
+    async def bundle(self, revision: str) -> bytes:
+        """The OPA bundle of the pod's namespace, as of that revision.
+
+        Raises:
+            BrokerUnavailable: no answer, or the broker has another revision.
+        """
+        status, answer = await self.call("GET", "/v1/bundle", headers={"If-Match": f'"{revision}"'})
         if status != 200:
             raise BrokerUnavailable(f"The broker gives no policy bundle: {problem(answer)}")
         return answer
@@ -251,6 +271,17 @@ class Broker:
         Raises:
             BrokerUnavailable: no answer, or one that is too large.
         """
+        answer = await self._asked(method, path, timeout_s=timeout_s, **arguments)
+        return answer.status, answer.body
+
+    async def _asked(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        **arguments: Any,  # noqa: ANN401
+    ) -> _Answer:
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=self._connector(self.context))
         timeout = aiohttp.ClientTimeout(total=timeout_s)
@@ -264,7 +295,7 @@ class Broker:
             raise BrokerUnavailable(f"The broker at {self._url} cannot be reached ({reason}).") from error
         if len(answer) > MAX_ANSWER_BYTES:
             raise BrokerUnavailable("The broker's answer is too large.")
-        return response.status, answer
+        return _Answer(response.status, answer, response.headers.get(POLICY_NOTE, ""))
 
     def _context(self, certificate_pem: str | None) -> ssl.SSLContext:
         context = ssl.create_default_context(cadata=self._ca_pem)
