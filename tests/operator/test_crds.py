@@ -47,6 +47,7 @@ def credential(**kinds: Any) -> Object:
 
 
 RULE = manifests.rule("read-orders", "Allow", ["read"], ["public.orders"])
+TEST = {"name": "t", "expect": {"action": "Deny"}}
 SELECTOR = {"matchLabels": {"app": "x"}}
 WORK = {"days": ["Mon-Fri", "Sun"], "from": "07:00", "to": "19:00", "timezone": "Europe/Berlin"}
 SECRET = {"name": "a"}
@@ -134,7 +135,8 @@ GOOD: dict[str, Object] = {
                 "repeats": {"read-orders": 1},
                 "accesses": [{"effect": "read", "object": "public.orders", "where": True, "limit": 5}],
                 "expect": {"action": "Allow", "rule": "read-orders"},
-            }
+            },
+            TEST | {"sql": "DELETE FROM orders WHERE id = 1"},
         ],
     ),
     "observed": manifests.policy([RULE], mode="Observe"),
@@ -284,6 +286,12 @@ BAD: dict[str, tuple[Object, str]] = {
     "cluster limit": (manifests.cluster_policy([], limits={"commandDuration": "30"}), "such as 30s"),
     "empty rego": (manifests.policy([RULE], rego=""), "should be at least 1 chars long"),
     "test of a statement": (manifests.policy([RULE], tests=[{"statement": "SELECT 1"}]), "unknown field"),
+    "test of nothing": (manifests.policy([RULE], tests=[TEST]), "either sql, a statement, or accesses"),
+    "test of both": (
+        manifests.policy([RULE], tests=[TEST | {"sql": "SELECT 1", "accesses": [{"effect": "read"}]}]),
+        "either sql, a statement, or accesses",
+    ),
+    "test of a long text": (manifests.policy([RULE], tests=[TEST | {"sql": "x" * 4097}]), "Too long"),
     "windows": (manifests.policy([RULE], windows=[WORK | {"timezone": ""}]), "timezone"),
     "mode": (manifests.policy([RULE], mode="Watch"), "supported values"),
     "two subjects in one": (

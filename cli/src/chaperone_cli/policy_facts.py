@@ -8,7 +8,7 @@ import msgspec
 
 from chaperone_cli.policy_ask import Question
 from chaperone_sidecar.command import Access, Extent, Facts
-from chaperone_sidecar.policy.decider import asked
+from chaperone_sidecar.policy.question import asked
 from chaperone_sidecar.protocols.postgresql import grammar
 from chaperone_sidecar.protocols.postgresql.classify import Classified, ClassifyCache, classify, classify_apart
 from chaperone_sidecar.protocols.postgresql.grammar import INLINE_BYTES, ParseError
@@ -57,13 +57,11 @@ def parts(text: bytes) -> list[Part]:
 
 def question(identity: str, target: str, protocol: str, facts: Facts, **more: Any) -> Question:  # noqa: ANN401 - JSON
     """The question to the engine about these facts."""
-    extents = (*facts.extents, *(Extent(),) * (len(facts.accesses) - len(facts.extents)))
     return {
         "identity": identity,
         "target": target,
         "protocol": protocol,
-        "resolution": facts.resolution.value,
-        "accesses": [asked(access, extent) for access, extent in zip(facts.accesses, extents, strict=True)],
+        **asked(facts),
         "repeats": {},
         **more,
     }

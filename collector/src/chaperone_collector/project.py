@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from chaperone_collector.stream import Extension
+from chaperone_collector.tally import Tally
 from chaperone_evidence import record
 
 MAX_OPEN_INTENTS: Final = 200_000  # intents kept in memory for their outcome (about 30 MiB); others are looked up
@@ -42,6 +43,7 @@ class Projection:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
+        self._rule_tally = Tally(connection)
         self._flows: dict[tuple[str, ...], int] = {}
         self._rules: dict[str, int] = {}
         self._sessions: dict[tuple[int, str], tuple[int, int]] = {}  # stream, name → idx of session.open, flow
@@ -61,6 +63,7 @@ class Projection:
             flaw = checked.flaw
             match checked.record:
                 case record.CommandIntent() as found:
+                    self._rule_tally.take(found, namespace, identity, idx, now_us)
                     flaw = self._intent(found, idx, stream, namespace, identity)
                 case record.CommandOutcome() as found:
                     flaw = self._outcome(found, idx, stream)
@@ -76,6 +79,7 @@ class Projection:
     def flush(self) -> None:
         """Write what `apply` collected; before the transaction ends."""
         db = self._db
+        self._rule_tally.flush()
         if self._commands:
             db.executemany(
                 "INSERT INTO command (idx, flow, session, decision, rule) VALUES (?,?,?,?,?)", self._commands

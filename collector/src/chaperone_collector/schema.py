@@ -1,7 +1,7 @@
 """The tables, and how a database of another version is treated.
 
 `entry` is the log: the bytes as they came, numbered in the order of storage. Everything else is read off it (streams,
-sessions, commands and the indexes over them) or stands beside it (bodies, quarantine, findings, reads).
+sessions, commands, tallies and the indexes over them) or stands beside it (bodies, quarantine, findings, reads).
 
 Versions: `PRAGMA user_version` counts the steps of `MIGRATIONS` that were applied. An empty file gets all of them, an
 older one those it lacks, each in a transaction of its own; a newer one, or a file of another program, is refused. A
@@ -109,7 +109,16 @@ CREATE TABLE access (
 );
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1,)
+_V2: Final = """
+CREATE TABLE tally (
+    namespace TEXT NOT NULL, what INTEGER NOT NULL, name TEXT NOT NULL, rule TEXT NOT NULL, action TEXT NOT NULL,
+    count INTEGER NOT NULL, last_us INTEGER NOT NULL, changed INTEGER NOT NULL,
+    PRIMARY KEY (namespace, what, name, rule, action)
+) WITHOUT ROWID;
+CREATE INDEX tally_changed ON tally (changed);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2)
 
 
 def open_writer(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> sqlite3.Connection:

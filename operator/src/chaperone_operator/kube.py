@@ -69,6 +69,7 @@ ACCESS_TARGETS: Final = Resource("chaperone.dev", "v1alpha1", "accesstargets", "
 ACCESS_POLICIES: Final = Resource("chaperone.dev", "v1alpha1", "accesspolicies", "AccessPolicy")
 APPROVAL_REQUESTS: Final = Resource("chaperone.dev", "v1alpha1", "approvalrequests", "ApprovalRequest")
 CLUSTER_ACCESS_POLICIES: Final = Resource("chaperone.dev", "v1alpha1", "clusteraccesspolicies", "ClusterAccessPolicy")
+TALLIES: Final = Resource("evidence.chaperone.dev", "v1alpha1", "tallies", "Tally")
 
 
 class ApiError(Exception):
@@ -137,15 +138,24 @@ class Client:
         return await self._object("GET", resource.path(namespace, name, subresource))
 
     async def list(
-        self, resource: Resource, namespace: str = "", label_selector: str = "", field_selector: str = ""
+        self,
+        resource: Resource,
+        namespace: str = "",
+        label_selector: str = "",
+        field_selector: str = "",
+        changed_since: str = "",
     ) -> Listing:
         """All objects, page by page; `namespace` "" means all namespaces.
+
+        `changed_since`, a resourceVersion, is understood by `TALLIES` alone: what changed since.
 
         Raises:
             ApiError: also when the list changed too much while it was read (410); ask again.
         """
         items: list[Object] = []
         query = _selectors(label_selector, field_selector) | {"limit": str(PAGE)}
+        if changed_since:
+            query["changedSince"] = changed_since
         while True:
             page = await self._object("GET", resource.path(namespace), query=query)
             metadata = page.get("metadata") or {}

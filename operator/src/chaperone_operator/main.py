@@ -35,6 +35,7 @@ from chaperone_operator.reconcile.leadership import Leadership
 from chaperone_operator.reconcile.loop import Reconciler
 from chaperone_operator.reconcile.resync import Resync
 from chaperone_operator.reconcile.snapshot import Declared
+from chaperone_operator.reconcile.tally import Tallying
 from chaperone_operator.reconcile.watch import Watches
 from chaperone_operator.reconcile.world import Change, World
 from chaperone_operator.signing import Signer
@@ -84,6 +85,7 @@ class Operator:
             self._client, self._world, self._leadership, self._backlog, self._metrics, options.namespace, self._instance
         )
         self._resync = Resync(self._client, self._world, self._reconciler)
+        self._tallying = Tallying(self._client, self._world, self._leadership)
         self._identities = Identities(self._client)
         self._certificates = Certificates(self._client, options.namespace, on_bundle=self._new_bundle)
         self._webhooks: Webhooks | None = None
@@ -113,6 +115,7 @@ class Operator:
                     self._resync.run(),
                     self._leadership.run(),
                     Watches(self._access, self._take).run(),
+                    self._tally(),
                     self._reconcile(),
                 ]
                 running = [tasks.create_task(part) for part in parts]
@@ -150,6 +153,10 @@ class Operator:
     async def _reconcile(self) -> None:
         await self._resync.synced.wait()  # an empty world would look like one in which everything was deleted
         await self._reconciler.run()
+
+    async def _tally(self) -> None:
+        await self._resync.synced.wait()
+        await self._tallying.run()
 
     async def _listen(
         self, stack: AsyncExitStack, app: web.Application, port: int, context: ssl.SSLContext | None

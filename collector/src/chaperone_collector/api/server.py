@@ -1,7 +1,8 @@
 """The aggregated API's listener: who asks, may they, what is it, and the record of the read before the answer.
 
 Order for every request about evidence: authenticate (front proxy) → authorise (SubjectAccessReview) → read → record the
-read durably → answer. Health needs nobody; discovery and OpenAPI need the front proxy and no storage.
+read durably → answer. Tallies say nothing of any one command, so reads of them are not recorded. Health needs nobody;
+discovery and OpenAPI need the front proxy and no storage.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ import logging
 import re
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from chaperone_collector.api import commands, discovery, proof, render, sessions, token, watch
+from chaperone_collector.api import commands, discovery, proof, render, sessions, tallies, token, watch
 from chaperone_collector.api.authorize import Attributes, Authorizer
 from chaperone_collector.api.flow import Flows
 from chaperone_collector.api.frontproxy import FrontProxy, User
@@ -119,22 +120,37 @@ class Api:
         static = _static(path)
         if static is not None:
             return _static_answer(request, static)
+        if path == f"{_PREFIX}/{tallies.RESOURCE}":
+            return await self._tallies(user, request)
         match = _RESOURCE.match(path)
         if match is None:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
         if request.method != "GET":
             raise ApiError(405, "MethodNotAllowed", "evidence is read-only: the server allows get, list and watch")
         asked = _ask(user, match, request)
-        resource = asked.question.resource
+        return await self._counted(asked.verb, asked.question.resource, self._answer(asked, request))
+
+    async def _tallies(self, user: User, request: web.Request) -> web.StreamResponse:
+        if request.method != "GET":
+            raise ApiError(405, "MethodNotAllowed", "tallies are read-only: the server allows list")
+
+        async def answer() -> web.StreamResponse:
+            await self._authorizer.check(user, Attributes("list", tallies.RESOURCE, "", "", ""))
+            since = tallies.read_since(request.query, self._store.size)
+            return _json(await self._store.read(lambda db: tallies.page(db, since)))
+
+        return await self._counted("list", tallies.RESOURCE, answer())
+
+    async def _counted(self, verb: str, resource: str, answering: Awaitable[web.StreamResponse]) -> web.StreamResponse:
         try:
-            answer = await self._answer(asked, request)
+            answer = await answering
         except ApiError as error:
-            self._metrics.requests.labels(asked.verb, resource, str(error.code)).inc()
+            self._metrics.requests.labels(verb, resource, str(error.code)).inc()
             raise
         except CollectorError as error:
-            self._metrics.requests.labels(asked.verb, resource, "503").inc()
+            self._metrics.requests.labels(verb, resource, "503").inc()
             raise unavailable(str(error)) from error
-        self._metrics.requests.labels(asked.verb, resource, "200").inc()
+        self._metrics.requests.labels(verb, resource, "200").inc()
         return answer
 
     def _health(self, path: str) -> web.Response:

@@ -246,11 +246,12 @@ class Expected(Part, frozen=True):
 
 
 class PolicyTest(Part, frozen=True):
-    """Facts, and what the policy says to them; identity and target are the policy's first where they are absent."""
+    """A statement, or facts, and what the policy says to it; identity and target are the policy's first, if absent."""
 
     name: str
-    accesses: tuple[TestAccess, ...]
     expect: Expected
+    accesses: tuple[TestAccess, ...] | None = None
+    sql: str | None = None
     identity: str = ""
     target: str = ""
     at: str | None = None

@@ -22,10 +22,11 @@ import aiohttp
 import msgspec
 from opa_client.opa_async import AsyncOpaClient
 
-from chaperone_sidecar.command import Access, Command, Effect, Extent
+from chaperone_sidecar.command import Command, Effect
 from chaperone_sidecar.decision import Action, Decision, Would
 from chaperone_sidecar.errors import PolicyUnavailable
 from chaperone_sidecar.policy.cache import ALWAYS, DecisionCache
+from chaperone_sidecar.policy.question import asked
 from chaperone_sidecar.policy.repeats import Repeats, Use
 
 OPA_HOST: Final = "opa"  # for the Host header; the connection is to the socket
@@ -168,17 +169,11 @@ class Decider:
             raise PolicyUnavailable("OPA has no policy yet; look at the chaperone-opa container.") from error
 
     def _question(self, target: str, protocol: str, command: Command, minute: int) -> dict[str, object]:
-        facts = command.facts
-        unknown = len(facts.accesses) - len(facts.extents)
         return {
             "identity": self._identity,
             "target": target,
             "protocol": protocol,
-            "resolution": facts.resolution.value,
-            "accesses": [
-                asked(access, extent)
-                for access, extent in zip(facts.accesses, (*facts.extents, *(Extent(),) * unknown), strict=True)
-            ],
+            **asked(command.facts),
             "minute": minute,
         }
 
@@ -217,15 +212,3 @@ class Decider:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise PolicyUnavailable("OPA does not answer; look at the chaperone-opa container.") from error
         return answer.get("result") if isinstance(answer, dict) else None
-
-
-def asked(access: Access, extent: Extent) -> dict[str, object]:
-    """An access as the engine is asked about it."""
-    found: dict[str, object] = {"effect": access.effect.value, "object": access.object}
-    if access.through:
-        found["through"] = access.through
-    if extent.has_where:
-        found["where"] = True
-    if extent.limit is not None:
-        found["limit"] = extent.limit
-    return found

@@ -27,7 +27,8 @@ class Target:
 
 _ALL: Final = (
     Target("gateway", members=("sidecar", "evidence")),
-    Target("operator", members=("operator",), binaries=("opa",)),  # checks Rego of policies
+    # opa checks Rego of policies, and a program of the gateway's package reads the statements of their tests.
+    Target("operator", members=("operator", "sidecar", "evidence"), binaries=("opa",)),
     Target("collector", members=("collector", "evidence")),
     Target("opa", binaries=("opa",), needs_base=False),
     Target("pause", binaries=("pause",), needs_base=False),
