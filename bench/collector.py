@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "suppo
 from fix_collector import Collector, Sender
 from gateway_stream import Pod, Stream
 from pki import Authority
+from process_usage import cpu_seconds
 
 HEAD_RECORDS = 1000
 
@@ -57,12 +58,6 @@ async def send(
             if status != 200:
                 raise SystemExit(f"refused: {answer}")
             waits.append(time.perf_counter() - began)
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process, user and system."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / 100
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, float]:

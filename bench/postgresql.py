@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import fix_dev
 import fix_postgres
+from process_usage import resident_mib
 
 RULES: list[dict[str, object]] = [
     {
@@ -74,12 +75,6 @@ def measure(port: int, clients: int, mode: str, seconds: int, user: str) -> floa
     return float(found[1])
 
 
-def rss_mib(pid: int) -> float:
-    """Resident memory of a process."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
-
-
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,7 +102,7 @@ def main() -> None:
     gateway = fix_dev.start(root / "manifests", root / "evidence")
     ports = {"direct": postgres.port, "pgbouncer": bouncer_port, "chaperone": gateway.port}
     results: dict[str, dict[str, float]] = {}
-    idle = rss_mib(gateway.process.pid)
+    idle = resident_mib(gateway.process.pid)
     try:
         for mode in ("simple", "prepared"):
             for clients in (1, 8):
@@ -124,7 +119,8 @@ def main() -> None:
                     + (f"   added {1e6 / ours - 1e6 / direct:.0f} µs" if clients == 1 else ""),
                     flush=True,
                 )
-        print(f"RSS of the gateway (chaperone dev): {idle:.0f} MiB idle, {rss_mib(gateway.process.pid):.0f} MiB after")
+        after = resident_mib(gateway.process.pid)
+        print(f"RSS of the gateway (chaperone dev): {idle:.0f} MiB idle, {after:.0f} MiB after")
     finally:
         gateway.stop()
         for process in (bouncer, server):

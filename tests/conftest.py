@@ -14,11 +14,14 @@ from fix_opa import opa_with
 from fix_operator import installation, operator
 from fix_postgres import postgres
 from fix_versions import versioned
+from fix_way import asked_opa, collected, held_tables, way
 
 __all__ = [
     "api_server",
     "approvals",
+    "asked_opa",
     "broker",
+    "collected",
     "collector",
     "collector_with",
     "crds",
@@ -27,10 +30,12 @@ __all__ = [
     "fenced",
     "gateway_ca",
     "gateway_with",
+    "held_tables",
     "installation",
     "opa_with",
     "operator",
     "postgres",
     "versioned",
+    "way",
     "world",
 ]

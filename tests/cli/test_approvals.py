@@ -73,7 +73,7 @@ async def test_whole_command_is_shown_before_the_vote_and_no_is_the_default(appr
         "rows:      about 3 (estimate)\n",
         f"rule:      two of {approvals.namespace}/billing, revision {approvals.revision}\n",
         f"approvers: 2 of {LEADS}\n",
-        f"sha-256:   {body['binding']}\n",
+        f"binding:   {body['binding']}\n",
         "  | UPDATE a SET b = 1;\n  | -- nothing to see\ufffd[2J\ufffdrequest: harmless\ufffd\n",
     ):
         assert told in done.stdout, told

@@ -13,6 +13,8 @@ import aiohttp
 import pytest
 from fix_broker import CANARY, Broker, Pod, secret
 from manifests import rule
+from process_usage import resident_mib
+from yarl import URL
 
 from chaperone_operator.broker.source import Header, Lease
 from chaperone_operator.kube import ACCESS_TARGETS, CONFIG_MAPS, SECRETS, Object
@@ -274,3 +276,19 @@ def test_repr_of_a_lease_shows_nothing() -> None:
         assert CANARY not in repr(lease)
         assert "reader" not in repr(lease)
     assert CANARY not in repr(header)
+
+
+async def test_a_connection_that_waits_costs_the_broker_little_memory(broker: Broker, pod: Pod) -> None:
+    """The chart gives the broker 256 MiB, and a thousand gateways wait at once."""
+    assert broker.process is not None
+    place, context, count = URL(broker.url), pod.context(), 200
+    before = resident_mib(broker.process.pid)
+    async with asyncio.timeout(TIMEOUT_S):
+        opened = [await asyncio.open_connection(place.host, place.port, ssl=context) for _ in range(count)]
+        for _, writer in opened:
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: broker\r\n\r\n")
+        assert {await reader.readline() for reader, _ in opened} == {b"HTTP/1.1 404 Not Found\r\n"}
+    grown = resident_mib(broker.process.pid) - before
+    for _, writer in opened:
+        writer.close()
+    assert 1 < grown < count * 0.15, grown

@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -67,7 +68,13 @@ class ApiServer:
 @pytest.fixture(scope="session")
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """The API server; etcd and it are ended after the tests."""
-    folder = tmp_path_factory.mktemp("api-server")
+    with running(tmp_path_factory.mktemp("api-server")) as server:
+        yield server
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[ApiServer]:
+    """An API server on its etcd, all of whose files are in the folder."""
     etcd_port, peer_port, port = _free_ports(3)
     etcd = _start(
         folder / "etcd.log",

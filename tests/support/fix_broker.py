@@ -173,6 +173,7 @@ class Pod:
     tls_key: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
     signer_key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
     certificate: str = ""
+    address: str = "127.0.0.1"  # from which it calls; the broker counts what comes from one
 
     @property
     def vkey(self) -> str:
@@ -219,12 +220,16 @@ class Pod:
         context = self.context(has_certificate=has_certificate)
         timeout = aiohttp.ClientTimeout(total=CALL_TIMEOUT_S)
         async with (
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context), timeout=timeout) as session,
+            aiohttp.ClientSession(connector=self.connector(context), timeout=timeout) as session,
             session.request(method, self.broker.url + path, **arguments) as response,
         ):
             answer = await response.read()
             is_json = response.content_type in {"application/json", "application/problem+json"}
             return response.status, await response.json(content_type=None) if is_json and answer else answer
+
+    def connector(self, context: ssl.SSLContext) -> aiohttp.TCPConnector:
+        """Connections of its own."""
+        return aiohttp.TCPConnector(ssl=context, local_addr=(self.address, 0))
 
     def context(self, *, has_certificate: bool = True, certificate: str = "") -> ssl.SSLContext:
         """The TLS side of its gateway."""
@@ -343,7 +348,7 @@ async def _prepare(api: ApiServer, folder: Path) -> Broker:
         system, agents = names
         cluster = (await client.get(NAMESPACES, "kube-system"))["metadata"]["uid"]
         await _install_crd(client)
-        await _grant(client, system)
+        await grant(client, system)
         await client.create(SERVICE_ACCOUNTS, {"metadata": {"name": "agent"}}, agents)
         await client.create(SECRETS, secret("orders-db-reader", username="reader", password=CANARY), system)
         await client.create(SECRETS, secret("orders-db-ca", "Opaque", **{"ca.crt": ServiceCa().pem}), system)
@@ -372,7 +377,7 @@ def kubeconfig_of_broker(api: ApiServer, system: str) -> Path:
     return api.kubeconfig_of(f"system:serviceaccount:{system}:chaperone-broker")
 
 
-async def _grant(client: Client, system: str) -> None:
+async def grant(client: Client, system: str) -> None:
     """The rights of operator/src/chaperone_operator/broker/README.md, as the chart grants them."""
     user = f"system:serviceaccount:{system}:chaperone-broker"
     cluster_rules = [

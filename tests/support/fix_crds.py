@@ -36,6 +36,11 @@ def kubectl(server: ApiServer, *arguments: str, stdin: str = "", is_checked: boo
 @pytest.fixture(scope="session")
 def crds(api_server: ApiServer) -> ApiServer:
     """The API server, which knows our kinds and validates them."""
+    establish(api_server)
+    return api_server
+
+
+def establish(api_server: ApiServer) -> None:
+    """Install our kinds, and wait until they are served."""
     kubectl(api_server, "apply", "--server-side", "--force-conflicts", "-f", str(CRDS))
     kubectl(api_server, "wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
-    return api_server

@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,22 @@ def free_ports(count: int) -> list[int]:
 @pytest.fixture(scope="module")
 def installation(crds: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """Rights, Service and system namespace; no process yet."""
+    with installed(crds, tmp_path_factory.mktemp("operator")) as held:
+        yield held
+
+
+@pytest.fixture(scope="module")
+def operator(installation: Operator) -> Iterator[Operator]:
+    """One running replica behind registered webhooks."""
+    with serving(installation):
+        yield installation
+
+
+@contextmanager
+def installed(crds: ApiServer, folder: Path) -> Iterator[Operator]:
+    """Rights and system namespace at an API server that knows our kinds; its processes are ended after use."""
     system = f"chaperone-system-{secrets.token_hex(3)}"
-    held = Operator(crds, system, tmp_path_factory.mktemp("operator"))
+    held = Operator(crds, system, folder)
     namespaces = [
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}} for n in (system, namespace_of(system))
     ]
@@ -166,8 +181,8 @@ def installation(crds: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> I
         held.end()
 
 
-@pytest.fixture(scope="module")
-def operator(installation: Operator) -> Iterator[Operator]:
+@contextmanager
+def serving(installation: Operator) -> Iterator[Replica]:
     """One running replica behind registered webhooks."""
     port = free_ports(1)[0]
     registered = registrations(installation.system_namespace, port)
@@ -181,7 +196,7 @@ def operator(installation: Operator) -> Iterator[Operator]:
             for one in registered
             for webhook in installation.get(one["kind"].lower(), "chaperone")["webhooks"]
         ), replica.log.read_text()
-        yield installation
+        yield replica
     finally:
         for one in registered:
             installation.kubectl("delete", one["kind"].lower(), "chaperone", "--ignore-not-found", is_checked=False)

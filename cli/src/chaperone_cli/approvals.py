@@ -224,7 +224,7 @@ def _whole(request: _Request) -> Iterator[str]:
     yield f"approvers: {spec.approval.count} of {', '.join(spec.approval.groups)}{asked}"
     for one in status.votes:
         yield f"vote:      {one.decision} by {one.by.username}{f' ({one.reason})' if one.reason else ''}"
-    yield f"sha-256:   {spec.binding}"
+    yield f"binding:   {spec.binding}"
     yield f"command:   ({spec.kind}, masked values stay masked)"
     for line in spec.text.split("\n"):
         yield f"  | {line}"

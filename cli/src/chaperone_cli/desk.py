@@ -91,6 +91,15 @@ class FileDesk:
         kept.ticket = msgspec.structs.replace(found, state=State.USED)
         return kept.ticket
 
+    async def withdraw(self, name: str) -> Ticket:
+        """Nobody waits any more; what a person does to its files then decides nothing."""
+        kept = self._find(name)
+        found = self._look(kept)
+        if found.state in (State.PENDING, State.APPROVED):
+            kept.ticket = msgspec.structs.replace(found, state=State.CANCELLED, message="nobody waits for it any more.")
+            self._tell(f"{name} is not wanted any more")
+        return kept.ticket
+
     def _find(self, name: str) -> _Kept:
         kept = self._kept.get(name)
         if kept is None:

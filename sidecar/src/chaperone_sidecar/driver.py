@@ -156,9 +156,9 @@ class _Direction:
                     continue
                 if type(found) is CoroutineType:  # an instance check of an abstract class costs a microsecond
                     driver.commit()
-                    # While people think, a client may go: who does not read from it does not see that.
-                    if self.link is not None and type(effect) is not Hold:
-                        self.link.pause(True)
+                    if self.link is not None:
+                        # While people think, a client may go: who does not read from it does not see that.
+                        self.link.pause(type(effect) is not Hold or driver.is_choked(self.link))
                     self._task = driver.spawn(self._resume(generator, found))
                     return
                 effect = generator.send(found)
@@ -281,9 +281,14 @@ class Driver:
             Close: self._close,
         }
 
-    def cut(self, error: ChaperoneError) -> None:
-        """End the session from outside (suspension, shutdown) with a native last word; its backend stops working."""
+    def cut(self, error: ChaperoneError, *, is_stopping: bool = False) -> None:
+        """End the session from outside with a native last word; its backend stops working.
+
+        `is_stopping`: because the gateway stops, so that what it waits for is asked for again by the next start.
+        """
         self._is_cut = True
+        if is_stopping:
+            self._holds.leave(self._log.id, is_stopping=True)
         self.fail(error)
 
     def follow_limits(self) -> None:
@@ -339,7 +344,7 @@ class Driver:
             self.target.name, self.target.protocol, command, estimate, is_approved=effect.is_approved
         )
 
-    def _admit(self, effect: Admit) -> object:
+    def _admit(self, effect: Admit) -> Decision:
         reached = self._meter.admit(effect.command)
         if reached is None:
             return effect.decision
@@ -347,7 +352,8 @@ class Driver:
         return reached.decision(effect.decision.revision)
 
     async def _hold(self, effect: Hold) -> Decision:
-        held = asyncio.create_task(self._holds.hold(self._place, effect.command, effect.decision, effect.shown))
+        admit = partial(self._admit, Admit(effect.command, effect.decision))
+        held = asyncio.create_task(self._holds.hold(self._place, effect.command, effect.decision, effect.shown, admit))
         self._held = held
         try:
             return await held
@@ -493,6 +499,7 @@ class Driver:
             return
         self.is_over = True
         is_running = self._is_cut and self._session.running() is not None
+        self._holds.leave(self._log.id)  # before the session's last record
         try:
             for intent in self._session.abandoned():
                 self._recorder.conclude(self._log, intent, "aborted")

@@ -67,7 +67,7 @@ class Conclude(msgspec.Struct, frozen=True, gc=False):
 
 
 class Hold(msgspec.Struct, frozen=True, gc=False):
-    """Wait for a human. Answered with the `Decision` that stands at the end of the wait.
+    """Wait for a human. Answered with the `Decision` that stands at the end of the wait; an Allow is admitted already.
 
     `shown` is all that people see of the command, its parameters included; masked.
     """

@@ -171,7 +171,7 @@ class Gateway:
     def close(self, reason: str) -> None:
         """Cut every session with a native last word and end the stream."""
         for driver in tuple(self._drivers):
-            driver.cut(ChaperoneError(reason))
+            driver.cut(ChaperoneError(reason), is_stopping=True)
         self.catalogs.close()
         if not self._recorder.is_closed:
             self.write_head()

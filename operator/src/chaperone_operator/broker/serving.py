@@ -6,12 +6,14 @@ import asyncio
 import hashlib
 import logging
 import ssl
+from asyncio import sslproto
 from pathlib import Path
 from typing import Final
 
 from chaperone_operator.broker.errors import CannotStart
 
 RELOAD_PERIOD_S: Final = 5.0  # the kubelet itself needs up to a minute to renew a mounted Secret
+BUFFER_BYTES: Final = 16 * 1024  # of each connection: one TLS record; calls are a few kB, and nearly all wait
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ class Serving:
     """
 
     def __init__(self, certificate: Path, key: Path, client_ca: str) -> None:
+        # asyncio keeps 256 KiB for each connection and has no setting for it; a thousand gateways wait here at once.
+        sslproto.SSLProtocol.max_size = BUFFER_BYTES
         self._certificate, self._key = certificate, key
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -1,4 +1,4 @@
-"""What is still to be reconciled: each key once, not before its time."""
+"""What is still to be reconciled: each key once, not before its time; policy before what is told of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ SETTLE_S: Final = (
 )
 FIRST_RETRY_S: Final = 1.0  # after a failure; doubles up to the next
 LAST_RETRY_S: Final = 60.0
+LAST_PLACE_S: Final = 5.0  # for which policies go first; who changes his all the time must not silence the others
 
 
 class Backlog:
-    """Keys that wait. Its size is bounded by twice the number of namespaces."""
+    """Keys that wait. Its size is bounded by three times the number of namespaces."""
 
     def __init__(self) -> None:
         self._due: dict[Work, float] = {}
@@ -51,16 +52,19 @@ class Backlog:
         self._failures.clear()
 
     async def next(self) -> Work:
-        """Wait for the work that is due first, and take it."""
+        """Wait for work that is due, and take it: what gateways wait for, else what is due for longest."""
         loop = asyncio.get_running_loop()
         while True:
             self._added.clear()
-            work = min(self._due, key=lambda one: self._due[one], default=None)
-            if work is not None and self._due[work] <= loop.time():
+            due = [work for work, at in self._due.items() if at <= loop.time()]
+            if due:
+                overdue = loop.time() - LAST_PLACE_S
+                work = min(due, key=lambda one: (one[0] != Change.POLICY and self._due[one] > overdue, self._due[one]))
                 del self._due[work]
                 return work
+            first = min(self._due.values(), default=None)
             try:
-                async with asyncio.timeout(None if work is None else self._due[work] - loop.time()):
+                async with asyncio.timeout(None if first is None else first - loop.time()):
                     await self._added.wait()
             except TimeoutError:
                 continue

@@ -79,6 +79,7 @@ class Reconciler:
         self._system_namespace = system_namespace
         self._instance = instance
         self._in_force: dict[str, status.InForce] = {}
+        self._compiled: dict[str, set[tuple[str, int]]] = {}  # of policies what is in force: uid and generation
 
     async def run(self) -> None:
         """Work until cancelled."""
@@ -125,6 +126,8 @@ class Reconciler:
                     await self._shared()
                 elif change == Change.PODS:
                     await self._identities(namespace)
+                elif change == Change.STATUS:
+                    await self._statuses(namespace)
                 else:
                     await self._namespace(namespace)
             except ApiError as error:
@@ -170,9 +173,8 @@ class Reconciler:
         before = self._in_force.get(namespace)
         self._in_force[namespace] = status.InForce(found.revision, found.is_latest, found.problems)
         self._metrics.not_compiling.set(sum(not one.is_latest for one in self._in_force.values()))
-        for policy in declared.policies:
-            await self._policy(policy)
-        await self._identities(namespace)
+        self._compiled[namespace] = {_age(policy) for policy in declared.policies}
+        self._backlog.add((Change.STATUS, namespace), 0.0)  # by itself, or a large namespace's would delay the next one
         if before is None or before.problems != found.problems:
             self._backlog.add((Change.EVERYTHING, ""))
 
@@ -190,6 +192,7 @@ class Reconciler:
         if self._leadership.is_held and await self._stored(namespace) is not None:
             await self._client.delete(CONFIG_MAPS, f"{snapshot.PREFIX}{namespace}", self._system_namespace)
         self._in_force.pop(namespace, None)
+        self._compiled.pop(namespace, None)
         self._world.forget_pods(namespace)
 
     async def _stored(self, namespace: str) -> Object | None:
@@ -199,6 +202,12 @@ class Reconciler:
             if error.status == 404:
                 return None
             raise
+
+    async def _statuses(self, namespace: str) -> None:
+        for policy in self._world.of(ACCESS_POLICIES, namespace):
+            if _age(policy) in self._compiled.get(namespace, ()):  # else it changed since, and is compiled next
+                await self._policy(policy)
+        await self._identities(namespace)
 
     async def _policy(self, policy: Object) -> None:
         metadata = policy["metadata"]
@@ -280,6 +289,10 @@ class Reconciler:
                 )  # fmt: skip
             except ApiError as error:
                 _log.warning("an event of %s %s was not taken: %s", resource.kind, metadata["name"], error)
+
+
+def _age(item: Object) -> tuple[str, int]:
+    return item["metadata"]["uid"], item["metadata"].get("generation", 0)
 
 
 def _subject(item: Object) -> Subject | None:

@@ -33,6 +33,7 @@ class Change(StrEnum):
 
     POLICY = "policy"  # of one namespace
     PODS = "pods"  # of one namespace
+    STATUS = "status"  # what its objects say of what is in force
     EVERYTHING = "everything"  # something that belongs to no namespace changed
 
 

@@ -42,6 +42,10 @@ class BrokerDesk:
         body = {"binding": request.binding, "revision": request.revision}
         return await self._call("POST", f"{PATH}/{name}/use", json=body)
 
+    async def withdraw(self, name: str) -> Ticket:
+        """See `desk.Desk`."""
+        return await self._call("DELETE", f"{PATH}/{name}")
+
     async def _call(self, method: str, path: str, **arguments: Any) -> Ticket:  # noqa: ANN401
         try:
             status, answer = await self._broker.call(method, path, **arguments)

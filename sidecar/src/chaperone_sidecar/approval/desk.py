@@ -78,3 +78,11 @@ class Desk(Protocol):
             ApprovalUnavailable: it was taken, has run out, or is for something else.
         """
         ...
+
+    async def withdraw(self, name: str) -> Ticket:
+        """Nobody waits for the request any more; one that has ended stays as it is.
+
+        Raises:
+            ApprovalUnavailable: it cannot be told; where `is_unanswered`, not now.
+        """
+        ...

@@ -1,20 +1,22 @@
 """Approval: where a command waits for a human.
 
 Theory of operation. A command for which policy wants an approval is laid before the desk, bound to its exact bytes.
-For `wait` it stays on the live connection. If the word comes in that time, the approval is *used* (the desk gives it
-out once), its use is recorded, and the command goes on. Else the command is refused with a ticket: the same command of
-the same identity passes once when the approval has come by then, because the desk finds the request again. Nothing of
-this is kept here, so a restart, or a client that gives up, loses nothing but the wait. Whatever goes wrong on the way
-is a Deny that says so.
+For `wait` it stays on the live connection. If the word comes in that time, the limits are asked, the approval is *used*
+(the desk gives it out once), its use is recorded, and the command goes on. Else the command is refused with a ticket:
+the same command of the same identity passes once when the approval has come by then, because the desk finds the request
+again. A client that goes or cancels, or whose session is ended, withdraws its request: people are not asked for what
+nobody waits for. A gateway that stops withdraws none, so its restart loses nothing but the wait. Whatever goes wrong on
+the way is a Deny that says so, and each request that is recorded has one outcome.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -29,8 +31,15 @@ POLL_S: Final = 20  # one question to the desk waits at most so long
 PAUSE_S: Final = 1.0  # after a question that was not answered: a broker's restart takes seconds
 MAX_SHOWN_BYTES: Final = 16_384  # the broker keeps no more of a text, and nobody can approve what is not shown whole
 MAX_HELD: Final = 64  # commands that wait at once in one pod; people cannot keep up with more
+WITHDRAW_S: Final = 30.0  # for which the desk is told that nobody waits; after that a request ends by its expiry
+GONE: Final = "the client does not wait for it any more."
+STOPPED: Final = "the gateway stops; the request stays."
 
 type Revision = Callable[[], str]
+type Admit = Callable[[], Decision]
+"""Counts the command against the limits: a Deny when one is reached."""
+
+logger = logging.getLogger(__name__)
 
 
 class Log(Protocol):
@@ -74,11 +83,14 @@ class Holds:
         self._key = key
         self._now = now
         self._held = 0
+        self._waiting: dict[str, str] = {}  # session → request that has no outcome yet
+        self._withdrawing: set[asyncio.Task[None]] = set()
 
-    async def hold(self, place: Place, command: Command, decision: Decision, shown: str) -> Decision:
+    async def hold(self, place: Place, command: Command, decision: Decision, shown: str, admit: Admit) -> Decision:
         """What stands at the end of the wait: Allow with the approval's name, or Deny with what to do.
 
-        `shown` is what people see of the command.
+        It is cancelled when the client waits no longer. `shown` is what people see of the command; `admit` is called
+        before an approval is used, so that none is spent on what a limit refuses.
         """
         if self._desk is None:
             return _denied(decision, "nobody can be asked for an approval here.", "Run it where a broker is.")
@@ -98,7 +110,10 @@ class Holds:
         self._held += 1
         try:
             request = _request(place, command, decision, shown, self._key())
-            return await self._wait(self._desk, place, command, request, decision)
+            return await self._wait(self._desk, place, command, request, decision, admit)
+        except asyncio.CancelledError:
+            self.leave(place.session)
+            raise
         except ApprovalUnavailable as error:
             return _denied(decision, str(error), "Nothing was executed. Try again, or ask the platform team.")
         except SpoolFull:
@@ -106,24 +121,84 @@ class Holds:
         finally:
             self._held -= 1
 
-    async def _wait(self, desk: Desk, place: Place, command: Command, request: Request, decision: Decision) -> Decision:
-        ticket = await desk.ask(request)
+    def leave(self, session: str, *, is_stopping: bool = False) -> None:
+        """A session waits no longer: record it now and, unless the gateway stops, withdraw its request soon."""
+        name = self._waiting.pop(session, None)
+        if name is None:
+            return
+        state, message = (State.PENDING, STOPPED) if is_stopping else (State.CANCELLED, GONE)
+        try:
+            self._log.resolve_approval(session, name, state, message)
+        except SpoolFull:
+            logger.error("session %s: the end of its wait for %s could not be recorded", session, name)
+        if self._desk is not None and not is_stopping and name not in self._waiting.values():
+            self._begin(self._withdraw(self._desk, name))
+
+    async def _wait(
+        self, desk: Desk, place: Place, command: Command, request: Request, decision: Decision, admit: Admit
+    ) -> Decision:
+        ticket = await self._asked(desk, request)
         self._log.request_approval(place.session, ticket.name, request)
-        ticket = await self._decided(desk, ticket, command)
-        if ticket.state is State.APPROVED:
-            if self._revision() != decision.revision:
-                ticket = msgspec.structs.replace(ticket, state=State.CANCELLED, message="policy has changed meanwhile.")
-            else:
-                ticket = await self._used(desk, place, ticket, request)
-        self._log.resolve_approval(place.session, ticket.name, ticket.state, ticket.message)
+        self._waiting[place.session] = ticket.name
+        try:
+            ticket = await self._decided(desk, ticket, command)
+            if ticket.state is State.APPROVED:
+                if self._revision() != decision.revision:
+                    ticket = msgspec.structs.replace(
+                        ticket, state=State.CANCELLED, message="policy has changed meanwhile."
+                    )
+                else:
+                    admitted = admit()
+                    if admitted.action is Action.DENY:
+                        self._resolve(place, ticket.name, ticket.state, admitted.message)
+                        return admitted
+                    ticket = await desk.use(ticket.name, request)
+        except ApprovalUnavailable as error:
+            self._resolve(place, ticket.name, ticket.state, str(error))
+            raise
+        self._resolve(place, ticket.name, ticket.state, ticket.message)
         return _outcome(decision, ticket)
 
-    async def _used(self, desk: Desk, place: Place, ticket: Ticket, request: Request) -> Ticket:
+    def _resolve(self, place: Place, name: str, state: State, message: str) -> None:
+        del self._waiting[place.session]
+        self._log.resolve_approval(place.session, name, state, message)
+
+    async def _asked(self, desk: Desk, request: Request) -> Ticket:
+        """Ask the desk; where the client goes before it answers, what it made is withdrawn all the same."""
+        asking = asyncio.ensure_future(desk.ask(request))
         try:
-            return await desk.use(ticket.name, request)
-        except ApprovalUnavailable as error:
-            self._log.resolve_approval(place.session, ticket.name, ticket.state, str(error))
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self._begin(self._withdraw_unseen(desk, asking))
             raise
+
+    async def _withdraw_unseen(self, desk: Desk, asking: asyncio.Future[Ticket]) -> None:
+        try:
+            ticket = await asking
+        except ApprovalUnavailable:
+            return
+        if ticket.name not in self._waiting.values():
+            await self._withdraw(desk, ticket.name)
+
+    async def _withdraw(self, desk: Desk, name: str) -> None:
+        try:
+            async with asyncio.timeout(WITHDRAW_S):
+                while True:
+                    try:
+                        await desk.withdraw(name)
+                    except ApprovalUnavailable as error:
+                        if not error.is_unanswered:
+                            raise
+                        await asyncio.sleep(PAUSE_S)
+                    else:
+                        return
+        except (ApprovalUnavailable, TimeoutError) as error:
+            logger.warning("%s could not be withdrawn: %s", name, str(error) or "no answer")
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._withdrawing.add(task)
+        task.add_done_callback(self._withdrawing.discard)
 
     async def _decided(self, desk: Desk, ticket: Ticket, command: Command) -> Ticket:
         wait_s = min(ticket.wait_s, MAX_WAIT_IN_TRANSACTION_S) if command.in_transaction else ticket.wait_s

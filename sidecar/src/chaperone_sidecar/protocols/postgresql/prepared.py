@@ -56,13 +56,15 @@ class Portal(msgspec.Struct, gc=False, eq=False):
 
     `fetched` is the result of a FETCH: the server reads it whole when the portal is executed first, and hands out the
     rest of it later, whatever the cursor's name stands for then. `approved` is what people allowed, if they were asked:
-    it is one command, however often it is resumed.
+    it is one command, however often it is resumed. `is_admitted`: it was asked for at Bind, and counted there against
+    the limits.
     """
 
     statement: Statement
     params: bytes
     fetched: Answer | None = None
     approved: Decision | None = None
+    is_admitted: bool = False
 
 
 class Change[T](msgspec.Struct, frozen=True, gc=False):

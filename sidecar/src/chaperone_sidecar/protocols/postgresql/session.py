@@ -572,19 +572,25 @@ class Session:
         if classified.unmaskable and decision.action is not Action.DENY:
             decision = _unmaskable(classified, decision)
         elif decision.action is Action.REQUIRE_APPROVAL:
-            decision = yield from self._hold(command, decision, portal)
+            return (yield from self._hold(command, decision, portal))
         if decision.action is Action.ALLOW and not command.is_preparing:  # what is prepared counts when it runs
             decision = yield Admit(command, decision)
         return decision
 
     def _hold(self, command: Command, decision: Decision, portal: Portal | None) -> Effects[Decision]:
-        """Ask people, and then policy and the database's catalog again: both may have changed meanwhile."""
+        """Ask people, and then policy and the database's catalog again: both may have changed meanwhile.
+
+        Limits are asked by `Hold`, before the approval is used up.
+        """
         if command.kind == "parse":  # nothing runs yet, and its parameters are not known
             return msgspec.structs.replace(decision, action=Action.ALLOW, message="")
         approved = portal.approved if portal is not None else None
-        if approved is not None and approved.revision == decision.revision:
+        if portal is not None and approved is not None and approved.revision == decision.revision:
             counted: Decision = yield Ask(command, is_approved=True)
-            return approved if counted == decision else answers.changed_meanwhile(approved)
+            if counted != decision:
+                return answers.changed_meanwhile(approved)
+            is_admitted, portal.is_admitted = portal.is_admitted, False
+            return approved if is_admitted else (yield Admit(command, approved))
         yield from self._cover()
         if self._has_open_segment:  # the client may want to know how what it sent before this went
             yield ToUpstream(messages.FLUSH_FRAME, self._opened())
@@ -604,7 +610,7 @@ class Session:
         if not is_same or fresh != decision:
             return answers.changed_meanwhile(held)
         if portal is not None:
-            portal.approved = held
+            portal.approved, portal.is_admitted = held, command.is_preparing
         return held
 
     def _intend(self, command: Command, decision: Decision) -> Effects[Intent | None]:
