@@ -284,8 +284,8 @@ async def measure(options: argparse.Namespace, operator: Operator, replica: int,
         assert broker.process is not None
         try:
             usage = Usage(replica, broker.process.pid)
-            print("| what | first s | median s | last s | slowest round s | operator CPU s | broker CPU s | client CPU s | "
-                  "operator MiB | broker MiB |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+            print("| what | first s | median s | last s | slowest round s | operator CPU s | broker CPU s | "
+                  "client CPU s | operator MiB | broker MiB |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
             began = time.perf_counter()
             await scale.declare()
             usage.row(f"{options.namespaces * options.policies} policies come into force", _whole(began))

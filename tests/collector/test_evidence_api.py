@@ -19,12 +19,15 @@ from fix_evidence_api import EvidenceApi
 from gateway_stream import Pod, Stream
 from pki import Authority
 
-from chaperone_evidence import entry, verify
+from chaperone_evidence import entry, record, verify
 
 pytestmark = pytest.mark.peer
 
 APPROVAL = "apr-aaaaaaaaaaaaaaaaaaaa"
 _BASE = "/apis/evidence.chaperone.dev/v1alpha1"
+
+
+PERSON = record.Delegated("https://login.example.com", "user-7", "user-7@example.com")
 
 
 class Scene:
@@ -35,8 +38,10 @@ class Scene:
         self.pod = Pod(ca, namespace=namespace, identity=identity, pod=f"{identity}-0", pod_uid=f"uid-{identity}")
         self.stream = Stream(self.pod)
         self.stream.head()
-        self.closed = self.stream.open_session()
-        self.stream.conclude(self.closed, self.stream.intend(self.closed, "SELECT *\n\tFROM orders"), rows=7)
+        self.closed = self.stream.open_session(delegated=PERSON)
+        self.stream.conclude(
+            self.closed, self.stream.intend(self.closed, "SELECT *\n\tFROM orders", subject="user-7"), rows=7
+        )
         self.stream.intend(self.closed, "DROP TABLE orders", decision="Deny", rule="never")
         self.stream.conclude(self.closed, self.stream.intend(self.closed, "SELECT 2", approval=APPROVAL), "error", 0)
         self.stream.close_session(self.closed, 3, 1)
@@ -81,14 +86,16 @@ async def test_wide_tables_show_owner_pod_text_rows_and_hash(evidence_api: Evide
     assert "OWNER" in text
     assert "billing@example.com" in text
     assert "wide-agent-0" in text
+    assert [line.split()[-2] for line in text.splitlines()] == ["USER", "user-7", "<none>"]
     text = await _kubectl(evidence_api, "get", "commands", *selector)
     assert text.splitlines()[0].split() == [
         "NAME", "AGENT", "TARGET", "KIND", "EFFECTS", "DECISION", "RULE", "AGE", "COMMAND", "ROWS", "HASH",
-        "APPROVAL",
+        "APPROVAL", "USER",
     ]  # fmt: skip
     assert "SELECT * FROM orders" in text  # one line, whatever the statement holds
     assert " 7 " in text
-    assert [line.split()[-1] for line in text.splitlines()[1:]] == ["<none>", "<none>", APPROVAL, "<none>"]
+    assert [line.split()[-2] for line in text.splitlines()[1:]] == ["<none>", "<none>", APPROVAL, "<none>"]
+    assert [line.split()[-1] for line in text.splitlines()[1:]] == ["user-7", "<none>", "<none>", "<none>"]
 
 
 async def test_objects_say_who_what_and_how_it_ended(evidence_api: EvidenceApi, gateway_ca: Authority) -> None:
@@ -97,6 +104,7 @@ async def test_objects_say_who_what_and_how_it_ended(evidence_api: EvidenceApi, 
     assert (
         session["spec"] | {"identity": "yaml-agent", "owner": "billing@example.com", "user": "app"} == session["spec"]
     )
+    assert session["spec"]["delegated"] == {"issuer": PERSON.issuer, "subject": "user-7", "email": PERSON.email}
     assert session["status"] | {"state": "Closed", "commands": 3, "denied": 1, "bytesOut": 2000} == session["status"]
     text = await _kubectl(
         evidence_api,
@@ -173,6 +181,8 @@ async def test_field_selectors(evidence_api: EvidenceApi, gateway_ca: Authority)
         ("spec.protocol!=PostgreSQL", [scene.open]),
         ("spec.owner=billing@example.com", [scene.closed, scene.open]),
         ("spec.owner!=billing@example.com", []),
+        ("spec.delegated.subject=user-7", [scene.closed]),
+        ("spec.delegated.subject!=user-7", [scene.open]),
         ("status.state=Open", [scene.open]),
         ("status.denied!=0", [scene.closed]),
         ("status.denied=0", [scene.open]),

@@ -155,7 +155,6 @@ def test_what_is_not_built_yet_is_refused_and_never_ignored(changed: Object, fra
 @pytest.mark.parametrize(
     ("kind", "changed", "fragment"),
     [
-        ("identity", {"delegation": {"issuer": "x"}}, "spec.delegation is not supported yet"),
         ("identity", {"evidence": {"durability": "Synced"}}, "spec.evidence.durability: Synced is not supported yet"),
         ("identity", {"evidence": {"retention": "400d"}}, "spec.evidence.retention is not supported yet"),
         ("target", {"inspection": {"mode": "x"}}, "spec.inspection is not supported yet"),
@@ -166,6 +165,65 @@ def test_identities_and_targets_are_refused_what_is_not_built_yet(kind: str, cha
     item = identity(**changed) if kind == "identity" else target(**changed)
     assert [problem.reason for problem in alone(item)] == ["NotSupported"]
     assert fragment in alone(item)[0].message
+
+
+ISSUER = {"issuer": "https://login.example.com/realms/a", "audience": "billing-agent"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fragment"),
+    [
+        ({"issuer": "x"}, "spec.delegation.issuer: 'x' is no URL"),
+        ({"issuer": "http://login.example.com"}, "spec.delegation.issuer: must begin with https://"),
+        ({"issuer": "https://u:p@login.example.com"}, "without user, query and fragment"),
+        ({"issuer": "https://login.example.com?a"}, "without user, query and fragment"),
+        ({"issuer": "https://[::1"}, "is no URL"),
+        ({"issuer": "https://169.254.169.254"}, "link-local and cloud metadata"),
+        ({"issuer": "https://localhost"}, "it leads to the pod"),
+        ({"jwks": {"url": "https://127.0.0.1/keys"}}, "spec.delegation.jwks.url: 127.0.0.1 is refused"),
+        ({"jwks": {"caSecretRef": {"name": "A/B"}}}, "no name of a Secret"),
+        ({"audience": " "}, "spec.delegation.audience: write what the tokens have in aud"),
+        ({"claims": {"user": ""}}, "spec.delegation.claims.user: write the name of a claim"),
+        ({"claims": {"groups": "aud"}}, "aud says nothing of a person"),
+    ],
+    ids=str,
+)
+def test_delegation_that_no_broker_could_check_is_refused(changed: Object, fragment: str) -> None:
+    (problem,) = alone(identity(delegation=ISSUER | changed))
+    assert fragment in problem.message
+    assert alone(identity(delegation=ISSUER)) == ()
+
+
+def for_finance(**more: Any) -> Object:
+    needs = {"effects": ["read"], "require": {"userGroups": ["finance"]}}
+    return policy([{"name": "f", "action": "Allow", "match": needs}], **more)
+
+
+def test_a_rule_for_groups_of_users_needs_an_identity_that_has_users() -> None:
+    problem = only_problem(compiled(policies=[for_finance()]))
+    assert problem.reason == "RuleNeverFires"
+    assert "give the AgentIdentity spec.delegation" in problem.message
+    assert compiled(identities=[identity(delegation=ISSUER)], policies=[for_finance()]).is_usable
+
+
+@pytest.mark.parametrize("groups", [[], [""], ["a" * 257], [f"g{number}" for number in range(51)]], ids=len)
+def test_groups_of_users_are_names(groups: list[str]) -> None:
+    needs = {"effects": ["read"], "require": {"userGroups": groups}}
+    (problem,) = alone(policy([{"name": "f", "action": "Allow", "match": needs}]))
+    assert "match.require.userGroups" in problem.message
+
+
+def test_a_policys_tests_can_be_on_behalf_of_users() -> None:
+    usual = {"name": "t", "accesses": [{"effect": "read", "object": "public.orders"}]}
+    tests = [
+        usual | {"expect": {"action": "Deny", "rule": "uncovered"}},
+        usual | {"user": {"groups": ["staff"]}, "expect": {"action": "Deny"}},
+        usual | {"user": {"groups": ["staff", "finance"]}, "expect": {"action": "Allow", "rule": "f"}},
+    ]
+    assert alone(for_finance(tests=tests)) == ()
+    tests[1] |= {"expect": {"action": "Allow"}}
+    (problem,) = alone(for_finance(tests=tests))
+    assert "only on behalf of a user in finance" in problem.message
 
 
 def test_policy_cannot_grant_a_target_that_does_not_admit_its_namespace() -> None:

@@ -59,6 +59,7 @@ def require(dice: random.Random) -> Require | None:
         10 if dice.random() < 0.4 else None,
         10 if dice.random() < 0.3 else None,
         MaxRepeats(3, "1h") if dice.random() < 0.3 else None,
+        tuple(dice.sample(["a", "b", "c"], dice.randint(1, 2))) if dice.random() < 0.3 else None,
     )
 
 
@@ -95,7 +96,8 @@ def question(dice: random.Random, rules: list[Bound]) -> Question:
     )
     keys = [f"{one.policy}/{one.rule.name}" for one in rules]
     repeats = {key: dice.randint(1, 4) for key in keys if dice.random() < 0.5}
-    return Question(accesses, dice.randint(FIRST, LAST), dice.choice([None, 0, 10, 11]), repeats)
+    groups = None if dice.random() < 0.3 else tuple(dice.sample(["a", "b", "c", "d"], dice.randint(0, 2)))
+    return Question(accesses, dice.randint(FIRST, LAST), dice.choice([None, 0, 10, 11]), repeats, groups)
 
 
 def told(asked: Question, identity_name: str) -> dict[str, Any]:
@@ -114,6 +116,8 @@ def told(asked: Question, identity_name: str) -> dict[str, Any]:
         "identity": identity_name, "target": "t", "protocol": "PostgreSQL", "resolution": "catalog",
         "accesses": accesses, "minute": asked.minute, "repeats": asked.repeats,
     }  # fmt: skip
+    if asked.user_groups is not None:
+        usual["user"] = {"subject": "u", "issuer": "https://i", "email": "", "groups": list(asked.user_groups)}
     return usual if asked.rows is None else usual | {"rows": asked.rows}
 
 

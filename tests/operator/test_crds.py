@@ -56,6 +56,7 @@ CERTIFICATE: Object = {"caSecretRef": SECRET, "principals": ["deploy"]}
 TOKEN: Object = {"serviceAccount": "reader", "namespace": "apps"}
 KV: Object = {"address": "https://vault:8200", "login": {"tokenSecretRef": SECRET}, "path": "apps/orders"}
 
+DELEGATION = {"issuer": "https://login.example.com/realms/a", "audience": "billing-agent"}
 GOOD: dict[str, Object] = {
     "identity": manifests.identity(
         owner={"name": "Billing on-call", "email": "billing@example.com"},
@@ -66,6 +67,15 @@ GOOD: dict[str, Object] = {
         suspended=False,
     ),
     "suspended identity": manifests.identity(suspended=True),
+    "delegation": manifests.identity(delegation=DELEGATION),
+    "whole delegation": manifests.identity(
+        delegation=DELEGATION
+        | {
+            "required": False,
+            "jwks": {"url": "https://login.example.com/keys", "caSecretRef": {"name": "issuer-ca"}},
+            "claims": {"user": "oid", "email": "upn", "groups": "roles"},
+        }
+    ),
     "identity by expressions": manifests.identity(
         selector={"matchExpressions": [{"key": "app", "operator": "In", "values": ["a", "b"]}]}
     ),
@@ -118,7 +128,13 @@ GOOD: dict[str, Object] = {
     "requirements": policy(
         match={
             "effects": ["read"],
-            "require": {"where": True, "limit": 0, "maxEstimatedRows": 10, "maxRepeats": {"count": 50, "per": "24h"}},
+            "require": {
+                "where": True,
+                "limit": 0,
+                "maxEstimatedRows": 10,
+                "maxRepeats": {"count": 50, "per": "24h"},
+                "userGroups": ["finance"],
+            },
         }
     ),
     "windows": manifests.policy([RULE | {"windows": [WORK]}], windows=[WORK, {**WORK, "from": "22:00", "to": "06:00"}]),
@@ -159,7 +175,21 @@ BAD: dict[str, tuple[Object, str]] = {
     "owner": (manifests.identity(owner={"name": "  "}), "name the human who answers"),
     "mail": (manifests.identity(owner={"name": "a", "email": "b"}), "write one with an @"),
     "ingress port": (manifests.identity(ingress={"ports": [0]}), "greater than or equal to 1"),
-    "delegation": (manifests.identity(delegation={"issuer": "x"}), "spec.delegation is not supported yet"),
+    "issuer": (manifests.identity(delegation=DELEGATION | {"issuer": "x"}), "a URL that begins with https://"),
+    "issuer in the clear": (
+        manifests.identity(delegation=DELEGATION | {"issuer": "http://login.example.com"}),
+        "a URL that begins with https://",
+    ),
+    "keys with a query": (
+        manifests.identity(delegation=DELEGATION | {"jwks": {"url": "https://login.example.com/keys?a=b"}}),
+        "neither user, query nor fragment",
+    ),
+    "no audience": (manifests.identity(delegation={"issuer": "https://a.example.com"}), "audience: Required value"),
+    "blank audience": (manifests.identity(delegation=DELEGATION | {"audience": " "}), "audience is empty"),
+    "claim of a time": (
+        manifests.identity(delegation=DELEGATION | {"claims": {"user": "exp"}}),
+        "says nothing of a person",
+    ),
     "results": (manifests.identity(evidence={"results": "Full"}), "evidence.results is not supported yet"),
     "result bytes": (manifests.identity(evidence={"maxResultBytes": "1Mi"}), "maxResultBytes is not supported yet"),
     "retention": (manifests.identity(evidence={"retention": "400d"}), "retention is not supported yet"),

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -88,8 +89,6 @@ class Stream:
 
     def add(self, unset: record.Record) -> int:
         """Chain a record; its number and times are set here."""
-        import msgspec
-
         seq = self.chain.count
         self.now_us += 1000
         stamped = msgspec.structs.replace(unset, seq=seq, wall_us=self.now_us, mono_us=self.now_us - 10**15)
@@ -100,21 +99,24 @@ class Stream:
         """Sign what is there."""
         self.frames.append(self.chain.append_head(signer or self.pod.signer, self.now_us, state))
 
-    def open_session(self, target: str = "orders-db", protocol: str = "PostgreSQL") -> str:
+    def open_session(
+        self, target: str = "orders-db", protocol: str = "PostgreSQL", delegated: record.Delegated | None = None
+    ) -> str:
         """A session begins; returns its id."""
         session = ulid.encode(time.time_ns() // 1_000_000, os.urandom(10))
         self.add(
             record.SessionOpen(
                 seq=0, wall_us=0, mono_us=0, session=session, target=target, protocol=protocol,
                 client="10.244.0.9:41234", user="app", database="orders", application="psql",
+                delegated=delegated or msgspec.UNSET,
             )
         )  # fmt: skip
         return session
 
     def intend(
         self, session: str, text: str = "SELECT 1", *, target: str = "orders-db", decision: str = "Allow",
-        policy: str = "agents/billing", rule: str = "read-orders", approval: str = "", with_body: bool = True,
-        would: tuple[str, str, str] = ("", "", ""),
+        policy: str = "agents/billing", rule: str = "read-orders", approval: str = "", subject: str = "",
+        with_body: bool = True, would: tuple[str, str, str] = ("", "", ""),
     ) -> tuple[int, str]:  # fmt: skip
         """A command's intent; returns its number and id."""
         plain = text.encode()
@@ -130,7 +132,7 @@ class Stream:
                 decision=decision, sha256=hashlib.sha256(plain).hexdigest(), size_bytes=len(plain),
                 accesses=(record.AccessEntry("read", "public.orders"),), resolution="syntactic",
                 policy=policy, rule=rule, revision="0123456789abcdef", approval=approval,
-                would=would[0], would_policy=would[1], would_rule=would[2],
+                would=would[0], would_policy=would[1], would_rule=would[2], subject=subject,
                 body=record.Commitment(base64.b64encode(commit).decode(), len(plain)),
             )
         )  # fmt: skip

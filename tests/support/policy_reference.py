@@ -40,6 +40,7 @@ class Question:
     minute: int = 0
     rows: int | None = None
     repeats: dict[str, int] = field(default_factory=dict)
+    user_groups: tuple[str, ...] | None = None  # None: on nobody's behalf
 
 
 def glob_matches(pattern: str, name: str) -> bool:
@@ -86,6 +87,8 @@ def matches(one: Bound, access: Access, asked: Question) -> bool:
             return False
     if rule.action == "Allow" and access.through:
         return False
+    if not access.through and not is_for(one, asked):
+        return False
     if rule.action == "Allow" and access.effect == "transaction":
         return True
     if access.effect not in rule.match.effects and not ("*" in rule.match.effects and access.effect not in CRITICAL):
@@ -97,6 +100,14 @@ def matches(one: Bound, access: Access, asked: Question) -> bool:
         if not any(glob_matches(pattern, access.name) for pattern in rule.match.objects):
             return False
     return bool(access.through) or touches_nothing or holds(one, access, asked)
+
+
+def is_for(one: Bound, asked: Question) -> bool:
+    """Whether a rule counts for the person on whose behalf the agent asks, if there is one."""
+    wanted = one.rule.match.require
+    if wanted is None or wanted.user_groups is None:
+        return True
+    return any(group in wanted.user_groups for group in asked.user_groups or ())
 
 
 def holds(one: Bound, access: Access, asked: Question) -> bool:

@@ -39,12 +39,19 @@ class _Owner(_Part, frozen=True):
     email: str = ""
 
 
+class _Delegator(_Part, frozen=True):
+    subject: str
+    issuer: str
+    email: str = ""
+
+
 class _Requester(_Part, frozen=True):
     identity: str
     pod: str
     owner: _Owner
     workload: str = ""
     created_by: str = ""
+    on_behalf_of: _Delegator | None = None
 
 
 class _Access(_Part, frozen=True):
@@ -211,6 +218,9 @@ def _whole(request: _Request) -> Iterator[str]:
     left = (spec.expires_at - datetime.now(UTC)).total_seconds()
     yield f"request:   {request.metadata.namespace}/{request.metadata.name} ({status.state}, {_span(left)} left)"
     yield f"identity:  {who.identity}, owner {who.owner.name}{f' <{who.owner.email}>' if who.owner.email else ''}"
+    if (person := who.on_behalf_of) is not None:
+        mail = f" <{person.email}>" if person.email else ""
+        yield f"for:       {person.subject}{mail}, as {person.issuer} says"
     of = f" of {who.workload}" if who.workload else ""
     yield f"pod:       {who.pod}{of}, created by {who.created_by or 'unknown'}"
     yield f"session:   {spec.session}"

@@ -113,6 +113,11 @@ async def _serve(
 def _config(snapshot: Snapshot, identity: str, local: dict[str, str]) -> GatewayConfig:
     configs = msgspec.json.decode(snapshot.gateway, type=dict[str, msgspec.Raw])
     config = gateway_config.decode(bytes(configs[identity]))
+    if config.delegation is not None:
+        raise Unusable(
+            f"AgentIdentity {identity} has spec.delegation, and only in a cluster is a broker that checks tokens; "
+            "leave it out here."
+        )
     replace = msgspec.structs.replace
     targets = tuple(
         replace(target, upstream=replace(target.upstream, host=local[target.name])) if target.name in local else target

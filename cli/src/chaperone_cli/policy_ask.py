@@ -99,6 +99,11 @@ class Engine:
             known = self._depends[identity, target] = (has_own or bool(grant.get("zones")), has_own or is_measured)
         return known or (False, False)
 
+    def depends_on_user(self, identity: str, target: str) -> bool:
+        """Whether decisions there may depend on who the user is, beyond whether there is one."""
+        grant = self._grants.get(identity, {}).get(target, {})
+        return bool(grant.get("own")) or any("groups" in (rule.get("require") or {}) for rule in grant.get("rules", ()))
+
     def decide(self, questions: Sequence[Question]) -> list[Answer | None]:
         """Answers in the order of the questions; None where OPA fails, which at a gateway denies.
 

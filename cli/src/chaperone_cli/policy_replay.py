@@ -145,6 +145,8 @@ class Replay:
         if not seen.protocol:
             raise NotReplayed("the beginning of its session is not here")
         engine = self._engine(seen.namespace)
+        if intent.subject and engine.depends_on_user(seen.identity, intent.target):
+            raise NotReplayed("it may depend on the groups of its user, which are not recorded")
         accesses, extents = self._accesses(seen)
         goes_by_time, goes_by_extent = engine.depends(seen.identity, intent.target)
         minute = intent.wall_us // 60_000_000 if goes_by_time else 0

@@ -140,10 +140,11 @@ class Projection:
 
     def _open(self, found: record.SessionOpen, idx: int, stream: int, namespace: str, identity: str) -> str:
         flow = self._flow(namespace, identity, found.target, found.protocol)
+        subject = found.delegated.subject if isinstance(found.delegated, record.Delegated) else ""
         added = self._db.execute(
-            "INSERT OR IGNORE INTO session (idx, name, namespace, flow, stream, changed, started_us) "
-            "VALUES (?,?,?,?,?,?,?)",
-            (idx, found.session, namespace, flow, stream, idx, found.wall_us),
+            "INSERT OR IGNORE INTO session (idx, name, namespace, flow, stream, changed, started_us, subject) "
+            "VALUES (?,?,?,?,?,?,?,?)",
+            (idx, found.session, namespace, flow, stream, idx, found.wall_us, subject),
         )
         if added.rowcount != 1:
             return f"The session {found.session[:40]} was opened before."

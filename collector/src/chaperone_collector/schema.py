@@ -116,6 +116,8 @@ CREATE TABLE tally (
     PRIMARY KEY (namespace, what, name, rule, action)
 ) WITHOUT ROWID;
 CREATE INDEX tally_changed ON tally (changed);
+ALTER TABLE session ADD COLUMN subject TEXT NOT NULL DEFAULT '';
+CREATE INDEX session_subject ON session (subject) WHERE subject <> '';
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2)

@@ -51,6 +51,14 @@ class StreamClose(Record, frozen=True, kw_only=True, tag="stream.close"):
     reason: str
 
 
+class Delegated(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The person on whose behalf the agent acts, as the issuer's token said."""
+
+    issuer: str
+    subject: str
+    email: str = ""
+
+
 class SessionOpen(Record, frozen=True, kw_only=True, tag="session.open"):
     """A client is connected to a backend."""
 
@@ -62,6 +70,7 @@ class SessionOpen(Record, frozen=True, kw_only=True, tag="session.open"):
     user: str = ""  # as the client named itself; the backend's user is the credential's
     database: str = ""
     application: str = ""
+    delegated: Delegated | msgspec.UnsetType = msgspec.UNSET
 
 
 class SessionClose(Record, frozen=True, kw_only=True, tag="session.close"):
@@ -116,6 +125,7 @@ class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     )
     body: Commitment | msgspec.UnsetType = msgspec.UNSET
     params: Commitment | msgspec.UnsetType = msgspec.UNSET  # of the bound parameters as sent
+    subject: str = ""  # on whose behalf; the session's `delegated` says more
 
 
 class CommandOutcome(Record, frozen=True, kw_only=True, tag="command.outcome"):
@@ -129,6 +139,7 @@ class CommandOutcome(Record, frozen=True, kw_only=True, tag="command.outcome"):
     rows: Integer = 0
     bytes: Integer = 0
     duration_us: Integer = 0
+    subject: str = ""
 
 
 class ApprovalRequest(Record, frozen=True, kw_only=True, tag="approval.request"):
@@ -142,6 +153,7 @@ class ApprovalRequest(Record, frozen=True, kw_only=True, tag="approval.request")
     rule: str
     revision: str
     accesses: tuple[AccessEntry, ...] = ()
+    subject: str = ""  # on whose behalf
 
 
 class ApprovalOutcome(Record, frozen=True, kw_only=True, tag="approval.outcome"):
@@ -168,7 +180,7 @@ class IdentitySuspension(Record, frozen=True, kw_only=True, tag="identity.suspen
 
 
 class EgressDenied(Record, frozen=True, kw_only=True, tag="egress.denied"):
-    """Connections to a destination that no target declares, or to a target while the agent is suspended."""
+    """Connections to a destination that no target declares; or to a target, by a suspended agent or without a user."""
 
     network: str
     address: str

@@ -72,6 +72,14 @@ class Person(Part, frozen=True):
     email: str = ""
 
 
+class Delegator(Part, frozen=True):
+    """The person on whose behalf an agent acts."""
+
+    subject: str
+    issuer: str
+    email: str = ""
+
+
 class Requester(Part, frozen=True):
     """Who asks."""
 
@@ -82,6 +90,7 @@ class Requester(Part, frozen=True):
     pod_uid: str = msgspec.field(name="podUID")
     workload: str = ""
     created_by: str = ""
+    on_behalf_of: Delegator | None = None
 
 
 class Access(Part, frozen=True, omit_defaults=True):

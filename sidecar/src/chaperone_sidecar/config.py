@@ -115,6 +115,25 @@ class Suspension(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return Suspended(f'AgentIdentity "{identity}" is suspended{who}{since}{why}.')
 
 
+class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Names of the claims that say who a user is."""
+
+    user: str
+    email: str
+    groups: str
+
+
+class Delegation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The agent acts on behalf of persons: whose tokens say so. The keys and the claims are the broker's business."""
+
+    issuer: str
+    audience: str
+    required: bool
+    jwks_url: str
+    ca_secret: str
+    claims: Claims
+
+
 class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything one gateway is told, under one revision; a suspended identity has no targets."""
 
@@ -123,6 +142,7 @@ class GatewayConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: Identity
     targets: tuple[Target, ...]
     suspension: Suspension | None = None
+    delegation: Delegation | None = None
 
     @property
     def declared(self) -> tuple[Target, ...]:

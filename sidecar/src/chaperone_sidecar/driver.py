@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from functools import partial
@@ -26,6 +27,7 @@ from chaperone_sidecar.approval.binding import Place
 from chaperone_sidecar.approval.hold import Holds
 from chaperone_sidecar.command import Command
 from chaperone_sidecar.config import Target
+from chaperone_sidecar.credentials.users import Users
 from chaperone_sidecar.decision import CANCELLED, Action, Decision
 from chaperone_sidecar.effects import (
     Admit,
@@ -34,6 +36,7 @@ from chaperone_sidecar.effects import (
     Close,
     Conclude,
     Hold,
+    Identify,
     Intend,
     Intent,
     Offload,
@@ -45,7 +48,14 @@ from chaperone_sidecar.effects import (
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import ChaperoneError, LimitReached, SpoolFull, Suspended, UpstreamUnavailable
+from chaperone_sidecar.errors import (
+    ChaperoneError,
+    LimitReached,
+    SpoolFull,
+    Suspended,
+    UpstreamUnavailable,
+    UserRefused,
+)
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import RULE_PREFIX, Reached
 from chaperone_sidecar.link import Link
@@ -221,6 +231,8 @@ class Driver:
         on_over: told when the session is over.
         shown_client: what records may show of a name that the client gives itself.
         estimate: how many rows a command in a database will reach, for policies that ask.
+        users: says who is behind a token; None where nobody is asked for one.
+        on_refused: told when a session is refused for want of one.
     """
 
     def __init__(
@@ -236,6 +248,8 @@ class Driver:
         on_over: Callable[[Driver], None],
         shown_client: Callable[[str], str],
         estimate: Callable[[str, Command], Awaitable[int | None]],
+        users: Users | None = None,
+        on_refused: Callable[[], None] = lambda: None,
     ) -> None:
         self.target = target
         self._session = session
@@ -249,6 +263,9 @@ class Driver:
         self._on_over = on_over
         self._shown_client = shown_client
         self._estimate = estimate
+        self._users = users
+        self._on_refused = on_refused
+        self._expiry: asyncio.TimerHandle | None = None
         self._log: SessionLog = recorder.new_session(target.name)
         self._opened: Opened | None = None
         self._place = Place(self._log.id, target.name, target.protocol)
@@ -274,6 +291,7 @@ class Driver:
             ToClient: self._send_client,
             Hold: self._hold,
             StartTls: self._start_tls,
+            Identify: self._identify,
             OpenUpstream: self._open,
             CancelUpstream: self._cancel,
             Wait: self._wait,
@@ -335,14 +353,15 @@ class Driver:
     # --- effects ----------------------------------------------------------------------------------------------------
 
     def _ask(self, effect: Ask) -> object:
-        found = self._decider.remembered(self.target.name, effect.command)
+        found = self._decider.remembered(self.target.name, effect.command, self._log.user)
         if found is not None:
             return found
         command = effect.command
         estimate = partial(self._estimate, self._place.database, command)
         return self._decider.decide(
-            self.target.name, self.target.protocol, command, estimate, is_approved=effect.is_approved
-        )
+            self.target.name, self.target.protocol, command, estimate, is_approved=effect.is_approved,
+            user=self._log.user,
+        )  # fmt: skip
 
     def _admit(self, effect: Admit) -> Decision:
         reached = self._meter.admit(effect.command)
@@ -394,6 +413,19 @@ class Driver:
         self.commit()
         self.client.accept_tls(self._accept_context(), effect.received, effect.alpn)
 
+    async def _identify(self, effect: Identify) -> None:
+        try:
+            found = await self._users.identify(effect.token) if self._users is not None else None
+        except UserRefused:
+            self._on_refused()
+            raise
+        if found is None or self.is_over:
+            return
+        self._log.user = found.user
+        ended = UserRefused(f'The token of user "{found.user.subject}" has expired; connect again with another one.')
+        left_s = max(0.0, found.expires_at_unix - time.time())
+        self._expiry = asyncio.get_running_loop().call_later(left_s, self.cut, ended)
+
     def _open(self, effect: OpenUpstream) -> object:
         reached = self._meter.enter()
         if reached is not None:
@@ -416,7 +448,9 @@ class Driver:
             database=database, application=application,
         )  # fmt: skip
         self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
-        self._place = msgspec.structs.replace(self._place, user=effect.user, database=effect.database)
+        self._place = msgspec.structs.replace(
+            self._place, user=effect.user, database=effect.database, delegated=self._log.user
+        )
         self._connector.on_cancel(self._opened, self._interrupt)
         self._upstream_side.link = self.upstream
         self.upstream.deliver_to(self._upstream_side.deliver, self._upstream_writable)
@@ -498,6 +532,8 @@ class Driver:
         if self.is_over:
             return
         self.is_over = True
+        if self._expiry is not None:
+            self._expiry.cancel()
         is_running = self._is_cut and self._session.running() is not None
         self._holds.leave(self._log.id)  # before the session's last record
         try:

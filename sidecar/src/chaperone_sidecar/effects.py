@@ -100,6 +100,18 @@ class StartTls(msgspec.Struct, frozen=True, gc=False):
     alpn: str = ""
 
 
+class Identify(msgspec.Struct, frozen=True, gc=False):
+    """Say who is behind the session: the token that the client gave, empty for none. Before `OpenUpstream`.
+
+    Answered when it is known, or need not be; raises `UserRefused`.
+    """
+
+    token: bytes
+
+    def __repr__(self) -> str:
+        return "Identify()"
+
+
 class OpenUpstream(msgspec.Struct, frozen=True, gc=False):
     """Record the session, lease the credential, connect and log in at the backend.
 
@@ -164,6 +176,7 @@ type SessionEffect = (
     | ToUpstream
     | ToClient
     | StartTls
+    | Identify
     | OpenUpstream
     | CancelUpstream
     | Close

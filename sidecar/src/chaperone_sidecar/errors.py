@@ -7,6 +7,7 @@ ChaperoneError
 ├── UpstreamUnavailable(code)  the backend cannot be reached or refused us; the text is fit for the client
 ├── LimitReached(reached)      a limit of policy ends or prevents the session
 ├── Suspended                  a person has taken every access of the agent away; the text says who
+├── UserRefused                nobody is known on whose behalf the agent acts; the text is fit for the client
 ├── LeaseRefused               the broker gives no credential for this target
 ├── PolicyUnavailable          no decision can be had; it means deny
 ├── BrokerUnavailable          the broker cannot be reached
@@ -64,6 +65,10 @@ class LimitReached(ChaperoneError):
 
 class Suspended(ChaperoneError):
     """The kill switch: nothing may be opened, and what is open ends."""
+
+
+class UserRefused(ChaperoneError):
+    """The token that should say on whose behalf the agent acts is missing, wrong, cannot be checked, or has ended."""
 
 
 class LeaseRefused(ChaperoneError):

@@ -13,9 +13,10 @@ from chaperone_sidecar.approval.hold import Holds
 from chaperone_sidecar.backend import PostgresBackends
 from chaperone_sidecar.catalog import Catalogs
 from chaperone_sidecar.config import GatewayConfig, Suspension, Target
+from chaperone_sidecar.credentials.users import Check, Users
 from chaperone_sidecar.driver import Driver
 from chaperone_sidecar.effects import Opened, OpenUpstream
-from chaperone_sidecar.errors import ChaperoneError, SpoolFull, Suspended
+from chaperone_sidecar.errors import ChaperoneError, ConfigError, SpoolFull, Suspended, UserRefused
 from chaperone_sidecar.limits import MAX_SESSIONS
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.quota import Quota
@@ -42,6 +43,7 @@ class Gateway:
         recorder, decider, backends, ca: the services.
         mask_key: of the namespace, where `config` masks; never logged, never shown.
         desk: where people are asked for approvals; None where nobody can be.
+        check: checks tokens of persons; None where nobody can.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Gateway:
         ca: PodCa,
         mask_key: bytes = b"",
         desk: Desk | None = None,
+        check: Check | None = None,
     ) -> None:
         self.config = config
         self.mask_key = mask_key
@@ -64,6 +67,8 @@ class Gateway:
         self.catalogs = Catalogs(backends)
         self._readers = Readers(self.catalogs)
         self._quotas = {target.name: Quota(target.limits) for target in config.targets}
+        self._check = check
+        self._users = self._users_of(config)
         self._drivers: set[Driver] = set()
         self._denied_egress: dict[tuple[str, str, int, str], int] = {}
         self._denied_names: dict[tuple[str, str], int] = {}
@@ -90,9 +95,12 @@ class Gateway:
         names = tuple(host.name for host in target.hosts) or (target.upstream.host,)
         addresses = tuple(address for host in target.hosts for address in (host.ipv4, host.ipv6))
         meter = Meter(self._quotas.setdefault(target.name, Quota(target.limits)))
+        users = self._users if suspended is None else None  # nothing is opened then, so nobody need be known
         driver = Driver(
             target,
-            Session(lambda database: self._readers.of(target, database, self.mask_key), meter),
+            Session(
+                lambda database: self._readers.of(target, database, self.mask_key), meter, asks_user=users is not None
+            ),
             meter,
             self._backends if suspended is None else _Closed(suspended),
             self._recorder,
@@ -102,6 +110,8 @@ class Gateway:
             self._over,
             lambda name: self._readers.shown_client(target, name, self.mask_key),
             lambda database, command: self.catalogs.of(target, database).estimate(command),
+            users,
+            lambda: self.deny_egress("tcp", target.name, target.port, "no user"),
         )
         self._drivers.add(driver)
         metrics.SESSIONS.set(len(self._drivers))
@@ -111,11 +121,16 @@ class Gateway:
         """Another configuration is in force: sessions follow its limits, and end where the target is not as it was."""
         suspended = config.suspended
         self._note_suspension(config)
+        is_other_delegation = config.delegation != self.config.delegation
         self.config = config
         self.mask_key = mask_key
         if suspended is not None:  # before anything that may fail
             for driver in tuple(self._drivers):
                 driver.cut(suspended)
+        if is_other_delegation:
+            self._users = self._users_of(config)
+            for driver in tuple(self._drivers):
+                driver.cut(UserRefused("Another delegation of the agent's identity is in force; connect again."))
         current = {target.name: target for target in config.targets}
         self.catalogs.follow(config.targets)
         self._readers.clear()
@@ -186,6 +201,18 @@ class Gateway:
             self._recorder.note_suspension(config.suspension, config.revision, len(self._drivers))
         except SpoolFull as error:
             logger.error("a suspension cannot be recorded: %s", error)
+
+    def _users_of(self, config: GatewayConfig) -> Users | None:
+        """Who says on whose behalf a session is; None where nobody is asked.
+
+        Raises:
+            ConfigError: nobody can say it here.
+        """
+        if config.delegation is None:
+            return None
+        if self._check is None:
+            raise ConfigError("Tokens of persons cannot be checked here: spec.delegation needs a broker.")
+        return Users(config.identity.name, config.delegation, self._check)
 
     def _over(self, driver: Driver) -> None:
         self._drivers.discard(driver)

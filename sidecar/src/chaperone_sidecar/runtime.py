@@ -129,8 +129,9 @@ class Runtime:
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
         backends = PostgresBackends(self._edges.dial, self._leases)
         self._gateway = Gateway(
-            config, recorder, self._decider, backends, PodCa(settings.pod), policy.mask_key, BrokerDesk(self._broker)
-        )
+            config, recorder, self._decider, backends, PodCa(settings.pod), policy.mask_key, BrokerDesk(self._broker),
+            self._broker.identify,
+        )  # fmt: skip
         return self._gateway
 
     def follow(self, on_config: Callable[[GatewayConfig], None]) -> None:

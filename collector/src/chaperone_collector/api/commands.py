@@ -33,6 +33,7 @@ COLUMNS: Final[list[dict[str, Any]]] = [
     {"name": "Rows", "type": "integer", "format": "int64", "priority": 1, "description": "Rows of the result."},
     {"name": "Hash", "type": "string", "format": "", "priority": 1, "description": "SHA-256 of the exact text."},
     {"name": "Approval", "type": "string", "format": "", "priority": 1, "description": "The one that released it."},
+    {"name": "User", "type": "string", "format": "", "priority": 1, "description": "On whose behalf."},
 ]
 
 _COLUMNS: Final = "c.idx, c.flow, c.session, c.decision, c.rule"
@@ -102,7 +103,7 @@ class Commands:
             "kind": intent.kind, "effects": effects,
             "objects": list(dict.fromkeys(access.object for access in intent.accesses if access.object)),
             "decision": intent.decision, "policy": intent.policy, "rule": intent.rule, "revision": intent.revision,
-            "approval": intent.approval,
+            "approval": intent.approval, "subject": intent.subject,
             "resolution": intent.resolution, "sha256": intent.sha256, "masked": intent.is_masked,
             "sizeBytes": intent.size_bytes, "command": text, "inTransaction": intent.in_transaction,
             "stream": stream, "seq": seq,
@@ -119,7 +120,7 @@ class Commands:
         }  # fmt: skip
         cells = [name, flow.identity, flow.target, intent.kind, ",".join(effects), intent.decision,
                  intent.rule or "<none>", duration(self._now_us() - intent.wall_us), _cell(text), rows,
-                 intent.sha256[:16], intent.approval or "<none>"]  # fmt: skip
+                 intent.sha256[:16], intent.approval or "<none>", intent.subject or "<none>"]  # fmt: skip
         return Found(idx, changed, value, cells)
 
 

@@ -33,6 +33,15 @@ _SESSION: Final[dict[str, Any]] = {
         "database": _field(_STRING, "The database that the client named."),
         "application": _field(_STRING, "What the client called itself."),
         "client": _field(_STRING, "The client's address in the pod."),
+        "delegated": {
+            "type": "object",
+            "description": "On whose behalf the agent acted, as the issuer's token said.",
+            "properties": {
+                "issuer": _field(_STRING, "Whose token it was."),
+                "subject": _field(_STRING, "The person."),
+                "email": _field(_STRING, "Their address, where the token had one."),
+            },
+        },
         "stream": _field(_STRING, "The stream of records that holds the session."),
     },
     "status": {
@@ -62,6 +71,7 @@ _COMMAND: Final[dict[str, Any]] = {
         "policy": _field(_STRING, "The policy that decided."),
         "rule": _field(_STRING, "The rule that decided."),
         "approval": _field(_STRING, "The ApprovalRequest that was spent on it."),
+        "subject": _field(_STRING, "On whose behalf; the session says more."),
         "revision": _field(_STRING, "The revision of all policies at that time."),
         "sha256": _field(_STRING, "SHA-256 of the text as it is kept."),
         "masked": _field({"type": "boolean"}, "Text and parameters as kept lack values that masks hide."),

@@ -14,7 +14,7 @@ MAX_SELECTOR_CHARS: Final = 4096
 FIELDS: Final = {
     "sessions": (
         "metadata.name", "metadata.namespace", "spec.identity", "spec.target", "spec.protocol", "spec.owner",
-        "status.state", "status.denied",
+        "spec.delegated.subject", "status.state", "status.denied",
     ),
     "commands": (
         "metadata.name", "metadata.namespace", "spec.session", "spec.identity", "spec.target", "spec.decision",

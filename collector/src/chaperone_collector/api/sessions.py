@@ -7,6 +7,8 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
+import msgspec
+
 from chaperone_collector.api.flow import Flow, Flows, choose
 from chaperone_collector.api.names import duration, micros, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
@@ -37,13 +39,14 @@ COLUMNS: Final[list[dict[str, Any]]] = [
     {"name": "State", "type": "string", "format": "", "priority": 0, "description": "Open, Closed or Lost."},
     {"name": "Owner", "type": "string", "format": "", "priority": 1, "description": "The accountable human."},
     {"name": "Pod", "type": "string", "format": "", "priority": 1, "description": "The agent's pod."},
+    {"name": "User", "type": "string", "format": "", "priority": 1, "description": "On whose behalf."},
     {"name": "Revision", "type": "string", "format": "", "priority": 1, "description": "Policy when the stream began."},
 ]
 
 _SELECT: Final = (
     "SELECT s.idx, s.flow, s.changed, s.name, s.started_us, s.ended_us, s.commands, s.denied, s.close_idx, "
     "st.name, st.pod, st.pod_uid, st.node, st.service_account, st.owner, st.revision, st.count, st.state, "
-    "st.superseded, st.seen_us FROM session s JOIN stream st ON st.id = s.stream "
+    "st.superseded, st.seen_us, s.subject FROM session s JOIN stream st ON st.id = s.stream "
 )
 
 
@@ -67,7 +70,7 @@ class Sessions:
         found: list[Found] = []
         size = 0
         for scanned, row in enumerate(_rows(db, question, flows, part), 1):
-            if row[1] in flows and _fits(question, row[3], row[14], self._state(row), row[7]):
+            if row[1] in flows and _fits(question, row[3], row[14], self._state(row), row[7], row[20]):
                 if len(found) >= part.limit or size > MAX_PAGE_BYTES:
                     return Page(found, found[-1].idx)
                 found.append(self._show(db, row, flows[row[1]]))
@@ -97,7 +100,7 @@ class Sessions:
 
     def _show(self, db: sqlite3.Connection, row: tuple[Any, ...], flow: Flow) -> Found:
         (idx, _, changed, name, started_us, ended_us, commands, denied, close_idx, stream, pod, pod_uid, node,
-         account, owner, revision, count, _, _, seen_us) = row  # fmt: skip
+         account, owner, revision, count, _, _, seen_us, subject) = row  # fmt: skip
         seq, raw = db.execute("SELECT seq, bytes FROM entry WHERE idx = ?", (idx,)).fetchone()
         opened = _record(raw)
         now_us = self._now_us()
@@ -111,6 +114,10 @@ class Sessions:
                 "user": opened.user, "database": opened.database, "application": opened.application,
                 "client": opened.client,
             }  # fmt: skip
+            if isinstance(opened.delegated, record.Delegated):
+                spec["delegated"] = {
+                    name: item for name, item in msgspec.structs.asdict(opened.delegated).items() if item
+                }
         status: dict[str, Any] = {
             "state": state, "startedAt": micros(started_us), "commands": commands, "denied": denied,
             "lastSeq": count - 1, **_doubts(db, stream),
@@ -128,7 +135,7 @@ class Sessions:
             "spec": {key: item for key, item in spec.items() if item != ""}, "status": status,
         }  # fmt: skip
         cells = [name, flow.identity, flow.target, flow.protocol, seconds(started_us), duration(until_us - started_us),
-                 commands, denied, state, owner, pod, revision]  # fmt: skip
+                 commands, denied, state, owner, pod, subject or "<none>", revision]  # fmt: skip
         return Found(idx, changed, value, cells)
 
 
@@ -136,12 +143,14 @@ def matches(question: Question, shown: Found) -> bool:
     """Whether an object fits the terms that are not about its flow."""
     spec, status = shown.value["spec"], shown.value["status"]
     name = shown.value["metadata"]["name"]
-    return _fits(question, name, spec.get("owner", ""), status["state"], status["denied"])
+    subject = spec.get("delegated", {}).get("subject", "")
+    return _fits(question, name, spec.get("owner", ""), status["state"], status["denied"], subject)
 
 
-def _fits(question: Question, name: str, owner: str, state: str, denied: int) -> bool:
+def _fits(question: Question, name: str, owner: str, state: str, denied: int, subject: str) -> bool:
     fields = {
         "metadata.name": name, "spec.owner": owner, "status.state": state, "status.denied": str(denied),
+        "spec.delegated.subject": subject,
     }  # fmt: skip
     return all(term.holds(fields[term.field]) for term in question.fields if term.field in fields)
 

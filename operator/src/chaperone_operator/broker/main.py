@@ -23,6 +23,7 @@ from chaperone_operator.broker.deadline import Deadlines
 from chaperone_operator.broker.enrolment import Enrolments
 from chaperone_operator.broker.errors import CannotStart
 from chaperone_operator.broker.http_header import HttpHeaders
+from chaperone_operator.broker.issuer import Issuers
 from chaperone_operator.broker.kubernetes_token import KubernetesTokens
 from chaperone_operator.broker.lease import Leases
 from chaperone_operator.broker.lease_ledger import LeaseLedger
@@ -39,6 +40,7 @@ from chaperone_operator.broker.serving import Serving
 from chaperone_operator.broker.snapshots import Snapshots
 from chaperone_operator.broker.source import Source
 from chaperone_operator.broker.ssh_certificate import SshCertificates
+from chaperone_operator.broker.user import Users
 from chaperone_operator.broker.vault import Vault, VaultDatabases, VaultKvs
 from chaperone_operator.broker.verdict import RETENTION_S, Verdicts
 from chaperone_operator.kube import NAMESPACES, ApiError, Client
@@ -93,7 +95,8 @@ async def serve(arguments: argparse.Namespace) -> None:
         verdicts = Verdicts(ledger, snapshots, deadlines, arguments.approval_retention, tell)
         reports = Reports(client)
         enrolments = Enrolments(client, authority, cluster)
-        broker = Broker(client, enrolments, snapshots, leases, mask_keys, approvals, metrics, reports)
+        users = Users(Issuers(secrets))
+        broker = Broker(client, enrolments, snapshots, leases, mask_keys, approvals, users, metrics, reports)
         serving = Serving(arguments.tls_cert, arguments.tls_key, authority.pem)
         async with contextlib.AsyncExitStack() as stack:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())

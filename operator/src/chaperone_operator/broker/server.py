@@ -31,6 +31,7 @@ from chaperone_operator.broker.report import Reports
 from chaperone_operator.broker.snapshots import MAX_WAIT_S, Snapshots
 from chaperone_operator.broker.source import NotRevoked
 from chaperone_operator.broker.ticket import NAME, Wanted
+from chaperone_operator.broker.user import Users, UserWanted
 from chaperone_operator.kube import ApiError, Client
 
 MAX_BODY_BYTES: Final = 16_384  # a certificate request and a key have 1 kB
@@ -48,6 +49,7 @@ _ROUTES: Final = frozenset(
         "/v1/leases/renew",
         "/v1/leases/release",
         "/v1/mask-key",
+        "/v1/users",
         _APPROVALS,
     }
 )
@@ -77,6 +79,7 @@ class Broker:
         leases: Leases,
         mask_keys: MaskKeys,
         approvals: Approvals,
+        users: Users,
         metrics: Metrics,
         reports: Reports,
     ) -> None:
@@ -86,6 +89,7 @@ class Broker:
         self._leases = leases
         self._mask_keys = mask_keys
         self._approvals = approvals
+        self._users = users
         self._confirmations = Confirmations(client)
         self._reports = reports
         self._peers = Peers()
@@ -98,6 +102,9 @@ class Broker:
         self._given = Limit(per_minute=60, burst=60)  # one a target every 15 minutes, and again after failures
         self._kept = Limit(per_minute=600, burst=200)  # a session's end, and its renewals
         self._keys = Limit(per_minute=60, burst=30)  # one for each change of a policy that hashes
+        self._tokens = Limit(
+            per_minute=120, burst=60
+        )  # a user's token that the gateway has not seen; a burst of wrong ones
         self._asked = Limit(per_minute=30, burst=10)  # each is an object in etcd, and a person's time
         self._polls = Limit(per_minute=240, burst=60)  # long polls, uses and withdrawals of all that a pod has open
 
@@ -111,6 +118,7 @@ class Broker:
         app.router.add_post("/v1/leases/renew", self._renew_lease)
         app.router.add_post("/v1/leases/release", self._release_lease)
         app.router.add_get("/v1/mask-key", self._mask_key)
+        app.router.add_post("/v1/users", self._user)
         app.router.add_post(_APPROVALS, self._ask)
         app.router.add_get(_APPROVALS + "/{name}", self._show)
         app.router.add_delete(_APPROVALS + "/{name}", self._cancel)
@@ -205,6 +213,16 @@ class Broker:
         await self._enrolments.check_current(peer)
         _log.info("mask key for pod %s/%s (%s)", peer.namespace, peer.pod, peer.pod_uid)
         return _json(self._mask_keys.give(peer.namespace))
+
+    async def _user(self, request: web.Request) -> web.Response:
+        peer = self._peers.of(request)
+        self._tokens.take(peer.pod_uid)
+        wanted = await _body(request, UserWanted)
+        await self._enrolments.check_current(peer)
+        delegation = self._snapshots.of(peer.namespace).described(peer.identity).delegation
+        user = await self._users.identify(peer.identity, delegation, wanted.token)
+        _log.info("a user of %s for pod %s/%s (%s)", user.issuer, peer.namespace, peer.pod, peer.pod_uid)
+        return _json(user)
 
     async def _ask(self, request: web.Request) -> web.Response:
         peer = self._peers.of(request)

@@ -56,12 +56,31 @@ class Suspension(msgspec.Struct):
     at: str
 
 
+class Claims(msgspec.Struct):
+    """Names of the claims that say who a user is."""
+
+    user: str
+    email: str
+    groups: str
+
+
+class Delegation(msgspec.Struct):
+    """Whose tokens say on behalf of whom the identity acts."""
+
+    issuer: str
+    audience: str
+    jwks_url: str
+    ca_secret: str
+    claims: Claims
+
+
 class Described(msgspec.Struct):
     """A GatewayConfig, as far as the broker reads it."""
 
     identity: Identity
     targets: tuple[Target, ...]
     suspension: Suspension | None = None
+    delegation: Delegation | None = None
 
 
 class Snapshot(msgspec.Struct, frozen=True):

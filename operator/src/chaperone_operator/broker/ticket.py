@@ -15,7 +15,7 @@ import msgspec
 
 from chaperone_operator import approval
 from chaperone_operator.admission.names import CREATOR_ANNOTATION
-from chaperone_operator.approval import Access, Person, Requester, Settings, Spec, Terms
+from chaperone_operator.approval import Access, Delegator, Person, Requester, Settings, Spec, Terms
 from chaperone_operator.broker.errors import Refused
 from chaperone_operator.broker.peer import Peer
 from chaperone_operator.broker.pod import IDENTITY_LABEL
@@ -46,6 +46,15 @@ class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accesses: Annotated[tuple[Affected, ...], msgspec.Meta(min_length=1, max_length=200)]
     shape: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16,63}$")]
     estimated_rows: Annotated[int, msgspec.Meta(ge=0, le=2**53)] | None = None
+    user: Acting | None = None
+
+
+class Acting(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The person on whose behalf the command is asked for, as this broker said before."""
+
+    subject: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    issuer: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    email: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
 class Affected(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -122,8 +131,14 @@ def build(
         reason=settings.reason,
         self_approval=settings.self_approval,
     )
+    asking = msgspec.to_builtins(who)
+    del asking["onBehalfOf"]
+    if wanted.user is not None:
+        asking["onBehalfOf"] = msgspec.to_builtins(
+            Delegator(wanted.user.subject, wanted.user.issuer, wanted.user.email)
+        )
     spec: dict[str, Any] = {
-        "requester": msgspec.to_builtins(who),
+        "requester": asking,
         "excluded": list(approval.excluded(who, namespace, self_approval=settings.self_approval)),
         "session": wanted.session,
         "target": wanted.target,

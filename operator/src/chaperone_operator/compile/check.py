@@ -12,7 +12,18 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import approvals, credential, glob, limits, masks, prove, rego, require, window
+from chaperone_operator.compile import (
+    approvals,
+    credential,
+    delegation,
+    glob,
+    limits,
+    masks,
+    prove,
+    rego,
+    require,
+    window,
+)
 from chaperone_operator.compile.address import MAX_HOSTS, BadHost, Network, parse_host
 from chaperone_operator.compile.model import (
     ClusterPolicy,
@@ -45,6 +56,7 @@ class World(msgspec.Struct, frozen=True):
         targets: readable targets by name.
         broken_targets: names of targets with problems of their own.
         admitted: names of the targets that admit the namespace.
+        delegating: names of the AgentIdentities that act on behalf of persons, and of those that cannot be read.
     """
 
     namespace: str
@@ -52,6 +64,7 @@ class World(msgspec.Struct, frozen=True):
     targets: Mapping[str, Target]
     broken_targets: frozenset[str]
     admitted: frozenset[str]
+    delegating: frozenset[str] = frozenset()
 
 
 NOWHERE: Final = World("", frozenset(), {}, frozenset(), frozenset())
@@ -82,6 +95,9 @@ def identity_problems(identity: Identity) -> Iterator[Problem]:
         yield identity.problem("EmptySelector", "spec.selector: selects every pod of the namespace; name labels.")
     if not identity.spec.owner.name.strip():
         yield identity.problem("NoOwner", "spec.owner.name: name the human who answers for this agent.")
+    if identity.spec.delegation is not None:
+        for reason, message in delegation.problems(identity.spec.delegation):
+            yield identity.problem(reason, message)
 
 
 def target_problems(target: Target) -> Iterator[Problem]:
@@ -183,6 +199,14 @@ def policy_problems(policy: Policy, world: World) -> Iterator[Problem]:
     for index, subject in enumerate(policy.spec.subjects):
         if subject.identity not in world.identities:
             yield _unknown_identity(policy, index, subject.identity, world)
+    if world.delegating.isdisjoint(subject.identity for subject in policy.spec.subjects):
+        for index, rule in enumerate(policy.spec.rules):
+            if rule.match.require is not None and rule.match.require.user_groups is not None:
+                yield policy.problem(
+                    "RuleNeverFires",
+                    f"spec.rules[{index}].match.require.userGroups: none of the policy's subjects acts on behalf of a "
+                    "user, so the rule can never fire; give the AgentIdentity spec.delegation.",
+                )
     if not policy.spec.targets:
         yield policy.problem("NoTargets", "spec.targets: empty, so the policy applies to nothing; name a target.")
     for index, named in enumerate(policy.spec.targets):

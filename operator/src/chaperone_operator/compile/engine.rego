@@ -104,6 +104,21 @@ well_formed if {
 		is_string(object.get(access, "through", ""))
 		sound(access)
 	}
+	is_known(object.get(input, "user", {}))
+}
+
+# On behalf of whom the agent asks: of nobody, or of a person whose token was checked.
+is_known(user) if user == {}
+
+is_known(user) if {
+	is_string(user.subject)
+	user.subject != ""
+	is_string(user.issuer)
+	is_string(user.email)
+	is_array(user.groups)
+	every group in user.groups {
+		is_string(group)
+	}
 }
 
 # The command names another object, and the backend comes by that to this one: a view reads its tables. Whoever gave
@@ -167,14 +182,19 @@ counts("Deny", _)
 counts("RequireApproval", _)
 
 # What a rule requires is required of what the command names. A rule that asks a human about what is implied does so
-# always; and what touches nothing has no size.
+# always; and what touches nothing has no size, but somebody asks for it.
 meets(rule, _) if not rule.require
 
 meets(_, access) if implied(access)
 
-meets(_, access) if touches_nothing(access)
-
 meets(rule, access) if count(unmet(rule, access)) == 0
+
+matters("groups", _)
+
+matters(field, access) if {
+	field != "groups"
+	not touches_nothing(access)
+}
 
 touches_nothing(access) if access.effect == "transaction"
 
@@ -184,13 +204,22 @@ touches_nothing(access) if {
 }
 
 # Requirements that do not hold, or of which that is not known; an unknown one never holds.
-unmet(rule, access) := [field | some field, wanted in rule.require; not holds(field, wanted, rule, access)]
+unmet(rule, access) := [field |
+	some field, wanted in rule.require
+	matters(field, access)
+	not holds(field, wanted, rule, access)
+]
 
 holds("where", _, _, access) if access.where == true
 
 holds("limit", most, _, access) if is_within(access.limit, most)
 
 holds("rows", most, _, _) if is_within(input.rows, most)
+
+holds("groups", wanted, _, _) if {
+	some group in input.user.groups
+	group in wanted
+}
 
 holds("repeats", wanted, rule, _) if {
 	is_object(input.repeats)
@@ -514,6 +543,8 @@ needed("rows", most) := sprintf("only where the database expects at most %d rows
 else := sprintf("only where the database expects at most %d rows, and it gave no estimate", [most])
 
 needed("repeats", wanted) := sprintf("only %d times in %d minutes", [wanted.count, floor(wanted.per_s / 60)])
+
+needed("groups", wanted) := sprintf("only on behalf of a user in %s", [concat(" or ", wanted)])
 
 on(object) := sprintf(" on %s", [shown(object)]) if object != ""
 

@@ -164,13 +164,18 @@ def _counts(rule: Rule) -> bool:
     return needs is not None and (needs.max_estimated_rows is not None or needs.max_repeats is not None)
 
 
+def _is_for_some(rule: Rule) -> bool:
+    """Whether it counts for some users alone."""
+    return rule.match.require is not None and rule.match.require.user_groups is not None
+
+
 def _enough(indexes: list[int], ordered: list[Bound]) -> list[int]:
     """The rules up to the first that fires always: which one is reported of those behind it is no matter."""
     found = []
     for index in indexes:
         found.append(index)
         one = ordered[index]
-        if not one.is_observed and not one.windows and not one.rule.windows:
+        if not one.is_observed and not one.windows and not one.rule.windows and not _is_for_some(one.rule):
             break
     return found
 

@@ -15,6 +15,7 @@ import msgspec
 
 from chaperone_operator.approval import Reason
 from chaperone_operator.compile.credential import Credential, SecretRef
+from chaperone_operator.compile.delegation import Delegation
 from chaperone_operator.compile.problem import Problem
 from chaperone_operator.compile.selector import LabelSelector
 from chaperone_operator.compile.vocabulary import GROUP, VERSION, WILDCARD, Action
@@ -68,6 +69,7 @@ class IdentitySpec(Part, frozen=True):
     evidence: Evidence = Evidence()
     suspended: bool = False
     suspension: Suspension = Suspension()
+    delegation: Delegation | None = None
 
 
 class Upstream(Part, frozen=True):
@@ -127,6 +129,7 @@ class Require(Part, frozen=True):
     limit: int | None = None
     max_estimated_rows: int | None = None
     max_repeats: MaxRepeats | None = None
+    user_groups: tuple[str, ...] | None = None
 
 
 class Match(Part, frozen=True):
@@ -238,6 +241,15 @@ class TestAccess(Part, frozen=True):
     limit: int | None = None
 
 
+class TestUser(Part, frozen=True):
+    """On whose behalf the agent of a test asks, as its issuer says."""
+
+    subject: str = "somebody"
+    issuer: str = "https://issuer.example.com"
+    email: str = ""
+    groups: tuple[str, ...] = ()
+
+
 class Expected(Part, frozen=True):
     """What a test expects."""
 
@@ -257,6 +269,7 @@ class PolicyTest(Part, frozen=True):
     at: str | None = None
     rows: int | None = None
     repeats: dict[str, int] | None = None
+    user: TestUser | None = None
 
 
 class PolicySpec(Part, frozen=True):
@@ -325,7 +338,6 @@ type _Path = tuple[str, ...]  # "[]" steps into each member of a list
 _POLICY_FIELDS: Final[tuple[_Path, ...]] = (("rules", "[]", "durability"),)
 _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
     "AgentIdentity": (
-        ("delegation",),
         ("evidence", "results"),
         ("evidence", "maxResultBytes"),
         ("evidence", "retention"),

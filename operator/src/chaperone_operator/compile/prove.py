@@ -138,6 +138,8 @@ def _question(spec: PolicySpec | ClusterPolicySpec, test: PolicyTest, read: fact
     }
     if test.rows is not None:
         asked["rows"] = test.rows
+    if test.user is not None:
+        asked["user"] = msgspec.structs.asdict(test.user)
     if test.at is not None:
         asked["minute"] = _minute(test.at)
     return asked

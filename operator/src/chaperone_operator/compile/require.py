@@ -15,6 +15,8 @@ from chaperone_operator.compile.vocabulary import MEASURED, Action, meant
 
 MAX_NUMBER: Final = 1_000_000_000
 MAX_COUNT: Final = 1_000  # the gateway remembers the time of each use; for more there is limits.commandsPerMinute
+MAX_GROUPS: Final = 50  # of users, in one rule
+MAX_GROUP: Final = 256  # characters of a group's name
 _PER: Final = re.compile(r"([1-9][0-9]{0,3})(m|h|d)")
 _SECONDS: Final = {"m": 60, "h": 3_600, "d": 86_400}
 _MAX_PER_S: Final = 31 * 86_400
@@ -34,6 +36,7 @@ def problems(match: Match, action: Action) -> Iterator[tuple[str, str]]:
         "limit": wanted.limit,
         "maxEstimatedRows": wanted.max_estimated_rows,
         "maxRepeats": wanted.max_repeats,
+        "userGroups": wanted.user_groups,
     }
     if all(value is None for value in stated.values()):
         yield "NoRequirement", f"{at}: empty; name one of {', '.join(stated)}, or leave it out."
@@ -51,6 +54,11 @@ def problems(match: Match, action: Action) -> Iterator[tuple[str, str]]:
             )
         if per_s(wanted.max_repeats.per) is None:
             yield "BadRequirement", f"{at}.maxRepeats.per: {wanted.max_repeats.per!r} is not {_PER_WORDS}."
+    groups = wanted.user_groups
+    if groups is not None and not 1 <= len(groups) <= MAX_GROUPS:
+        yield "BadRequirement", f"{at}.userGroups: name 1 to {MAX_GROUPS} groups."
+    if any(not 1 <= len(group) <= MAX_GROUP for group in groups or ()):
+        yield "BadRequirement", f"{at}.userGroups: a group's name has 1 to {MAX_GROUP} characters."
     for field, effects in MEASURED.items():
         if stated[field] and match.effects and not meant(match.effects) & effects:
             known = ", ".join(sorted(effects))
@@ -65,6 +73,8 @@ def told(wanted: Require) -> dict[str, Any]:
     found: dict[str, Any] = {"where": wanted.where, "limit": wanted.limit, "rows": wanted.max_estimated_rows}
     if wanted.max_repeats is not None:
         found["repeats"] = {"count": wanted.max_repeats.count, "per_s": per_s(wanted.max_repeats.per)}
+    if wanted.user_groups is not None:
+        found["groups"] = sorted(set(wanted.user_groups))
     return {field: value for field, value in found.items() if value is not None}
 
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import approvals, check, grants, limits, masks, rego
+from chaperone_operator.compile import approvals, check, delegation, grants, limits, masks, rego
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
 from chaperone_operator.compile.binding import bind, bind_cluster
 from chaperone_operator.compile.credential import MADE_PER_SESSION, Credential, Place, reference
@@ -113,7 +113,9 @@ def compile_namespace(
     admitted = {name: target for name, target in sound.items() if check.admits(target, namespace, namespace_labels)}
     problems += check.claim_problems(admitted.values())
     known = {identity.name for identity in own_identities} | {found.name for found in bad_identities}
-    world = check.World(namespace, frozenset(known), sound, frozenset(broken), frozenset(admitted))
+    acting = {identity.name for identity in own_identities if identity.spec.delegation is not None}
+    acting |= {found.name for found in bad_identities}
+    world = check.World(namespace, frozenset(known), sound, frozenset(broken), frozenset(admitted), frozenset(acting))
     for policy in own_policies:
         problems += check.policy_problems(policy, world)
     for cluster_policy in all_cluster:
@@ -226,6 +228,8 @@ class _Compiled:
                     for name, described in targets.items()
                 ],
             }
+            # Absent where there is none, as limits are.
+            | ({"delegation": delegation.told(stated)} if (stated := identity.spec.delegation) is not None else {})
             | (suspended(list(targets.values()), identity.spec.suspension) if identity.spec.suspended else {})
             for identity in self._identities
         }

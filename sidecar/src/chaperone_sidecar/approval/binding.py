@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 
 from chaperone_sidecar.command import Command, Facts
+from chaperone_sidecar.user import User
 
 SHAPE_DIGITS: Final = 32
 _DOMAIN: Final = b"chaperone.dev/approval/v1\n"
@@ -23,6 +24,7 @@ class Place(msgspec.Struct, frozen=True):
     protocol: str
     user: str = ""
     database: str = ""
+    delegated: User | None = None
 
 
 def binding(place: Place, command: Command, key: bytes) -> str:
@@ -31,7 +33,8 @@ def binding(place: Place, command: Command, key: bytes) -> str:
     The session is no part of it: a command that was refused with a ticket comes again over another connection. Each
     part is preceded by its length, so that no two commands have the same bytes. Objects are part of it as they were
     resolved: a view that was replaced meanwhile makes it another command. Types of parameters are part of it, too: they
-    decide what the bytes mean, and which of several functions of one name is called.
+    decide what the bytes mean, and which of several functions of one name is called. So is the person on whose behalf
+    the agent acts: what was allowed for one was not allowed for another.
 
     Args:
         place: where it would run.
@@ -49,6 +52,7 @@ def binding(place: Place, command: Command, key: bytes) -> str:
         command.params,
         ",".join(map(str, command.param_types)).encode(),
         *_resolved(command.facts),
+        *_acting_for(place.delegated),
     )
 
 
@@ -61,6 +65,11 @@ def _resolved(facts: Facts) -> Iterator[bytes]:
     yield facts.resolution.value.encode()
     for access in facts.accesses:
         yield from (part.encode() for part in (access.effect.value, access.object, access.through))
+
+
+def _acting_for(user: User | None) -> Iterator[bytes]:
+    if user is not None:
+        yield from (b"user", user.issuer.encode(), user.subject.encode())
 
 
 def _digest(key: bytes, *parts: bytes) -> str:

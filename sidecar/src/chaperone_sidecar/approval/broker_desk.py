@@ -29,6 +29,9 @@ class BrokerDesk:
         del body["protocol"]  # the broker knows its targets
         if request.estimated_rows is None:
             del body["estimated_rows"]
+        del body["user"]
+        if request.user is not None:
+            body["user"] = {"subject": request.user.subject, "issuer": request.user.issuer, "email": request.user.email}
         return await self._call("POST", PATH, json=body)
 
     async def follow(self, name: str, wait_s: int) -> Ticket:

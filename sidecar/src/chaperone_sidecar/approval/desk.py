@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from chaperone_sidecar.command import Access
+from chaperone_sidecar.user import User
 
 
 class State(StrEnum):
@@ -36,6 +37,7 @@ class Request(msgspec.Struct, frozen=True):
     rule: str
     revision: str
     estimated_rows: int | None = None
+    user: User | None = None  # on whose behalf
 
 
 class Ticket(msgspec.Struct, frozen=True):

@@ -219,6 +219,7 @@ def _request(place: Place, command: Command, decision: Decision, shown: str, key
     return Request(
         place.session, place.target, place.protocol, command.kind, shown, binding(place, command, key),
         shape(place, command.kind, facts), facts.accesses, decision.policy, decision.rule, decision.revision,
+        user=place.delegated,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from chaperone_sidecar.errors import BrokerUnavailable, LeaseRefused
 from chaperone_sidecar.tls import load_key_pair
+from chaperone_sidecar.user import Identified, User
 
 REQUEST_TIMEOUT_S: Final = 10.0  # the broker answers in ms; past this it is unreachable
 LONG_POLL_S: Final = 30  # the longest wait the broker grants for a new configuration
@@ -82,6 +83,14 @@ class _Issued(msgspec.Struct):
 
 class _MaskKey(msgspec.Struct):
     key: str
+
+
+class _User(msgspec.Struct):
+    subject: str
+    issuer: str
+    email: str
+    groups: tuple[str, ...]
+    expires_at_unix: int
 
 
 class _Problem(msgspec.Struct):
@@ -231,6 +240,19 @@ class Broker:
             is_unanswered = status in CALL_AGAIN or status >= 500
             raise LeaseRefused(problem(answer), is_final=status in _FINAL, is_unanswered=is_unanswered)
         return answer
+
+    async def identify(self, token: str) -> Identified:
+        """The person whose token this is.
+
+        Raises:
+            LeaseRefused: as `lease`.
+        """
+        answer = await self._patiently("/v1/users", {"token": token})
+        try:
+            found = msgspec.json.decode(answer, type=_User)
+        except msgspec.DecodeError:
+            raise LeaseRefused("The broker's answer cannot be read; do gateway and broker have one version?") from None
+        return Identified(User(found.subject, found.issuer, found.email, found.groups), found.expires_at_unix)
 
     async def mask_key(self) -> bytes:
         """The key of this pod's namespace for masks with method Hash; never logged, never shown.

@@ -28,6 +28,7 @@ from chaperone_sidecar.errors import PolicyUnavailable
 from chaperone_sidecar.policy.cache import ALWAYS, DecisionCache
 from chaperone_sidecar.policy.question import asked
 from chaperone_sidecar.policy.repeats import Repeats, Use
+from chaperone_sidecar.user import User
 
 OPA_HOST: Final = "opa"  # for the Host header; the connection is to the socket
 ASK_TIMEOUT_S: Final = 1.5  # OPA's p99 is a few ms; past this it is down, and down means deny
@@ -108,13 +109,13 @@ class Decider:
         """Close the connections to OPA."""
         await self._client.close_connection()
 
-    def remembered(self, target: str, command: Command) -> Decision | None:
+    def remembered(self, target: str, command: Command, user: User | None = None) -> Decision | None:
         """The decision that the same question met before under the revision in force."""
-        return self._cache.find(target, command)
+        return self._cache.find(target, command, user)
 
     async def decide(
         self, target: str, protocol: str, command: Command, estimate: Estimate | None = None, *,
-        is_approved: bool = False,
+        is_approved: bool = False, user: User | None = None,
     ) -> Decision:  # fmt: skip
         """Ask OPA; any fault on the way is a Deny that names itself. Never raises but on cancellation.
 
@@ -124,16 +125,17 @@ class Decider:
             command: what is asked about.
             estimate: asked when policy depends on how many rows are reached; without one, that is not known.
             is_approved: people have allowed the command, and it runs now; one that needs them counts only then.
+            user: on whose behalf, where that is known.
         """
         minute = self._cache.minute()
         try:
             await self._wait_for_first_bundle()
-            question = self._question(target, protocol, command, minute)
+            question = self._question(target, protocol, command, minute, user)
             answer = await self._answer(target, question, command, estimate, is_approved=is_approved)
         except PolicyUnavailable as error:
             return Decision(Action.DENY, "", "policy-unavailable", str(error), "")
         if answer.lasts != "never":
-            self._cache.keep(target, command, answer.decision, minute if answer.lasts == "minute" else ALWAYS)
+            self._cache.keep(target, command, answer.decision, minute if answer.lasts == "minute" else ALWAYS, user)
         return answer.decision
 
     async def revision(self) -> str:
@@ -168,14 +170,16 @@ class Decider:
         except TimeoutError as error:
             raise PolicyUnavailable("OPA has no policy yet; look at the chaperone-opa container.") from error
 
-    def _question(self, target: str, protocol: str, command: Command, minute: int) -> dict[str, object]:
+    def _question(
+        self, target: str, protocol: str, command: Command, minute: int, user: User | None
+    ) -> dict[str, object]:
         return {
             "identity": self._identity,
             "target": target,
             "protocol": protocol,
             **asked(command.facts),
             "minute": minute,
-        }
+        } | ({"user": user.asked()} if user is not None else {})
 
     async def _answer(
         self, target: str, question: dict[str, object], command: Command, estimate: Estimate | None, *,

@@ -26,6 +26,7 @@ from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import Intent, Receipt
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.spool import MAX_BODY_BYTES, Spool
+from chaperone_sidecar.user import User
 
 VERSION: Final = "0.1.0"
 HEAD_RECORDS: Final = 1000  # a head is signed at the latest after this many records
@@ -40,11 +41,12 @@ MAX_ACCESSES_BYTES: Final = 12 << 10  # of them as JSON: a record is at most 16 
 class SessionLog:
     """What the recorder remembers of one session: its id, counts, and the bodies it already kept."""
 
-    __slots__ = ("bodies", "bytes_in", "bytes_out", "commands", "denied", "id", "target")
+    __slots__ = ("bodies", "bytes_in", "bytes_out", "commands", "denied", "id", "target", "user")
 
     def __init__(self, session_id: str, target: str) -> None:
         self.id = session_id
         self.target = target
+        self.user: User | None = None
         self.commands = 0
         self.denied = 0
         self.bytes_in = 0
@@ -127,6 +129,7 @@ class Recorder:
             record.SessionOpen(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, target=log.target, protocol=protocol,
                 client=client, upstream=upstream, user=user, database=database, application=application,
+                delegated=_delegated(log.user),
             )
         )  # fmt: skip
 
@@ -167,7 +170,7 @@ class Recorder:
                 approval=decision.approval, in_transaction=command.in_transaction,
                 is_masked=text is not command.text or params is not command.params,
                 body=self._keep(log, text),
-                params=self._keep(log, params) if params else msgspec.UNSET,
+                params=self._keep(log, params) if params else msgspec.UNSET, subject=_subject(log.user),
             )
         )  # fmt: skip
         log.commands += 1
@@ -188,7 +191,7 @@ class Recorder:
             record.CommandOutcome(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, command=intent.command_id,
                 ref=intent.receipt.seq, status=status, code=code, rows=rows, bytes=size_bytes,
-                duration_us=mono_us - intent.started_us,
+                duration_us=mono_us - intent.started_us, subject=_subject(log.user),
             )
         )  # fmt: skip
 
@@ -203,7 +206,7 @@ class Recorder:
             record.ApprovalRequest(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=session, approval=name, target=request.target,
                 binding=request.binding, policy=request.policy, rule=request.rule, revision=request.revision,
-                accesses=_entries(request.accesses),
+                accesses=_entries(request.accesses), subject=_subject(request.user),
             )
         )  # fmt: skip
 
@@ -326,6 +329,14 @@ class Recorder:
             if len(log.bodies) > MAX_KNOWN_BODIES:
                 log.bodies.popitem(last=False)
         return commitment
+
+
+def _subject(user: User | None) -> str:
+    return user.subject if user is not None else ""
+
+
+def _delegated(user: User | None) -> record.Delegated | msgspec.UnsetType:
+    return record.Delegated(user.issuer, user.subject, user.email) if user is not None else msgspec.UNSET
 
 
 def _entries(accesses: tuple[Access, ...]) -> tuple[record.AccessEntry, ...]:

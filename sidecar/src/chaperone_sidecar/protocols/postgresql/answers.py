@@ -20,6 +20,7 @@ from chaperone_sidecar.errors import (
     Suspended,
     Unmaskable,
     UpstreamUnavailable,
+    UserRefused,
 )
 from chaperone_sidecar.limits.reached import RULE_PREFIX, Name, Reached
 from chaperone_sidecar.protocols.postgresql import messages
@@ -37,6 +38,7 @@ LIMIT_CODES: Final[dict[Name, str]] = {
     "commandDuration": QUERY_CANCELED,
 }
 INTERNAL: Final = "XX000"
+INVALID_AUTHORIZATION: Final = "28000"
 
 MAX_FIELD_CHARACTERS: Final = 2000  # an error is read by people and models; longer helps neither
 MAX_NAMED_ACCESSES: Final = 5
@@ -44,6 +46,7 @@ MAX_NAMED_ACCESSES: Final = 5
 UNMASKABLE_HINT: Final = (
     "Ask for the columns by their names and in the text format, or have the policy's unmaskable set to Redact or Allow."
 )
+USER_HINT: Final = "Connect with the person's token as the password (PGPASSWORD, or the driver's password callback)."
 _DONE: Final = {
     True: "The database had completed the command by then.",
     False: "The database cancelled the command.",
@@ -51,6 +54,7 @@ _DONE: Final = {
 }
 _ONLY_PROTOCOL: Final = "Chaperone knows only what was prepared through the protocol and not changed by SQL since."
 AUTHENTICATION_OK: Final = messages.frame(messages.AUTHENTICATION, b"\x00\x00\x00\x00")
+CLEARTEXT_PASSWORD: Final = messages.frame(messages.AUTHENTICATION, b"\x00\x00\x00\x03")  # 54.2.1
 
 
 def error(code: str, message: str, *, detail: str = "", hint: str = "", severity: str = "ERROR") -> bytes:
@@ -145,12 +149,14 @@ def fatal(problem: Exception) -> bytes:
         return error(code, message, detail=f"{reached.whose}.", hint=reached.hint, severity="FATAL")
     elif isinstance(problem, SpoolFull):
         return error(DISK_FULL, f"refused by Chaperone: {problem}", severity="FATAL")
+    elif isinstance(problem, UserRefused):
+        return error(INVALID_AUTHORIZATION, f"refused by Chaperone: {problem}", hint=USER_HINT, severity="FATAL")
     elif isinstance(problem, Unmaskable | Suspended):
         code = INSUFFICIENT_PRIVILEGE
     elif isinstance(problem, ProtocolError):
         code = PROTOCOL_VIOLATION
     elif isinstance(problem, LeaseRefused | BrokerUnavailable | PolicyUnavailable):
-        code = "28000"
+        code = INVALID_AUTHORIZATION
     else:
         code = INTERNAL
     text = str(problem) if isinstance(problem, ChaperoneError) else "The gateway failed; the session is closed."

@@ -45,6 +45,7 @@ _FRONTEND_CAPS: Final = {
     m.SYNC: 4,
     m.TERMINATE: 4,
 }
+_PASSWORD_CAPS: Final = {m.PASSWORD: MAX_SMALL_BYTES, m.TERMINATE: 4}  # a token of a person has a few KiB
 _BACKEND_CAPS: Final = {
     m.AUTHENTICATION: MAX_SMALL_BYTES,
     m.BACKEND_KEY_DATA: 264,
@@ -129,14 +130,21 @@ class FrontendCodec:
     def __init__(self) -> None:
         self._buffer = _Buffer()
         self._is_starting = True
+        self._caps = _FRONTEND_CAPS
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came."""
         self._buffer.feed(data)
 
+    def expect_password(self) -> None:
+        """A password was asked for: until `started` nothing else may come."""
+        self._is_starting = False
+        self._caps = _PASSWORD_CAPS
+
     def started(self) -> None:
         """The start-up phase is over: messages have types from now on."""
         self._is_starting = False
+        self._caps = _FRONTEND_CAPS
 
     def expect_nothing(self) -> None:
         """Refuse bytes that came in plain after a request for encryption: they would be taken for encrypted ones.
@@ -167,7 +175,7 @@ class FrontendCodec:
             return None
         kind = data[start]
         size = int.from_bytes(data[start + 1 : start + 5], "big")
-        cap = _FRONTEND_CAPS.get(kind)
+        cap = self._caps.get(kind)
         if cap is None:
             raise ProtocolError(f"A message of type {bytes((kind,))!r} is not allowed here.")
         if not 4 <= size <= cap:

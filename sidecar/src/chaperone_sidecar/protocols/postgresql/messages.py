@@ -219,6 +219,17 @@ def decode_query(body: bytes) -> bytes:
     return body[:-1]
 
 
+def decode_password(body: bytes) -> bytes:
+    """What a PasswordMessage holds.
+
+    Raises:
+        ProtocolError: side=client; no terminator, or a NUL inside.
+    """
+    if body.find(b"\x00") != len(body) - 1 or not body:
+        raise ProtocolError("The password is not terminated, or holds a NUL.")
+    return body[:-1]
+
+
 def decode_parse(body: bytes) -> Parse:
     """Read a Parse.
 

@@ -32,6 +32,7 @@ from chaperone_sidecar.effects import (
     Close,
     Conclude,
     Hold,
+    Identify,
     Intend,
     Intent,
     OpenUpstream,
@@ -42,7 +43,7 @@ from chaperone_sidecar.effects import (
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import LimitReached, ProtocolError, SpoolFull, UpstreamUnavailable
+from chaperone_sidecar.errors import LimitReached, ProtocolError, SpoolFull, UpstreamUnavailable, UserRefused
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.protocols.postgresql import answers, messages, startup
@@ -75,9 +76,10 @@ class Session:
     Args:
         reader_of: gives the reader of texts for a database, which sessions share; it knows the masks, too.
         meter: counts what the session moves, and says when that is enough.
+        asks_user: whether the client is asked for the token of the person on whose behalf it acts.
     """
 
-    def __init__(self, reader_of: Callable[[str], Reader], meter: Meter) -> None:
+    def __init__(self, reader_of: Callable[[str], Reader], meter: Meter, *, asks_user: bool = False) -> None:
         self._reader_of = reader_of
         self._reader: Reader | None = None
         self._client = FrontendCodec()
@@ -86,6 +88,8 @@ class Session:
         self._meter = meter
         self._upstream = UpstreamSide(BackendCodec(), self._flight, self._names, meter)
         self._receipt: Receipt | None = None
+        self._asks_user = asks_user
+        self._asked: startup.Wanted | None = None  # of a client that is asked for a password
         self._is_first = True
         self._may_ask_tls = True
         self._may_ask_gssenc = True
@@ -152,6 +156,8 @@ class Session:
         return b"" if self._upstream.is_inside_row else answers.fatal(error)
 
     def _start(self, frame: Frame) -> Effects[bool]:
+        if self._asked is not None:
+            return (yield from self._identify(frame, self._asked))
         message = messages.decode_startup(frame.body)
         match message:
             case messages.SSLRequest() if self._may_ask_tls:
@@ -189,6 +195,30 @@ class Session:
             return False
         if wanted.negotiation:
             yield ToClient(wanted.negotiation)
+        if self._asks_user:
+            self._asked = wanted
+            self._client.expect_password()
+            yield ToClient(answers.CLEARTEXT_PASSWORD)
+            return True
+        return (yield from self._log_in(wanted))
+
+    def _identify(self, frame: Frame, wanted: startup.Wanted) -> Effects[bool]:
+        """Take what the client gives as its password for the token of a person.
+
+        Spec: 54.2.1 "Start-up", AuthenticationCleartextPassword.
+        """
+        if frame.type != messages.PASSWORD:
+            yield Close("client ended the session")
+            return False
+        try:
+            yield Identify(startup.token(messages.decode_password(frame.body)))
+        except UserRefused as error:
+            yield ToClient(answers.fatal(error))
+            yield Close("user refused")
+            return False
+        return (yield from self._log_in(wanted))
+
+    def _log_in(self, wanted: startup.Wanted) -> Effects[bool]:
         try:
             opened = yield OpenUpstream(
                 wanted.user, wanted.database, wanted.application, wanted.parameters, wanted.secret_bytes

@@ -20,6 +20,8 @@ LONG_SECRET_BYTES: Final = 32  # as the server does it since PostgreSQL 18
 
 PINNED: Final = (("client_encoding", "UTF8"), ("search_path", "public"), ("standard_conforming_strings", "on"))
 
+NOBODY: Final = b"none"  # as a password: on nobody's behalf; libpq cannot send an empty one
+
 _PASSED: Final = frozenset(
     {
         "application_name",
@@ -50,6 +52,11 @@ class Wanted(msgspec.Struct, frozen=True):
     parameters: tuple[tuple[str, str], ...]  # for the backend, the pinned ones included
     negotiation: bytes  # to be sent to the client first, often empty
     secret_bytes: int  # of the cancel key that the client can take
+
+
+def token(password: bytes) -> bytes:
+    """The token of a person that a client gave as its password; empty when it gave none."""
+    return b"" if password == NOBODY else password
 
 
 def check(message: StartupMessage) -> Wanted:
