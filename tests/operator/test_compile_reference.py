@@ -1,6 +1,7 @@
 """The Rego engine and the second evaluator agree on made-up policies and commands with everything that policy knows.
 
-`CHAPERONE_POLICY_CASES=1000000` asks for more of them than a usual run has time for.
+`CHAPERONE_POLICY_CASES=1000000` asks for more of them than a usual run has time for; `-s` shows how far it is, and
+`CHAPERONE_POLICY_FIRST` goes on from there: the same number is the same case in every run.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from chaperone_operator.compile.snapshot import build, engine
 from chaperone_operator.compile.vocabulary import Action
 
 CASES = int(os.environ.get("CHAPERONE_POLICY_CASES", "4000"))
+FIRST_CASE = int(os.environ.get("CHAPERONE_POLICY_FIRST", "0"))
 BATCH = 1000
 MODULE = """
 package batch
@@ -127,7 +129,7 @@ def test_engine_and_second_evaluator_agree(opa_with: Callable[[bytes], Opa]) -> 
     opa = opa_with(build({"identities": {}, "grants": {}}, {}, {}, engine()).bundle)
     opa.add_module("batch", MODULE)
     met: Counter[tuple[str, str]] = Counter()
-    for start in range(0, CASES, BATCH):
+    for start in range(FIRST_CASE, FIRST_CASE + CASES, BATCH):
         dice = random.Random(start)  # noqa: S311 - the same cases in every run
         policies = {f"i{number}": bound(dice, f"i{number}") for number in range(BATCH // 4)}
         asked = [(name, question(dice, rules)) for name, rules in policies.items() for _ in range(4)]
@@ -143,5 +145,6 @@ def test_engine_and_second_evaluator_agree(opa_with: Callable[[bytes], Opa]) -> 
             expected = policy_reference.decide(policies[name], one)
             assert (action, would) == expected, (policies[name], one, decision)
             met[expected] += 1
+        print(f"agreed on cases {FIRST_CASE} to {start + BATCH - 1}", flush=True)
     assert len(met) >= 8, met  # every action meets every other but for the rarest
     assert min(met[(action, action)] for action in ("Allow", "Deny", "RequireApproval")) > CASES // 100, met
