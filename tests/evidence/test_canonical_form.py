@@ -19,12 +19,14 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 INTEGER = st.integers(-canonical.MAX_INTEGER, canonical.MAX_INTEGER)
 COMMITMENT = st.builds(record.Commitment, TEXT, INTEGER)
 ACCESSES = st.lists(st.builds(record.AccessEntry, TEXT, TEXT), max_size=3).map(tuple)
+DELEGATED = st.builds(record.Delegated, TEXT, TEXT, TEXT)
 BY_TYPE: dict[object, st.SearchStrategy[object]] = {
     str: TEXT,
     bool: st.booleans(),
     record.Integer: INTEGER,
     tuple[record.AccessEntry, ...]: ACCESSES,
     record.Commitment | msgspec.UnsetType: COMMITMENT | st.just(msgspec.UNSET),
+    record.Delegated | msgspec.UnsetType: DELEGATED | st.just(msgspec.UNSET),
 }
 KINDS: list[type[record.Record]] = [
     record.StreamOpen, record.StreamClose, record.SessionOpen, record.SessionClose, record.CommandIntent,
