@@ -45,7 +45,7 @@ from chaperone_operator.kube import (
     Resource,
 )
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0  # 2 s alone; the machine may be shared
 CALL_TIMEOUT_S = 40.0
 CREATOR = "creator@example.com"  # of the agents' pods
 CANARY = "canary-password-7f1c"  # must never be seen outside a lease
