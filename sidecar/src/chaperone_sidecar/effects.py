@@ -6,7 +6,7 @@ in which order; sockets, clocks, the spool and OPA are the driver's.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from concurrent.futures import Future
 from typing import Any, Literal
 
@@ -183,3 +183,6 @@ type SessionEffect = (
     | Wait
     | Offload
 )
+
+type Effects[T] = Generator[SessionEffect, Any, T]
+"""A step of a session: yields what is to be done, is sent the answers, and returns a T."""

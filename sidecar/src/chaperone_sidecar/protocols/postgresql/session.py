@@ -18,7 +18,7 @@ ends the command is given to the client.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -28,36 +28,32 @@ from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import (
     Admit,
     Ask,
-    CancelUpstream,
     Close,
     Conclude,
+    Effects,
     Hold,
-    Identify,
     Intend,
     Intent,
-    OpenUpstream,
+    Opened,
     Receipt,
-    SessionEffect,
-    StartTls,
     ToClient,
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import LimitReached, ProtocolError, SpoolFull, UpstreamUnavailable, UserRefused
+from chaperone_sidecar.errors import ProtocolError, SpoolFull
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
-from chaperone_sidecar.protocols.postgresql import answers, messages, startup
+from chaperone_sidecar.protocols.postgresql import answers, messages
 from chaperone_sidecar.protocols.postgresql.classify import Classified
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, FrontendCodec
 from chaperone_sidecar.protocols.postgresql.flight import POISON_NAME, POISON_STATEMENT, Flight, Step
 from chaperone_sidecar.protocols.postgresql.namespace import Namespace, fetched
+from chaperone_sidecar.protocols.postgresql.opening import Opening
 from chaperone_sidecar.protocols.postgresql.plan import UNPLANNED
 from chaperone_sidecar.protocols.postgresql.prepared import Answer, Names, Portal, Statement
 from chaperone_sidecar.protocols.postgresql.preview import preview
 from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema, runs_code
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
-
-type Effects[T] = Generator[SessionEffect, Any, T]
 
 MAX_UNCOVERED_BYTES: Final = 1 << 20  # Parse and Bind waiting for their cover; past this they get a record of their own
 
@@ -88,11 +84,8 @@ class Session:
         self._meter = meter
         self._upstream = UpstreamSide(BackendCodec(), self._flight, self._names, meter)
         self._receipt: Receipt | None = None
-        self._asks_user = asks_user
-        self._asked: startup.Wanted | None = None  # of a client that is asked for a password
+        self._opening = Opening(self._client, asks_user=asks_user)
         self._is_first = True
-        self._may_ask_tls = True
-        self._may_ask_gssenc = True
         self._uncovered = bytearray()
         self._uncovered_parses: list[tuple[Step, Command, Decision]] = []
         self._has_waiting_execute = False  # among the bytes that wait
@@ -114,11 +107,14 @@ class Session:
         if self._is_first:
             self._is_first = False
             if data[0] == messages.TLS_HANDSHAKE:
-                yield from self._start_tls(messages.ALPN)
+                yield from self._opening.start_tls(messages.ALPN)
                 return
         while (frame := self._client.next()) is not None:
             if self._receipt is None:
-                if not (yield from self._start(frame)):
+                opened: Opened | None = yield from self._opening.message(frame)
+                if opened is not None:
+                    yield from self._begin(opened)
+                elif self._opening.is_over:
                     return
             else:
                 yield from self._message(frame)
@@ -155,80 +151,10 @@ class Session:
         # Inside a row there is no place for words: the client would read them as a value.
         return b"" if self._upstream.is_inside_row else answers.fatal(error)
 
-    def _start(self, frame: Frame) -> Effects[bool]:
-        if self._asked is not None:
-            return (yield from self._identify(frame, self._asked))
-        message = messages.decode_startup(frame.body)
-        match message:
-            case messages.SSLRequest() if self._may_ask_tls:
-                self._client.expect_nothing()
-                yield ToClient(b"S")
-                yield from self._start_tls()
-            case messages.GSSENCRequest() if self._may_ask_gssenc:
-                self._client.expect_nothing()
-                self._may_ask_gssenc = False
-                yield ToClient(b"N")
-            case messages.SSLRequest() | messages.GSSENCRequest():
-                raise ProtocolError("The connection is encrypted already, or asks for the same encryption twice.")
-            case messages.CancelRequest():
-                yield CancelUpstream(message.process_id, message.secret)
-                yield Close("cancel")
-                return False
-            case messages.StartupMessage():
-                return (yield from self._open(message))
-        return True
-
-    def _start_tls(self, alpn: str = "") -> Effects[None]:
-        """Begin TLS after SSLRequest, or at the first byte (sslnegotiation=direct), where the server wants ALPN, too.
-
-        Spec: 54.2.10 "SSL Session Encryption".
-        """
-        self._may_ask_tls = self._may_ask_gssenc = False
-        yield StartTls(self._client.take_rest(), alpn)
-
-    def _open(self, message: messages.StartupMessage) -> Effects[bool]:
-        try:
-            wanted = startup.check(message)
-        except ProtocolError as error:
-            yield ToClient(answers.fatal(error))
-            yield Close("startup refused")
-            return False
-        if wanted.negotiation:
-            yield ToClient(wanted.negotiation)
-        if self._asks_user:
-            self._asked = wanted
-            self._client.expect_password()
-            yield ToClient(answers.CLEARTEXT_PASSWORD)
-            return True
-        return (yield from self._log_in(wanted))
-
-    def _identify(self, frame: Frame, wanted: startup.Wanted) -> Effects[bool]:
-        """Take what the client gives as its password for the token of a person.
-
-        Spec: 54.2.1 "Start-up", AuthenticationCleartextPassword.
-        """
-        if frame.type != messages.PASSWORD:
-            yield Close("client ended the session")
-            return False
-        try:
-            yield Identify(startup.token(messages.decode_password(frame.body)))
-        except UserRefused as error:
-            yield ToClient(answers.fatal(error))
-            yield Close("user refused")
-            return False
-        return (yield from self._log_in(wanted))
-
-    def _log_in(self, wanted: startup.Wanted) -> Effects[bool]:
-        try:
-            opened = yield OpenUpstream(
-                wanted.user, wanted.database, wanted.application, wanted.parameters, wanted.secret_bytes
-            )
-        except (UpstreamUnavailable, LimitReached, SpoolFull) as error:
-            yield ToClient(answers.fatal(error))
-            yield Close("upstream unavailable")
-            return False
+    def _begin(self, opened: Opened) -> Effects[None]:
+        """The backend is there: tell the client, and from now on decide on what it sends."""
         self._receipt = opened.receipt
-        self._reader = self._reader_of(wanted.database)
+        self._reader = self._reader_of(self._opening.database)
         self._upstream.on_changed = self._reader.catalog.invalidate
         if self._reader.results is not None:
             self._upstream.mask(self._reader.results)
@@ -236,7 +162,6 @@ class Session:
         self._upstream.key = (opened.process_id, opened.secret)
         self._client.started()
         yield ToClient(answers.welcome(opened.parameters, opened.process_id, opened.secret))
-        return True
 
     def _message(self, frame: Frame) -> Effects[None]:
         kind = frame.type

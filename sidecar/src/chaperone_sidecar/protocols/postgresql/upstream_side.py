@@ -12,10 +12,10 @@ are brought together again (`_end_cut`), or the session ends.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal
 
-from chaperone_sidecar.effects import CancelUpstream, Close, Conclude, Receipt, SessionEffect, ToClient, ToUpstream
+from chaperone_sidecar.effects import CancelUpstream, Close, Conclude, Effects, Receipt, ToClient, ToUpstream
 from chaperone_sidecar.errors import LimitReached, ProtocolError, Unmaskable
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
@@ -29,8 +29,6 @@ if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
 
 MAX_ENDING_BYTES: Final = 64 << 10  # asynchronous messages kept back with an ending; more of them go ahead of it
 _FATAL: Final = frozenset({"FATAL", "PANIC"})
-
-type Effects[T] = Generator[SessionEffect, Any, T]
 
 
 class UpstreamSide:
