@@ -198,7 +198,7 @@ class Signing:
         self._loop.close()
 
     async def _serve(self) -> web.AppRunner:
-        settings = Injected("1", "gateway", "opa", "uid", "ca", system_namespace=self._broker.system)
+        settings = Injected("1", "gateway", "opa", "uid", "ca", "key", system_namespace=self._broker.system)
         client = Client(kubeconfig.from_file(self._broker.api.kubeconfig))
         runner = web.AppRunner(Webhooks(client, Identities(client), settings).application(), access_log=None)
         await runner.setup()
