@@ -20,6 +20,7 @@ from pki import Authority
 from chaperone_evidence.certificate import check_issued
 from chaperone_operator.broker.ca import SECRET
 from chaperone_operator.kube import CONFIG_MAPS, NAMESPACES, PODS, SECRETS, SERVICE_ACCOUNTS
+from chaperone_sidecar.config import decode
 from chaperone_sidecar.credentials.broker import Broker as GatewaySide
 
 pytestmark = pytest.mark.peer
@@ -61,11 +62,12 @@ async def test_gateway_and_broker_understand_each_other(broker: Broker, tmp_path
     first = gateway.certificate_der
     await gateway.enroll(pod.vkey)  # over mTLS
     assert gateway.certificate_der != first
-    config = await gateway.config("", 0)
-    assert config is not None
+    given = await gateway.config("", "", 0)
+    assert given is not None
+    config = decode(given.config)
     assert [target.name for target in config.targets] == ["idle-db", "orders-db"]
-    assert await gateway.config(config.revision, 1) is None
-    assert len(await gateway.bundle()) > 1000
+    assert await gateway.config(config.revision, "", 1) is None
+    assert len(await gateway.bundle(config.revision)) > 1000
     lease = await gateway.lease("orders-db")
     assert (lease.username, lease.password) == ("reader", "canary-password-7f1c")
     assert "BEGIN CERTIFICATE" in lease.ca_pem

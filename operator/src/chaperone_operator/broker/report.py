@@ -42,9 +42,8 @@ class Reports:
         self._client = client
         self._now_s = now_s
         self._due: OrderedDict[str, tuple[Peer, str]] = OrderedDict()  # by uid of the pod
-        self._known: OrderedDict[str, tuple[str, float]] = (
-            OrderedDict()
-        )  # uid → revision, and until when it is believed
+        # By uid of the pod: what it has, and until when that is believed.
+        self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._wanted = asyncio.Event()
 
     def note(self, peer: Peer, revision: str) -> None:
