@@ -35,9 +35,9 @@ print(json.dumps([[name for name in wanted if importlib.util.find_spec(name)],
         ),
         (
             "operator",
-            ["chaperone_operator", "kopf"],
+            ["chaperone_operator", "kopf", "chaperone_sidecar"],  # the reader of statements in policies' tests
             ["chaperone-broker"],
-            ["chaperone_sidecar", "chaperone_collector"],
+            ["chaperone_collector", "chaperone_cli"],
         ),
         (
             "collector",

@@ -113,6 +113,16 @@ def test_what_is_no_manifest_or_names_what_is_not_there_is_told(kubectl: Kubectl
         team.apply(named("AccessPolicy", "masks", spec, team.namespace))
 
 
+def test_statements_that_a_policy_is_tested_with_are_read_when_it_is_written(team: Team):
+    spec = {"subjects": [{"identity": "billing"}], "targets": [{"name": TARGET}], "rules": [READ]}
+    with pytest.raises(ToolsError, match=r"spec\.tests\[0\] \(clean-up\).*expected Allow"):
+        tests = [{"name": "clean-up", "sql": "DELETE FROM orders", "expect": {"action": "Allow"}}]
+        team.apply(named("AccessPolicy", "tested", spec | {"tests": tests}, team.namespace))
+    tests = [{"name": "look", "sql": "SELECT item FROM public.orders", "expect": {"action": "Allow"}}]
+    team.apply(named("AccessPolicy", "tested", spec | {"tests": tests}, team.namespace))
+    team.until_ready("accesspolicy", "tested")
+
+
 def test_a_policy_for_an_unknown_target_is_refused_or_not_ready_and_says_so(kubectl: Kubectl, team: Team, agent: Pod):
     spec = {"subjects": [{"identity": "billing"}], "targets": [{"name": "no-such-db"}], "rules": [READ]}
     try:
