@@ -66,7 +66,9 @@ class FileDesk:
         ticket = Ticket(name, State.PENDING, settings.wait_s, int(time.time()) + settings.valid_s)
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         place = self._directory / f"{name}.json"
-        place.write_bytes(msgspec.json.format(msgspec.json.encode(request), indent=2) + b"\n")
+        unfinished = place.with_suffix(".new")  # whoever looks for requests sees whole ones only
+        unfinished.write_bytes(msgspec.json.format(msgspec.json.encode(request), indent=2) + b"\n")
+        unfinished.replace(place)
         self._kept[name] = _Kept(request, ticket)
         self._tell("approval wanted:")
         for line in request.text.split("\n"):
