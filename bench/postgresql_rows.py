@@ -31,7 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import fix_dev
 import fix_postgres
-from postgresql import rss_mib, start_pgbouncer
+from postgresql import start_pgbouncer
+from process_usage import rss_mib
 
 from chaperone_sidecar.masking.detectors import BUILTIN
 from chaperone_sidecar.protocols.postgresql import messages as m
