@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import fix_dev
 import fix_postgres
 from postgresql import start_pgbouncer
-from process_usage import rss_mib
+from process_usage import resident_mib
 
 from chaperone_sidecar.masking.detectors import BUILTIN
 from chaperone_sidecar.protocols.postgresql import messages as m
@@ -223,12 +223,12 @@ def table(title: str, results: dict[str, dict[str, float]]) -> None:
 
 def highest_rss(pid: int, work: Callable[[], object]) -> float:
     """The most that was resident while something went on, in MiB."""
-    samples = [rss_mib(pid)]
+    samples = [resident_mib(pid)]
     is_over = threading.Event()
 
     def sample() -> None:
         while not is_over.wait(SAMPLE_S):
-            samples.append(rss_mib(pid))
+            samples.append(resident_mib(pid))
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -291,9 +291,9 @@ def main() -> None:
         size = 10_000 if options.quick else 1_000_000
         print(f"\nresident memory of the gateway (chaperone dev), MiB: before, at most during {size} rows, after")
         for way in ways[3:]:
-            before, client = rss_mib(way.pid), Client(way.port)
+            before, client = resident_mib(way.pid), Client(way.port)
             most = highest_rss(way.pid, lambda: client.query(SIZES[size].format(way.table)))  # noqa: B023
-            after = rss_mib(way.pid)
+            after = resident_mib(way.pid)
             results.setdefault("rss_mib", {})[way.name] = [before, most, after]  # type: ignore[index]
             print(f"{way.name:12}{before:9.1f}{most:9.1f}{after:9.1f}")
     finally:
