@@ -27,7 +27,7 @@ from pathlib import Path
 import re2
 
 from chaperone_sidecar.masking.detectors import BUILTIN
-from chaperone_sidecar.masking.engine import Match, Scanner, compiled, options
+from chaperone_sidecar.masking.engine import Program, Scanner, options
 from chaperone_sidecar.masking.mask import Masker, MaskRule
 from chaperone_sidecar.masking.values import TRIGGERS
 
@@ -94,14 +94,14 @@ def timed(work: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def search_all(program: Callable[[bytes, int], Match | None], part: bytes, cells: list[bytes]) -> None:
+def search_all(program: Callable[[bytes, int], tuple[int, int] | None], part: bytes, cells: list[bytes]) -> None:
     """Search on from the next cell after each hit, as `hit_cells` does."""
     starts = [0]
     for cell in cells:
         starts.append(starts[-1] + len(cell) + 1)
     found = program(part, 0)
     while found is not None:
-        index = bisect.bisect_right(starts, found.start())
+        index = bisect.bisect_right(starts, found[0])
         found = program(part, starts[index]) if index < len(cells) else None
 
 
@@ -115,7 +115,7 @@ def main() -> None:
     scanner = Scanner(list(BUILTIN.values()), TRIGGERS)
     patterns = [part.pattern for part in (*BUILTIN.values(), *TRIGGERS)]
     alternation = b"|".join(b"(?:%s)" % pattern for pattern in patterns)
-    plain, one, together = re.compile(alternation), compiled(alternation), re2.Set.SearchSet(options())
+    plain, one, together = re.compile(alternation), Program(alternation), re2.Set.SearchSet(options())
     for pattern in patterns:
         together.Add(pattern)
     together.Compile()
