@@ -10,6 +10,7 @@ from typing import Final, cast
 from chaperone_sidecar.tls import TlsLayer
 
 MAX_READ_BYTES: Final = 4 << 20  # kept while nobody reads; the transport is paused long before
+LINGER_S: Final = 10.0  # how long a peer may take to read the last words; then its socket and what it owes are let go
 
 
 class Link(asyncio.Protocol):
@@ -29,6 +30,7 @@ class Link(asyncio.Protocol):
         self._inbox = bytearray()
         self._reader: asyncio.Future[None] | None = None
         self._error: Exception | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self.is_lost = False
 
     # --- asyncio.Protocol -------------------------------------------------------------------------------------------
@@ -68,6 +70,8 @@ class Link(asyncio.Protocol):
         """The transport is gone."""
         self._error = self._error or exc
         self.is_lost = True
+        if self._lingering is not None:
+            self._lingering.cancel()
         self._wake()
         self._on_lost(self._error)
 
@@ -150,12 +154,15 @@ class Link(asyncio.Protocol):
             transport.resume_reading()
 
     def close(self) -> None:
-        """Close after what was written is sent."""
+        """Close after what was written is sent, or after `LINGER_S` if the peer does not take it."""
         if self._layer is not None:
             self._layer.end()  # clients take an end without this word for a cut (libpq's cancel says so)
             self._send_ciphertext()
-        if self._transport is not None:
-            self._transport.close()
+        if self._transport is None or self.is_lost:
+            return
+        self._transport.close()
+        if self._lingering is None:
+            self._lingering = asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
 
     def abort(self) -> None:
         """Close at once."""
