@@ -118,6 +118,8 @@ CREATE TABLE tally (
 CREATE INDEX tally_changed ON tally (changed);
 ALTER TABLE session ADD COLUMN subject TEXT NOT NULL DEFAULT '';
 CREATE INDEX session_subject ON session (subject) WHERE subject <> '';
+CREATE TABLE tile (level INTEGER NOT NULL, idx INTEGER NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (level, idx));
+CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL, root BLOB NOT NULL, note BLOB NOT NULL);
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2)

@@ -22,6 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from chaperone_collector import checkpoint, tree
+from chaperone_collector.checkpoint import LogKeys
 from chaperone_collector.errors import CollectorError, StoreBusy, StoreUnusable
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.readers import Readers
@@ -35,6 +37,7 @@ MAX_GROUP_JOBS: Final = 512
 READER_THREADS: Final = 4  # pages are read whole, so few threads serve many callers
 MAX_QUEUED_READS: Final = 64
 STOP_TIMEOUT_S: Final = 20.0
+LONG_WAIT_S: Final = 3600.0
 
 _STOP: Final = object()
 _TRANSIENT: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM}
@@ -72,9 +75,13 @@ class Store:
         self._lock_fd = _lock(directory)
         self._path = directory / "evidence.db"
         self._db = open_writer(self._path)
-        self._unnamed = Unnamed(self._db)
-        self._transaction = Transaction(self._db, self._unnamed, now_us)
+        try:
+            self._unnamed = Unnamed(self._db)
+            self._transaction = self._opened()
+        except sqlite3.Error as error:
+            raise StoreUnusable(f"The log of {self._path} cannot be read: {error}.") from error
         self.size = self._transaction.size
+        self._keys = LogKeys(directory, may_make=self._signed == 0)
         self.started_us = now_us()
         self.failure: str | None = None
         self._jobs: queue.Queue[Any] = queue.Queue(MAX_QUEUED_JOBS)
@@ -105,6 +112,18 @@ class Store:
         # The job cannot be taken back: who is cancelled here leaves it to run.
         return await asyncio.shield(future)
 
+    async def keep_checkpoints(self) -> None:
+        """Sign the log whenever it has grown, until cancelled."""
+        signed = self._signed
+        while True:
+            if await self.grown(signed, LONG_WAIT_S) == signed:
+                continue
+            try:
+                signed = await self.write(lambda tx: tx.sign(self._keys))
+            except StoreBusy as error:
+                log.warning("a checkpoint was not written: %s", error)
+            await asyncio.sleep(checkpoint.INTERVAL_S)
+
     async def grown(self, beyond: int, timeout_s: float) -> int:
         """Wait until the log has more than `beyond` entries, at most `timeout_s`; returns its size."""
         try:
@@ -123,6 +142,15 @@ class Store:
         self._pages.close()
         self._lookups.close()
         os.close(self._lock_fd)
+
+    def _opened(self) -> Transaction:
+        """The writer's end of the log, once the log is known to hold what it has signed."""
+        hashed = tree.build(self._db)
+        if hashed:
+            log.info("%d entries of before were hashed", hashed)
+        transaction = Transaction(self._db, self._unnamed, self._now_us)
+        self._signed = checkpoint.check(self._db, transaction.size)
+        return transaction
 
     def _run(self) -> None:
         stopping = False

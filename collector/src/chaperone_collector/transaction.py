@@ -9,9 +9,12 @@ from typing import Final
 
 import msgspec
 
+from chaperone_collector import checkpoint
+from chaperone_collector.checkpoint import LogKeys
 from chaperone_collector.errors import ChainBroken, Refused
 from chaperone_collector.project import Projection, named_bodies
 from chaperone_collector.stream import Extension, Stored
+from chaperone_collector.tree import Tree
 from chaperone_evidence import canonical, entry
 from chaperone_evidence.errors import EvidenceError
 
@@ -83,6 +86,7 @@ class Transaction:
         self._unnamed = unnamed
         self._now_us = now_us
         self._projection = Projection(connection)
+        self._tree = Tree(connection)
         self.size = int(connection.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
         self._first = self.size
 
@@ -131,6 +135,7 @@ class Transaction:
             [(first + n, stream, seq + n, one.cls, one.data) for n, one in enumerate(extension.entries)],
         )
         self.size += len(extension.entries)
+        self._tree.append(one.data for one in extension.entries)
         self._projection.apply(extension, stream, first, now_us)
         self._unnamed.name([commit for text in named_bodies(extension) if (commit := _decode(text))])
         after.id = stream
@@ -173,6 +178,10 @@ class Transaction:
             "VALUES (?,?,?,?,?,?,?,?,?)",
             (self._now_us(), *msgspec.structs.astuple(access)),
         )
+
+    def sign(self, keys: LogKeys) -> int:
+        """Sign what the log holds, this transaction included; returns the size that is signed."""
+        return checkpoint.sign(self._db, self._tree, keys, self._now_us())
 
     def secret(self, key: str, fresh: bytes) -> bytes:
         """A value that is made once for this database."""

@@ -1,0 +1,133 @@
+"""Checkpoints: what this log says of itself, signed with keys that lie beside the database.
+
+A database that does not hold what its newest checkpoint says was changed, or brought back from a backup: the collector
+does not go on with it, for gateways have let go of what it once acknowledged. What a checkpoint proves to others begins
+when somebody else keeps it, too.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
+
+from chaperone_collector.errors import StoreUnusable
+from chaperone_collector.tree import Tree, read_root
+from chaperone_evidence.checkpoint import Checkpoint
+from chaperone_evidence.cosignature import ED25519, MLDSA44, CheckpointSigner, sign_checkpoint
+
+FILE: Final = "log.key"
+INTERVAL_S: Final = 5.0  # between two checkpoints of a log that grows
+_SECOND_US: Final = 1_000_000
+
+
+class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file: seeds of 32 bytes, base64. Its repr shows none of them."""
+
+    ed25519: str
+    mldsa44: str
+
+    def __repr__(self) -> str:
+        return "_Kept()"
+
+
+class LogKeys:
+    """The two private keys of a log.
+
+    Args:
+        directory: of the database.
+        may_make: whether a log without keys may get some: one that has signed nothing yet.
+
+    Raises:
+        StoreUnusable: the keys cannot be read or written.
+    """
+
+    def __init__(self, directory: Path, *, may_make: bool) -> None:
+        path = directory / FILE
+        try:
+            if not path.exists():
+                if not may_make:
+                    raise StoreUnusable(f"{path} is gone, and this log has signed with it; restore it from a backup.")
+                _make(path)
+            kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
+            self._ed25519 = Ed25519PrivateKey.from_private_bytes(base64.b64decode(kept.ed25519, validate=True))
+            self._mldsa44 = MLDSA44PrivateKey.from_seed_bytes(base64.b64decode(kept.mldsa44, validate=True))
+        except (msgspec.DecodeError, binascii.Error, ValueError):
+            # The cause is dropped: it may quote a key.
+            raise StoreUnusable(f"{path} holds no keys of a log; restore it from a backup.") from None
+        except OSError as error:
+            raise StoreUnusable(f"{path} cannot be read or written: {error.strerror}.") from error
+
+    def signers(self, origin: str) -> tuple[CheckpointSigner, CheckpointSigner]:
+        """What signs for the log of that origin, which is the keys' name, too."""
+        return (
+            CheckpointSigner(origin, self._ed25519, ED25519),
+            CheckpointSigner(origin, self._mldsa44, MLDSA44),
+        )
+
+
+def sign(connection: sqlite3.Connection, tree: Tree, keys: LogKeys, now_us: int) -> int:
+    """Sign what the log holds now, if that is more than the newest checkpoint says; in a transaction.
+
+    Returns:
+        The size that is signed.
+    """
+    if tree.size in {0, newest(connection)}:
+        return tree.size
+    cluster = connection.execute("SELECT cluster FROM stream ORDER BY id LIMIT 1").fetchone()[0]
+    said = Checkpoint(f"chaperone.dev/log/{cluster}", tree.size, tree.root())
+    note = sign_checkpoint(said, keys.signers(said.origin), now_us // _SECOND_US)
+    connection.execute(
+        "INSERT INTO checkpoint (size, wall_us, root, note) VALUES (?,?,?,?)", (said.size, now_us, said.root, note)
+    )
+    return said.size
+
+
+def newest(connection: sqlite3.Connection) -> int:
+    """The size that was signed last; 0 when none was."""
+    return int(connection.execute("SELECT coalesce(max(size), 0) FROM checkpoint").fetchone()[0])
+
+
+def check(connection: sqlite3.Connection, size: int) -> int:
+    """Whether a log of `size` entries holds what its newest checkpoint says; returns how many that are.
+
+    Raises:
+        StoreUnusable: it does not.
+    """
+    signed = newest(connection)
+    if signed == 0:
+        return 0
+    if signed > size:
+        raise StoreUnusable(
+            f"The log has {size} entries and has signed {signed}: entries are missing. Restore the newest backup."
+        )
+    root = connection.execute("SELECT root FROM checkpoint WHERE size = ?", (signed,)).fetchone()[0]
+    if read_root(connection, signed) != bytes(root):
+        raise StoreUnusable(f"The log's first {signed} entries are not those that it has signed; keep a copy for the "
+                            "investigation, and restore a backup.")  # fmt: skip
+    return signed
+
+
+def _make(path: Path) -> None:
+    """Write fresh keys, for the owner alone; durable when this returns."""
+    fresh = _Kept(base64.b64encode(os.urandom(32)).decode(), base64.b64encode(os.urandom(32)).decode())
+    unfinished = path.with_suffix(".new")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(descriptor, msgspec.json.encode(fresh))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    unfinished.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
