@@ -123,6 +123,7 @@ async def operating(installation: Operator) -> AsyncIterator[Callable[[], Awaita
 
 
 @pytest.mark.peer
+@pytest.mark.timeout(240)
 async def test_statuses_say_how_often_rules_fired_and_go_on_after_a_restart(
     installation: Operator,
     evidence_api: EvidenceApi,
@@ -144,7 +145,7 @@ async def test_statuses_say_how_often_rules_fired_and_go_on_after_a_restart(
         return found
 
     async def come(*wanted: tuple[str, int]) -> None:
-        await asyncio.to_thread(installation.eventually, fired, lambda found: found == list(wanted))
+        await asyncio.to_thread(installation.eventually, fired, lambda found: found == list(wanted), 75.0)
 
     pod = Pod(gateway_ca, namespace=namespace, pod_uid=f"uid-{namespace}")
     stream = Stream(pod)
@@ -154,9 +155,9 @@ async def test_statuses_say_how_often_rules_fired_and_go_on_after_a_restart(
         worked(stream, namespace, guardrail, 3)
         await sender.ship(stream)
         await come(("read-orders", 3), ("never", 0), ("never", 1))
-        status = await asyncio.to_thread(installation.get, "agentidentity", "billing-agent", "-n", namespace)
-        assert status["status"]["denials"] == 1
-        assert status["status"]["lastActivity"].startswith("20")
+        seen = await asyncio.to_thread(installation.eventually, lambda: _seen(installation, namespace), bool)
+        assert seen["denials"] == 1
+        assert seen["lastActivity"].startswith("20")
         await asyncio.to_thread(  # what the reconciling loop writes stands beside
             installation.eventually, lambda: installation.condition("accesspolicy", "billing", namespace), bool
         )
@@ -164,15 +165,25 @@ async def test_statuses_say_how_often_rules_fired_and_go_on_after_a_restart(
         heads, cells = shown.strip().split("\n")
         assert heads.split()[-3:-1] == ["FIRED", "NEVER-FIRED"]
         assert cells.split()[-3:-1] == ["3", "1"]
-        version = await asyncio.to_thread(_version, installation, namespace)
-        await asyncio.sleep(1.5)  # three looks in which nothing changes
-        assert await asyncio.to_thread(_version, installation, namespace) == version
+        for _ in range(5):  # others may write the status meanwhile, but not for ever
+            version = await asyncio.to_thread(_version, installation, namespace)
+            await asyncio.sleep(1.5)  # three looks in which nothing changes
+            if await asyncio.to_thread(_version, installation, namespace) == version:
+                break
+        else:
+            pytest.fail("what did not change is written again and again")
         first.cancel()
         await asyncio.wait([first])
         worked(stream, namespace, guardrail, 2)
         await sender.ship(stream)
         await operating()
         await come(("read-orders", 5), ("never", 0), ("never", 2))
+
+
+def _seen(installation: Operator, namespace: str) -> dict[str, Any]:
+    """The identity's status once its denial has come."""
+    found: dict[str, Any] = installation.get("agentidentity", "billing-agent", "-n", namespace).get("status") or {}
+    return found if found.get("denials") else {}
 
 
 def _version(installation: Operator, namespace: str) -> str:
