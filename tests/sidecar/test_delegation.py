@@ -161,7 +161,7 @@ async def test_sessions_end_with_the_token_and_with_the_delegation(
     await prepare(broker, postgres, collector, issuer)
     snapshot = delegating(broker, postgres, issuer)
     await broker.put_snapshot(snapshot)
-    async with running(broker, collector, opa_with(snapshot.bundle), tmp_path, "ends") as (gateway, port, _):
+    async with running(broker, collector, opa_with(snapshot.bundle), tmp_path, "token-ends") as (gateway, port, _):
         stays = await connect(port, issuer.token())
         ends = await connect(port, issuer.token(exp=int(time.time()) - LEEWAY_S + 8))
         assert await (await ends.execute("SELECT 1")).fetchone() == (1,)
