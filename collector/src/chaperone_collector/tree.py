@@ -31,7 +31,7 @@ class Tree:
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
-        self._builder = TileBuilder(_hashed(connection), lambda wanted: [read_tile(connection, one) for one in wanted])
+        self._builder = _begun(connection)
         self.append(_entries(connection, self._builder.size, WIDTH))
 
     @property
@@ -41,11 +41,7 @@ class Tree:
 
     def append(self, entries: Iterable[bytes]) -> None:
         """Add entries, and store the tiles that they fill; in a transaction, unless they fill none."""
-        for data in entries:
-            for tile, hashes in self._builder.append(merkle.leaf_hash(data)):
-                self._db.execute(
-                    "INSERT INTO tile (level, idx, bytes) VALUES (?,?,?)", (tile.level, tile.index, hashes)
-                )
+        _add(self._db, self._builder, entries)
 
     def root(self) -> bytes:
         """The root over all entries; its nodes are all in tiles that are not full."""
@@ -66,12 +62,9 @@ def build(connection: sqlite3.Connection) -> int:
     began = _hashed(connection)
     while True:
         connection.execute("BEGIN IMMEDIATE")
-        size = _hashed(connection)
-        builder = TileBuilder(size, lambda wanted: [read_tile(connection, one) for one in wanted])
-        found = _entries(connection, size, BATCH_ENTRIES)
-        for data in found[: len(found) // WIDTH * WIDTH]:
-            for tile, hashes in builder.append(merkle.leaf_hash(data)):
-                _store(connection, tile, hashes)
+        builder = _begun(connection)
+        found = _entries(connection, builder.size, BATCH_ENTRIES)
+        _add(connection, builder, found[: len(found) // WIDTH * WIDTH])
         connection.execute("COMMIT")
         if len(found) < BATCH_ENTRIES:
             return _hashed(connection) - began
@@ -106,8 +99,16 @@ def read_root(connection: sqlite3.Connection, size: int) -> bytes:
     return merkle.read_root(size, tiles.reader(size, lambda wanted: [read_tile(connection, one) for one in wanted]))
 
 
-def _store(connection: sqlite3.Connection, tile: Tile, hashes: bytes) -> None:
-    connection.execute("INSERT INTO tile (level, idx, bytes) VALUES (?,?,?)", (tile.level, tile.index, hashes))
+def _begun(connection: sqlite3.Connection) -> TileBuilder:
+    """What goes on from the last full tile of leaves."""
+    return TileBuilder(_hashed(connection), lambda wanted: [read_tile(connection, one) for one in wanted])
+
+
+def _add(connection: sqlite3.Connection, builder: TileBuilder, entries: Iterable[bytes]) -> None:
+    """Hash entries, and store the tiles that they fill."""
+    for data in entries:
+        for tile, hashes in builder.append(merkle.leaf_hash(data)):
+            connection.execute("INSERT INTO tile (level, idx, bytes) VALUES (?,?,?)", (tile.level, tile.index, hashes))
 
 
 def _hashed(connection: sqlite3.Connection) -> int:
