@@ -5,7 +5,8 @@ Objects are the API's own JSON (`Object`). Every call has a timeout and a cap on
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -375,3 +376,23 @@ def _refusal(status: int, answer: bytes, path: str) -> ApiError:
 class _Status(msgspec.Struct):
     message: str = ""
     reason: str = ""
+
+
+async def read_or_make_secret(client: Client, namespace: str, name: str, make: Callable[[], Object]) -> Object:
+    """The Secret of that name. When there is none yet, the object that `make` gives in a thread is stored.
+
+    Raises:
+        ApiError: it cannot be read or written.
+    """
+    try:
+        return await client.get(SECRETS, name, namespace)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+    made = await asyncio.to_thread(make)
+    try:
+        return await client.create(SECRETS, made, namespace)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+    return await client.get(SECRETS, name, namespace)  # another replica was faster; its Secret is the one

@@ -13,7 +13,7 @@ from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from chaperone_operator.kube import SECRETS, ApiError, Client, Object
+from chaperone_operator.kube import Client, Object, read_or_make_secret
 from chaperone_operator.signing import Signer
 
 SECRET: Final = "chaperone-policy-key"  # noqa: S105 - a name
@@ -42,7 +42,7 @@ async def load(client: Client, system_namespace: str, cluster: str) -> Signer:
         ApiError: the Secret cannot be read or written. Unusable: it holds no key.
     """
     namespace = namespace_of(system_namespace)
-    secret = await _found(client, namespace) or await _made(client, namespace)
+    secret = await read_or_make_secret(client, namespace, SECRET, _make)
     try:
         seed = base64.b64decode(secret["data"][FIELD], validate=True)
     except (KeyError, TypeError, ValueError, binascii.Error):
@@ -56,22 +56,6 @@ async def load(client: Client, system_namespace: str, cluster: str) -> Signer:
     return Signer(f"{cluster}/operator", Ed25519PrivateKey.from_private_bytes(seed))
 
 
-async def _found(client: Client, namespace: str) -> Object | None:
-    try:
-        return await client.get(SECRETS, SECRET, namespace)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-        return None
-
-
-async def _made(client: Client, namespace: str) -> Object:
+def _make() -> Object:
     key = base64.b64encode(Ed25519PrivateKey.generate().private_bytes_raw()).decode("ascii")
-    try:
-        return await client.create(
-            SECRETS, {"metadata": {"name": SECRET}, "type": "Opaque", "data": {FIELD: key}}, namespace
-        )
-    except ApiError as error:
-        if error.reason != "AlreadyExists":
-            raise
-    return await client.get(SECRETS, SECRET, namespace)  # another replica was faster; its key is the one
+    return {"metadata": {"name": SECRET}, "type": "Opaque", "data": {FIELD: key}}

@@ -5,7 +5,6 @@ Whichever replica is first, all of them work with the same made one. Nothing her
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from typing import Final
 
 from chaperone_operator.broker.errors import CannotStart
 from chaperone_operator.broker.source import Unready
-from chaperone_operator.kube import SECRETS, ApiError, Client, Object
+from chaperone_operator.kube import SECRETS, ApiError, Client, Object, read_or_make_secret
 
 BASIC_AUTH: Final = "kubernetes.io/basic-auth"
 
@@ -106,21 +105,6 @@ async def read_or_make(client: Client, namespace: str, name: str, make: Callable
         CannotStart: the Secret cannot be read or written.
     """
     try:
-        return await _read_or_make(client, namespace, name, make)
+        return await read_or_make_secret(client, namespace, name, make)
     except ApiError as error:
         raise CannotStart(f"The Secret {namespace}/{name} cannot be read or made: {error}") from error
-
-
-async def _read_or_make(client: Client, namespace: str, name: str, make: Callable[[], Object]) -> Object:
-    try:
-        return await client.get(SECRETS, name, namespace)
-    except ApiError as error:
-        if error.status != 404:
-            raise
-    made = await asyncio.to_thread(make)
-    try:
-        return await client.create(SECRETS, made, namespace)
-    except ApiError as error:
-        if error.reason != "AlreadyExists":
-            raise
-    return await client.get(SECRETS, name, namespace)  # another replica was faster; its Secret is the one
