@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fix_collector import Sender
 from fix_evidence_api import EvidenceApi
 from fix_operator import Operator
@@ -22,7 +23,9 @@ from chaperone_operator.reconcile.leadership import Leadership
 from chaperone_operator.reconcile.loop import Reconciler
 from chaperone_operator.reconcile.tally import Counter, Tallies, Tallying, identity_status, policy_status
 from chaperone_operator.reconcile.world import KINDS, Change, World
+from chaperone_operator.signing import Signer
 
+SIGNER = Signer("cluster-uid/operator", Ed25519PrivateKey.generate())
 RULES = [rule("read-orders", "Allow", ["read"], ["public.orders"]), rule("never", "Deny", ["destroy"])]
 
 
@@ -109,7 +112,7 @@ async def operating(installation: Operator) -> AsyncIterator[Callable[[], Awaita
 
             async def run() -> None:
                 async with asyncio.TaskGroup() as group:
-                    parts = (leadership.run(), reconciler.run(), Tallying(client, world, leadership, 0.5).run())
+                    parts = (leadership.run(), reconciler.run(SIGNER), Tallying(client, world, leadership, 0.5).run())
                     for part in parts:
                         group.create_task(part)
 
@@ -130,6 +133,7 @@ async def test_statuses_say_how_often_rules_fired_and_go_on_after_a_restart(
     gateway_ca: Authority,
     operating: Callable[[], Awaitable[asyncio.Task[None]]],
 ) -> None:
+    await asyncio.to_thread(evidence_api.register)
     namespace = await asyncio.to_thread(installation.namespace, "tally")
     guardrail = f"guardrail-{namespace}"
     floor = cluster_policy([RULES[1]], guardrail, subjects=[{"identity": "*", "namespace": namespace}])

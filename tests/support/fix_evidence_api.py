@@ -57,6 +57,11 @@ class EvidenceApi:
         """`kubectl get --raw`, read as JSON."""
         return json.loads(self.kubectl("get", "--raw", path))
 
+    def register(self) -> None:
+        """Make it known to the API server; again where an operator may have run, which sets its own CA."""
+        self.kubectl("apply", "-f", "-", given=_manifests(self.collector))
+        _wait_available(self)
+
 
 def _manifests(collector: Collector) -> str:
     service = {"name": "chaperone-evidence", "namespace": NAMESPACE, "port": collector.api_port}
@@ -136,8 +141,7 @@ def evidence_api(
     _wait_readable(api)
     collector.start()
     try:
-        api.kubectl("apply", "-f", "-", given=_manifests(collector))
-        _wait_available(api)
+        api.register()
         yield api
     finally:
         collector.stop()

@@ -102,7 +102,6 @@ class Operator:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with self._client:
             cluster, signer = await self._started()
-            self._reconciler.signer = signer
             self._webhooks = Webhooks(
                 self._client, self._identities, self._settings(cluster, signer.vkey), declares=self._declared,
                 metrics=self._metrics, instance=self._instance,
@@ -116,7 +115,7 @@ class Operator:
                     self._leadership.run(),
                     Watches(self._access, self._take).run(),
                     self._tally(),
-                    self._reconcile(),
+                    self._reconcile(signer),
                 ]
                 running = [tasks.create_task(part) for part in parts]
                 options = self._options
@@ -150,9 +149,9 @@ class Operator:
         except TimeoutError:
             raise CannotStart(f"Not started after {START_TIMEOUT_S:.0f} s: {why}") from None
 
-    async def _reconcile(self) -> None:
+    async def _reconcile(self, signer: Signer) -> None:
         await self._resync.synced.wait()  # an empty world would look like one in which everything was deleted
-        await self._reconciler.run()
+        await self._reconciler.run(signer)
 
     async def _tally(self) -> None:
         await self._resync.synced.wait()

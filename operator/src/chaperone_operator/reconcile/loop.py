@@ -54,12 +54,7 @@ class Reconciler:
     Args:
         world: must be filled before `run`.
         instance: this replica, for events.
-
-    Attributes:
-        signer: of what is stored; must be set before `run`.
     """
-
-    signer: Signer
 
     def __init__(
         self,
@@ -81,15 +76,15 @@ class Reconciler:
         self._in_force: dict[str, status.InForce] = {}
         self._compiled: dict[str, set[tuple[str, int]]] = {}  # of policies what is in force: uid and generation
 
-    async def run(self) -> None:
-        """Work until cancelled."""
+    async def run(self, signer: Signer) -> None:
+        """Work until cancelled; what is stored is signed by `signer`."""
         while True:
             await self._leadership.acquired()
             self.everything()
             while self._leadership.is_held:
                 work = await self._backlog.next()
                 if self._leadership.is_held:
-                    await self._do(work)
+                    await self._do(work, signer)
 
     def everything(self) -> None:
         """Put all there is into the backlog."""
@@ -118,7 +113,7 @@ class Reconciler:
             if name.startswith(snapshot.PREFIX):
                 self._backlog.add((Change.POLICY, name.removeprefix(snapshot.PREFIX)))
 
-    async def _do(self, work: Work) -> None:
+    async def _do(self, work: Work, signer: Signer) -> None:
         change, namespace = work
         with self._metrics.round(change):
             try:
@@ -129,7 +124,7 @@ class Reconciler:
                 elif change == Change.STATUS:
                     await self._statuses(namespace)
                 else:
-                    await self._namespace(namespace)
+                    await self._namespace(namespace, signer)
             except ApiError as error:
                 _log.warning("%s of %s: %s Again in %.0f s.", *work, error, self._backlog.failed(work))
                 self._metrics.failures.inc()
@@ -140,7 +135,7 @@ class Reconciler:
                 self._backlog.done(work)
         self._metrics.backlog.set(len(self._backlog))
 
-    async def _namespace(self, namespace: str) -> None:
+    async def _namespace(self, namespace: str, signer: Signer) -> None:
         if self._world.labels(namespace) is None:
             if not await self._exists(namespace):
                 await self._forget(namespace)
@@ -157,7 +152,7 @@ class Reconciler:
         # In a thread: a large namespace takes longer to compile than an admission request may wait.
         found = await asyncio.to_thread(snapshot.outcome, declared, stored, self._system_namespace)
         if found.data is not None:
-            data = signed(found.data, namespace, found.revision, stored, self.signer, time.time_ns() // 1_000_000)
+            data = signed(found.data, namespace, found.revision, stored, signer, time.time_ns() // 1_000_000)
             found = msgspec.structs.replace(found, data=data)
         if found.data is not None and found.data != stored and self._leadership.is_held:
             # Over the version that was read: were another replica to write too, serials would not grow.
