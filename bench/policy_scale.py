@@ -33,11 +33,13 @@ import fix_broker
 import fix_crds
 import fix_opa
 import fix_operator
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fix_broker import Broker, Pod, ServiceCa
 from fix_operator import Operator
 from manifests import cluster_policy, identity, policy, rule, target
 from process_usage import cpu_seconds, resident_mib
 
+from chaperone_operator import kubeconfig
 from chaperone_operator.kube import (
     ACCESS_POLICIES,
     AGENT_IDENTITIES,
@@ -182,7 +184,8 @@ class Scale:
         system = self._operator.system_namespace
         cluster = (await self._admin.get(NAMESPACES, "kube-system"))["metadata"]["uid"]
         await fix_broker.grant(self._admin, system)
-        self.broker = Broker(self._operator.api, system, "", self._folder, ServiceCa(), cluster)
+        unused = Ed25519PrivateKey.generate()  # what is stored here the operator has signed
+        self.broker = Broker(self._operator.api, system, "", self._folder, ServiceCa(), cluster, unused)
         self.broker.write_pair()
         self.broker.start()
         return self.broker
@@ -278,7 +281,7 @@ def told(rounds: list[list[float]]) -> str:
 
 async def measure(options: argparse.Namespace, operator: Operator, replica: int, folder: Path) -> None:
     """Set everything up, print the table."""
-    async with Client(fix_broker.kubeconfig.from_file(operator.api.kubeconfig)) as admin:
+    async with Client(kubeconfig.from_file(operator.api.kubeconfig)) as admin:
         scale = Scale(options, operator, folder, admin)
         broker = await scale.start_broker()
         assert broker.process is not None

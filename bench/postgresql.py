@@ -1,5 +1,7 @@
 """pgbench -S side by side in one run: direct, through pgbouncer, through Chaperone. Prints medians and ratios, and RSS.
 
+Rates are medians of rounds; p50 and p99 are of all statements of all rounds, as pgbench logs them.
+
 Usage: python bench/postgresql.py [--tls] [--seconds 3] [--rounds 5] [--json FILE]
 
 PostgreSQL, pgbouncer and `chaperone dev` (real OPA, real recording) run on this machine and share its cores with
@@ -18,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from array import array
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
@@ -61,18 +64,26 @@ def start_pgbouncer(postgres: fix_postgres.Postgres, folder: Path, *, tls: bool)
     return port, process
 
 
-def measure(port: int, clients: int, mode: str, seconds: int, user: str) -> float:
-    """Transactions a second of one pgbench run."""
-    run = subprocess.run(
-        ["pgbench", "-S", "-n", "-M", mode, "-c", str(clients), "-j", "1", "-T", str(seconds), "-h", "127.0.0.1",
-         "-p", str(port), "-U", user, "orders"],
-        capture_output=True, text=True, timeout=seconds + 60, check=False,
-        env=os.environ | {"PGPASSWORD": fix_postgres.PASSWORD, "PGSSLMODE": "disable"},
-    )  # fmt: skip
+def measure(port: int, clients: int, mode: str, seconds: int, user: str) -> tuple[float, array[int]]:
+    """Transactions a second of one pgbench run, and how long each took, in µs."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = subprocess.run(
+            ["pgbench", "-S", "-n", "-M", mode, "-c", str(clients), "-j", "1", "-T", str(seconds), "-h", "127.0.0.1",
+             "-p", str(port), "-U", user, "-l", "--log-prefix", f"{folder}/log", "orders"],
+            capture_output=True, text=True, timeout=seconds + 60, check=False,
+            env=os.environ | {"PGPASSWORD": fix_postgres.PASSWORD, "PGSSLMODE": "disable"},
+        )  # fmt: skip
+        took = array("q", (int(line.split()[2]) for log in Path(folder).iterdir() for line in log.open()))
     found = re.search(r"tps = ([0-9.]+) \(without", run.stdout)
     if found is None:
         raise RuntimeError(run.stdout + run.stderr)
-    return float(found[1])
+    return float(found[1]), took
+
+
+def percentiles(took: array[int]) -> str:
+    """The median and the 99th of a hundred, in ms."""
+    ordered = sorted(took)
+    return "/".join(f"{ordered[len(ordered) * part // 100] / 1000:.2f}" for part in (50, 99))
 
 
 def main() -> None:
@@ -107,9 +118,12 @@ def main() -> None:
         for mode in ("simple", "prepared"):
             for clients in (1, 8):
                 rates: dict[str, list[float]] = {way: [] for way in WAYS}
+                took: dict[str, array[int]] = {way: array("q") for way in WAYS}
                 for _ in range(options.rounds):
                     for way in WAYS:
-                        rates[way].append(measure(ports[way], clients, mode, options.seconds, "agent_rw"))
+                        rate, each = measure(ports[way], clients, mode, options.seconds, "agent_rw")
+                        rates[way].append(rate)
+                        took[way].extend(each)
                 medians = {way: statistics.median(rates[way]) for way in WAYS}
                 results[f"{mode}, {clients} clients"] = medians
                 direct, pooled, ours = (medians[way] for way in WAYS)
@@ -119,6 +133,7 @@ def main() -> None:
                     + (f"   added {1e6 / ours - 1e6 / direct:.0f} µs" if clients == 1 else ""),
                     flush=True,
                 )
+                print("    p50/p99 in ms: " + "  ".join(f"{way} {percentiles(took[way])}" for way in WAYS), flush=True)
         after = resident_mib(gateway.process.pid)
         print(f"RSS of the gateway (chaperone dev): {idle:.0f} MiB idle, {after:.0f} MiB after")
     finally:

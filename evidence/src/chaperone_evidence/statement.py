@@ -1,0 +1,84 @@
+"""What the log's own keeper says: entries without a stream, so that their link is 32 zeros.
+
+They stand between the records of gateways in the one tree, and are signed with it by the next checkpoint.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from chaperone_evidence import canonical
+from chaperone_evidence.entry import LINK_BYTES, MAX_ENTRY_BYTES, PREFIX_BYTES, Entry
+from chaperone_evidence.errors import NotCanonical
+from chaperone_evidence.record import Integer
+
+CLASS_STATEMENT: Final = 4
+CLASS_READ: Final = 6
+NO_LINK: Final = bytes(LINK_BYTES)
+MAX_HEADER_BYTES: Final = MAX_ENTRY_BYTES - PREFIX_BYTES
+
+
+class Statement(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", gc=False):
+    """What every statement says: when, in microseconds since 1970 by the keeper's clock."""
+
+    wall_us: Integer
+
+
+class EvidenceRead(Statement, frozen=True, kw_only=True, tag="evidence.read"):
+    """Somebody read evidence: class 6. Written before the answer was given."""
+
+    user: str
+    verb: str
+    resource: str  # with its subresource, as Kubernetes names them
+    rows: Integer  # objects that were given
+    groups: list[str] = msgspec.field(default_factory=list)
+    namespace: str = ""  # empty: all
+    name: str = ""
+    query: str = ""  # as it was sent; its end may be cut
+
+
+class StreamLost(Statement, frozen=True, kw_only=True, tag="stream.lost"):
+    """A gateway fell silent and left its stream without an end: class 4.
+
+    What it recorded and never sent is not here; `count` and `link` say up to where everything is.
+    """
+
+    stream: str
+    namespace: str
+    pod: str
+    pod_uid: str
+    count: Integer  # records of it that the keeper has
+    link: str  # base64, of the last of them
+    seen_us: Integer  # when the last of them came, by the keeper's clock
+
+
+type Known = EvidenceRead | StreamLost
+
+_CLASSES: Final[dict[type[Known], int]] = {EvidenceRead: CLASS_READ, StreamLost: CLASS_STATEMENT}
+
+
+def encode(said: Known) -> Entry:
+    """The entry of a statement.
+
+    Raises:
+        UnicodeEncodeError: a string holds half of a surrogate pair.
+    """
+    return Entry(_CLASSES[type(said)], NO_LINK, canonical.encode(said))
+
+
+def decode(found: Entry) -> Known:
+    """Read a statement.
+
+    Raises:
+        NotCanonical: its header is not in the one form, is no statement, or stands in another's class.
+    """
+    canonical.decode(found.header)
+    try:
+        said = msgspec.json.decode(found.header, type=Known)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise NotCanonical(f"The entry is no statement: {error}.") from error
+    if _CLASSES[type(said)] != found.cls or found.link != NO_LINK:
+        raise NotCanonical("The statement stands in an entry of another kind.")
+    return said
