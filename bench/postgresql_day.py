@@ -91,7 +91,8 @@ def size_mib(folder: Path) -> float:
 def day(port: int, pid: int, evidence: Path, scripts: dict[str, Path], statements: int) -> None:
     """Print a row after each tenth."""
     rounds = max(1, statements // TENTHS // len(MODES) // CLIENTS // PER_SESSION)
-    print("| statements | sessions | s | gateway MiB | OPA MiB | open files | evidence MiB |\n|---|---|---|---|---|---|---|")
+    heads = ("statements", "sessions", "s", "gateway MiB", "OPA MiB", "open files", "evidence MiB")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     began, done, sessions = time.perf_counter(), 0, 0
     for _ in range(TENTHS + 1):
         held = len(list(Path(f"/proc/{pid}/fd").iterdir()))

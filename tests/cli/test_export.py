@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -63,12 +64,16 @@ async def test_an_exported_session_verifies_offline(
     done = await _chaperone(evidence_api, tmp_path, "export", session, "-n", "agents")
     assert done.returncode == 0, done.stderr
     assert f"bundle: {session}.tar (" in done.stdout
-    assert f"next: chaperone verify {session}.tar --trust {session}.trust.pem" in done.stdout
-    assert "compare its fingerprint" in done.stdout
-    assert _files(tmp_path) == [f"{session}.tar", f"{session}.trust.pem"]
+    trust = ("--trust", f"{session}.trust.pem", "--log-policy", f"{session}.log.policy")
+    assert f"next: chaperone verify {session}.tar {' '.join(trust)}" in done.stdout
+    assert "compare them with copies from elsewhere" in done.stdout
+    assert _files(tmp_path) == [f"{session}.log.policy", f"{session}.tar", f"{session}.trust.pem"]
     assert stat.S_IMODE((tmp_path / f"{session}.tar").stat().st_mode) == 0o600
-    verified = await _chaperone(evidence_api, tmp_path, "verify", f"{session}.tar", "--trust", f"{session}.trust.pem")
+    verified = await _chaperone(evidence_api, tmp_path, "verify", f"{session}.tar", *trust)
     assert verified.stdout.endswith("verify: OK\n"), verified.stdout
+    assert re.search(
+        r"^log: record \d+ of stream \w+ is entry \d+ of \d+, signed 2\S+Z, 0 witnesses$", verified.stdout, re.M
+    )
     fingerprint = next(line for line in done.stdout.splitlines() if line.startswith("trust: ")).split()[-1]
     assert fingerprint in verified.stdout
 
@@ -81,7 +86,8 @@ async def test_an_auditor_who_may_not_read_the_system_namespace_gets_the_bundle_
         evidence_api, tmp_path, "export", session, "-n", "agents", "-o", "out.tar", user="auditor-1"
     )
     assert done.returncode == 0, done.stderr
-    assert "note: the gateway CA was not fetched: Error from server (Forbidden)" in done.stdout
+    for what in ("the gateway CA was not fetched; use the one", "the log's keys were not fetched; use those"):
+        assert f"note: {what} that you were given: Error from server (Forbidden)" in done.stdout
     (tmp_path / "own.pem").write_text(gateway_ca.pem)
     verified = await _chaperone(evidence_api, tmp_path, "verify", "out.tar", "--trust", "own.pem")
     assert verified.stdout.endswith("verify: OK\n"), verified.stdout

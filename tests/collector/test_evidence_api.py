@@ -437,11 +437,13 @@ async def test_every_read_is_recorded_before_it_is_answered(evidence_api: Eviden
         evidence_api, "get", "commands", "-n", "agents", "-l", "chaperone.dev/identity=read-agent", user="auditor",
         groups=("auditors",),
     )  # fmt: skip
-    rows = evidence_api.collector.rows(
-        "SELECT verb, resource, namespace, rows, groups FROM access "
-        "WHERE user = 'auditor' AND query LIKE '%read-agent%'"
-    )
-    assert rows == [("list", "commands", "agents", 4, "auditors,system:authenticated")]
+    listed = json.loads(await _kubectl(evidence_api, "get", "reads", "-n", "agents", "-o", "json"))
+    (found,) = [
+        one["spec"] for one in listed["items"]
+        if one["spec"]["user"] == "auditor" and "read-agent" in one["spec"].get("query", "")
+    ]  # fmt: skip
+    assert (found["verb"], found["resource"], found["given"]) == ("list", "commands", 4)
+    assert found["groups"] == ["auditors", "system:authenticated"]
 
 
 async def test_a_proof_verifies_offline(evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path) -> None:

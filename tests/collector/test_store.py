@@ -22,8 +22,9 @@ from chaperone_collector.metrics import Metrics
 from chaperone_collector.schema import MIGRATIONS, open_reader, open_writer
 from chaperone_collector.store import MAX_QUEUED_READS, Store
 from chaperone_collector.stream import extend, unknown
-from chaperone_collector.transaction import Access, Transaction
+from chaperone_collector.transaction import Transaction
 from chaperone_evidence import entry
+from chaperone_evidence.statement import EvidenceRead
 
 _AUTHORITY = Authority("gateway CA")
 _POD = Pod(_AUTHORITY)
@@ -118,13 +119,16 @@ async def test_a_job_that_is_refused_or_fails_takes_no_other_with_it(tmp_path: P
         read(tx)
         raise ZeroDivisionError
 
-    def read(tx: Transaction) -> None:
-        tx.read_by(Access("u", "", "get", "sessions", "agents", "x", "", 1))
+    def read(tx: Transaction) -> int:
+        said = EvidenceRead(wall_us=1, user="u", verb="get", resource="sessions", namespace="agents", name="x", rows=1)
+        return tx.say(said)
 
     jobs = [read, refuse, crash, read, crash, read]
     answers = await asyncio.gather(*(store.write(job) for job in jobs), return_exceptions=True)
-    assert [type(answer) for answer in answers] == [type(None), Refused, StoreBusy, type(None), StoreBusy, type(None)]
-    assert await store.read(lambda db: db.execute("SELECT count(*) FROM access").fetchone()) == (3,)
+    assert [type(answer) for answer in answers] == [int, Refused, StoreBusy, int, StoreBusy, int]
+    assert [answer for answer in answers if isinstance(answer, int)] == [0, 1, 2]
+    assert await store.read(lambda db: db.execute("SELECT count(*) FROM reading").fetchone()) == (3,)
+    assert store.size == 3
     await store.close()
 
 

@@ -136,7 +136,7 @@ async def test_tallies_are_listed_by_those_who_may_and_reading_them_leaves_no_re
     pod = Pod(gateway_ca, namespace="tallied", identity="tallied-agent", pod_uid="uid-tallied")
     async with Sender(evidence_api.collector, pod) as sender:
         await sender.ship(worked(pod))
-    reads = "SELECT count(*) FROM access"
+    reads = "SELECT count(*) FROM reading"
     before = evidence_api.collector.rows(reads)
     whole = await asked(evidence_api)
     mine = [one for one in whole["items"] if one["namespace"] == "tallied"]

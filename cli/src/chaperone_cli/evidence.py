@@ -4,7 +4,8 @@ Everything that is read is hostile: names must have the layout's form, sizes are
 tar reader knows plain files and directories and refuses everything else by name, so that no two programs can read one
 bundle differently.
 
-Layout: `trust.pem` · `streams/<stream>/<first seq>.seg` · `bodies/<stream>/<n>.seg`.
+Layout: `trust.pem` · `log.policy` · `streams/<stream>/<first seq>.seg` · `bodies/<stream>/<n>.seg` ·
+`log/<stream>.tlog-proof`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MAX_EXTENDED_BYTES: Final = 64 << 10  # a tar's extended header: times and owner
 MAX_TAIL_BYTES: Final = 1 << 20  # zeros after the end of a tar; tar pads to 10 KiB
 
 LAYOUT: Final = re.compile(r"(streams|bodies)/([0-7][0-9a-hjkmnp-tv-z]{25})/([0-9]{1,16})\.seg\Z")
+PROOF: Final = re.compile(r"log/([0-7][0-9a-hjkmnp-tv-z]{25})\.tlog-proof\Z")
 TRUST: Final = "trust.pem"
+LOG_POLICY: Final = "log.policy"
 
 _SPARE: Final = re.compile(r"streams/[^/]+/spare\Z")  # room that a gateway made for its next segment: empty
 _BLOCK: Final = 512
@@ -63,7 +66,7 @@ class Source(Protocol):
 
 
 class Directory:
-    """An evidence directory. What lies beside `trust.pem`, `streams` and `bodies` is not looked at."""
+    """An evidence directory. What lies beside the files of the layout is not looked at."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -71,7 +74,7 @@ class Directory:
     def names(self) -> list[str]:
         """See `Source`."""
         found = []
-        for pattern in (TRUST, "streams/*/*", "bodies/*/*"):
+        for pattern in (TRUST, LOG_POLICY, "streams/*/*", "bodies/*/*", "log/*"):
             for path in self._root.glob(pattern):
                 name = path.relative_to(self._root).as_posix()
                 if path.is_symlink() or not path.is_file():
@@ -171,11 +174,24 @@ def segments(source: Source) -> dict[str, tuple[list[str], list[str]]]:
         match = LAYOUT.match(name)
         if match is not None:
             found.setdefault(match[2], ([], []))[match[1] == "bodies"].append(name)
-        elif name != TRUST:
+        elif name not in {TRUST, LOG_POLICY} and not PROOF.match(name):
             raise CannotVerify(f"The file {name} does not belong to the layout.")
     if not found:
         raise CannotVerify("There is no stream here; is this an evidence directory or a bundle?")
     return dict(sorted(found.items()))
+
+
+def proofs(source: Source) -> dict[str, bytes]:
+    """The proofs of the log, by stream.
+
+    Raises:
+        CannotVerify: one is too long.
+    """
+    return {
+        match[1]: source.read(name, MAX_TRUST_BYTES)
+        for name in source.names()
+        if (match := PROOF.match(name)) is not None
+    }
 
 
 def entries(source: Source, names: list[str], label: str) -> Iterator[bytes]:

@@ -22,12 +22,17 @@ from chaperone_cli.evidence import CannotVerify, open_source
 from chaperone_cli.kubectl import CannotAsk, Cluster, NotYet, ask, pipe, place
 from chaperone_cli.say import progress, say
 from chaperone_cli.verify import fingerprint
+from chaperone_evidence import policyfile
+from chaperone_evidence.cosignature import Key
+from chaperone_evidence.errors import Malformed
 from chaperone_evidence.ulid import is_ulid
 
 EXPORT_TIMEOUT_S: Final = 3600.0  # a stream of a busy week is gigabytes
 SIGNED_WITHIN_S: Final = 40.0  # a gateway signs every 10 s, and then its records have to reach the collector
+MAX_SHOWN_CHARS: Final = 160  # of a key; one of ML-DSA-44 has 1 800
 ASK_AGAIN_S: Final = 2.0  # kubectl gives no answer but that it is too early, so there is nothing to wait on
 MAX_BUNDLE_BYTES: Final = 64 << 30
+POLICY_PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1/checkpoints/log/policy"
 PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1/namespaces/{namespace}/sessions/{session}/proof"
 
 
@@ -44,17 +49,23 @@ def run(cluster: Cluster, session: str, namespace: str, system_namespace: str, o
         say(f"export: FAILED: {error}", err=True)
         return 1
     say(f"bundle: {bundle} ({size} bytes)")
-    trust = bundle.with_suffix(".trust.pem")
+    trust, policy = bundle.with_suffix(".trust.pem"), bundle.with_suffix(".log.policy")
+    shown_trust, shown_policy = "FILE", "FILE"
     try:
-        authorities = _fetch_trust(cluster, system_namespace, trust)
+        for authority in _fetch_trust(cluster, system_namespace, trust):
+            say(f"trust: {trust} {authority.subject.rfc4514_string()} SHA-256 {fingerprint(authority)}")
+        shown_trust = str(trust)
     except (CannotExport, CannotAsk, OSError) as error:
-        say(f"note: the gateway CA was not fetched: {error}")
-        say(f"next: chaperone verify {bundle} --trust FILE, with the gateway CA that you were given")
-        return 0
-    for authority in authorities:
-        say(f"trust: {trust} {authority.subject.rfc4514_string()} SHA-256 {fingerprint(authority)}")
-    say("note: this gateway CA came from the cluster itself; compare its fingerprint with one from elsewhere")
-    say(f"next: chaperone verify {bundle} --trust {trust}")
+        say(f"note: the gateway CA was not fetched; use the one that you were given: {error}")
+    try:
+        for key in _fetch_policy(cluster, policy):
+            say(f"trust: {policy} {key.vkey if len(key.vkey) < MAX_SHOWN_CHARS else key.vkey[:MAX_SHOWN_CHARS] + '…'}")
+        shown_policy = str(policy)
+    except (CannotExport, CannotAsk, OSError) as error:
+        say(f"note: the log's keys were not fetched; use those that you were given: {error}")
+    if "FILE" not in (shown_trust, shown_policy):
+        say("note: CA and keys came from the cluster itself; compare them with copies from elsewhere")
+    say(f"next: chaperone verify {bundle} --trust {shown_trust} --log-policy {shown_policy}")
     return 0
 
 
@@ -96,6 +107,17 @@ def _fetch_trust(cluster: Cluster, system_namespace: str, trust: Path) -> list[x
     with _beside(trust) as file:
         file.write(pem)
     return authorities
+
+
+def _fetch_policy(cluster: Cluster, path: Path) -> tuple[Key, ...]:
+    text = ask(cluster, "get", "--raw", POLICY_PATH)
+    try:
+        policy = policyfile.parse(text.decode())
+    except (Malformed, UnicodeDecodeError) as error:
+        raise CannotExport(f"what the collector gives as the log's keys is no tlog-policy: {error}") from error
+    with _beside(path) as file:
+        file.write(policyfile.render(policy).encode())
+    return policy.log
 
 
 class _ConfigMap(msgspec.Struct):

@@ -27,13 +27,18 @@ def main() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Certificate of the gateway CA; without it the one inside EVIDENCE is taken, and that is said.",
 )
+@click.option(
+    "--log-policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The log's keys and witnesses (C2SP tlog-policy): a bundle's records must then be in that log.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(evidence: Path, trust: Path | None, as_json: bool) -> None:
+def verify(evidence: Path, trust: Path | None, log_policy: Path | None, as_json: bool) -> None:
     """Verify an evidence directory or a bundle (tar) offline.
 
     Exit status: 0 everything holds, 1 something is wrong, 2 it cannot be verified.
     """
-    raise SystemExit(verification.run(evidence, trust, as_json=as_json))
+    raise SystemExit(verification.run(evidence, trust, log_policy, as_json=as_json))
 
 
 @main.command()
@@ -46,7 +51,7 @@ def verify(evidence: Path, trust: Path | None, as_json: bool) -> None:
 def export(
     session: str, namespace: str, output: Path | None, kubeconfig: str, context: str, system_namespace: str
 ) -> None:
-    """Fetch the proof of a SESSION as a bundle for `verify`, with the gateway CA beside it.
+    """Fetch the proof of a SESSION as a bundle for `verify`, with the gateway CA and the log's keys beside it.
 
     SESSION is a name from `kubectl get sessions`. Uses kubectl and your rights: get on sessions/proof.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from chaperone_cli.evidence import (
+    LOG_POLICY,
     MAX_TRUST_BYTES,
     TRUST,
     CannotVerify,
@@ -18,28 +20,33 @@ from chaperone_cli.evidence import (
     bodies,
     entries,
     open_source,
+    proofs,
     segments,
 )
 from chaperone_cli.say import progress, say
-from chaperone_evidence.verify import StreamReport, Verdict, join, verify_stream
+from chaperone_evidence import policyfile
+from chaperone_evidence.errors import Malformed
+from chaperone_evidence.policy import Policy
+from chaperone_evidence.verify import Logged, StreamReport, Verdict, find_in_log, join, verify_stream
 
 OK, FINDINGS, CANNOT = 0, 1, 2
 MAX_SHOWN: Final = 20  # lines of a kind; all of them are in the JSON
 
 
 class Trust(msgspec.Struct, frozen=True):
-    """The gateway CAs that a verdict rests on."""
+    """The gateway CAs that a verdict rests on, and the log's keys if the log is to be looked at."""
 
     authorities: list[x509.Certificate]
     is_given: bool  # by --trust, not found beside the evidence
+    log: Policy | None = None
 
 
-def run(evidence: Path, trust: Path | None, *, as_json: bool) -> int:
+def run(evidence: Path, trust: Path | None, log_policy: Path | None, *, as_json: bool) -> int:
     """Verify and print; returns the exit status."""
     try:
         with open_source(evidence) as source:
-            anchor = read_trust(source, trust)
-            verdict = judge(source, anchor.authorities)
+            anchor = read_trust(source, trust, log_policy)
+            verdict = judge(source, anchor.authorities, anchor.log)
     except (CannotVerify, OSError) as error:
         if as_json:
             click.echo(msgspec.json.encode({"verify": "CANNOT VERIFY", "why": str(error)}))
@@ -53,30 +60,37 @@ def run(evidence: Path, trust: Path | None, *, as_json: bool) -> int:
     return FINDINGS if verdict.problems else OK
 
 
-def judge(source: Source, authorities: list[x509.Certificate]) -> Verdict:
-    """Verify all streams of a source.
+def judge(source: Source, authorities: list[x509.Certificate], log: Policy | None = None) -> Verdict:
+    """Verify all streams of a source, and that the log has them if its keys are given.
 
     Raises:
         CannotVerify: no stream, or files that do not belong to the layout.
     """
     names = segments(source)
+    in_log = proofs(source)
     reports = []
     try:
         for number, (stream, (of_entries, of_bodies)) in enumerate(names.items(), 1):
             label = f"stream {number} of {len(names)}"
             found = entries(source, of_entries, label)
-            reports.append(verify_stream(stream, found, authorities, bodies(source, of_bodies, label)))
+            report = verify_stream(stream, found, authorities, bodies(source, of_bodies, label))
+            if log is not None:
+                find_in_log(report, in_log.get(stream), log)
+            elif stream in in_log:
+                report.remarks.append("the proof that the log has it was not checked; give --log-policy")
+            reports.append(report)
     finally:
         progress("")
     return join(reports)
 
 
-def read_trust(source: Source, given: Path | None) -> Trust:
-    """The CA certificates to trust: those of a file that the auditor brought, else those beside the evidence.
+def read_trust(source: Source, given: Path | None, log_policy: Path | None = None) -> Trust:
+    """The CA certificates and keys to trust: those of files that the auditor brought, else those beside the evidence.
 
     Raises:
-        CannotVerify: there are none. OSError: the file cannot be read.
+        CannotVerify: there is no certificate, or a file holds something else. OSError: a file cannot be read.
     """
+    log = _read_policy(source, log_policy)
     if given is not None:
         pem = given.read_bytes()
     elif TRUST in source.names():
@@ -84,9 +98,19 @@ def read_trust(source: Source, given: Path | None) -> Trust:
     else:
         raise CannotVerify("No gateway CA is given; use --trust FILE (ConfigMap chaperone-trust, key gateway-ca.crt).")
     try:
-        return Trust(x509.load_pem_x509_certificates(pem), given is not None)
+        return Trust(x509.load_pem_x509_certificates(pem), given is not None, log)
     except ValueError as error:
         raise CannotVerify("The file with the gateway CA holds no certificate (PEM).") from error
+
+
+def _read_policy(source: Source, given: Path | None) -> Policy | None:
+    if given is None and LOG_POLICY not in source.names():
+        return None
+    data = given.read_bytes() if given is not None else source.read(LOG_POLICY, MAX_TRUST_BYTES)
+    try:
+        return policyfile.parse(data.decode())
+    except (Malformed, UnicodeDecodeError) as error:
+        raise CannotVerify(f"The file with the log's keys is no tlog-policy: {error}") from error
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
@@ -101,6 +125,8 @@ def _print(verdict: Verdict, trust: Trust) -> None:
         say("note: this gateway CA lay beside the evidence; give --trust to check against a copy of your own")
     for report in verdict.streams:
         say(_line(report))
+        if report.logged is not None:
+            say(_logged(report, report.logged))
     for remark in verdict.notes[:MAX_SHOWN]:
         say(f"note: {remark}")
     if len(verdict.notes) > MAX_SHOWN:
@@ -118,6 +144,14 @@ def _line(report: StreamReport) -> str:
     return (
         f"stream {report.stream} {whose}: {report.entries} records, {report.signed} signed, {report.sessions} sessions,"
         f" {report.commands} commands ({report.denied} refused), {report.bodies_checked} texts, end {report.end}"
+    )
+
+
+def _logged(report: StreamReport, found: Logged) -> str:
+    when = f", signed {datetime.fromtimestamp(found.time_s, UTC):%Y-%m-%dT%H:%M:%SZ}" if found.time_s else ""
+    return (
+        f"log: record {report.entries - 1} of stream {report.stream} is entry {found.index} of {found.size}{when}, "
+        f"{found.witnesses} witnesses"
     )
 
 
@@ -141,6 +175,7 @@ def _plain_stream(report: StreamReport) -> dict[str, object]:
     return {
         "stream": report.stream,
         "end": report.end,
+        **({"log": msgspec.structs.asdict(report.logged)} if report.logged is not None else {}),
         **{name: getattr(opened, name) for name in who if opened is not None},
         **{
             name: getattr(report, name)

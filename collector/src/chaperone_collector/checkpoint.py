@@ -79,15 +79,21 @@ def sign(connection: sqlite3.Connection, tree: Tree, keys: LogKeys, now_us: int)
     Returns:
         The size that is signed.
     """
-    if tree.size in {0, newest(connection)}:
+    origin = read_origin(connection)
+    if tree.size == newest(connection) or not origin:
         return tree.size
-    cluster = connection.execute("SELECT cluster FROM stream ORDER BY id LIMIT 1").fetchone()[0]
-    said = Checkpoint(f"chaperone.dev/log/{cluster}", tree.size, tree.root())
+    said = Checkpoint(origin, tree.size, tree.root())
     note = sign_checkpoint(said, keys.signers(said.origin), now_us // _SECOND_US)
     connection.execute(
         "INSERT INTO checkpoint (size, wall_us, root, note) VALUES (?,?,?,?)", (said.size, now_us, said.root, note)
     )
     return said.size
+
+
+def read_origin(connection: sqlite3.Connection) -> str:
+    """The log's name, which is the cluster's; "" before the first gateway has said which cluster that is."""
+    row = connection.execute("SELECT cluster FROM stream ORDER BY id LIMIT 1").fetchone()
+    return f"chaperone.dev/log/{row[0]}" if row else ""
 
 
 def newest(connection: sqlite3.Connection) -> int:

@@ -102,7 +102,7 @@ async def _run(options: argparse.Namespace) -> int:
                 metrics=metrics, now_us=_now_us,
             )  # fmt: skip
             await _listen(runners, api.application(), options, options.api_port, api_tls.outer)
-        tasks.append(asyncio.create_task(store.keep_checkpoints()))
+        tasks += [asyncio.create_task(store.keep_checkpoints()), asyncio.create_task(store.keep_watch())]
         ingest = Ingest(store, ca, Peers(ca, tls.is_current), metrics)
         await _listen(runners, ingest.application(), options, options.ingest_port, tls.outer)
         await _listen(runners, _metrics_application(metrics, store), options, options.metrics_port, None)

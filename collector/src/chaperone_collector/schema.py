@@ -1,7 +1,8 @@
 """The tables, and how a database of another version is treated.
 
-`entry` is the log: the bytes as they came, numbered in the order of storage. Everything else is read off it (streams,
-sessions, commands, tallies and the indexes over them) or stands beside it (bodies, quarantine, findings, reads).
+`entry` is the log: the bytes as they came, numbered in the order of storage; those of stream 0 are the collector's own.
+Everything else is read off it (streams, sessions, commands, readings, tallies and the indexes over them) or stands
+beside it (bodies, quarantine, findings). `access` held reads of evidence before these were entries.
 
 Versions: `PRAGMA user_version` counts the steps of `MIGRATIONS` that were applied. An empty file gets all of them, an
 older one those it lacks, each in a transaction of its own; a newer one, or a file of another program, is refused. A
@@ -120,6 +121,9 @@ ALTER TABLE session ADD COLUMN subject TEXT NOT NULL DEFAULT '';
 CREATE INDEX session_subject ON session (subject) WHERE subject <> '';
 CREATE TABLE tile (level INTEGER NOT NULL, idx INTEGER NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (level, idx));
 CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL, root BLOB NOT NULL, note BLOB NOT NULL);
+CREATE TABLE reading (idx INTEGER PRIMARY KEY, namespace TEXT NOT NULL);
+CREATE INDEX reading_namespace ON reading (namespace);
+ALTER TABLE stream ADD COLUMN lost_idx INTEGER;
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2)

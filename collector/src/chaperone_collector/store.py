@@ -28,7 +28,10 @@ from chaperone_collector.errors import CollectorError, StoreBusy, StoreUnusable
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.readers import Readers
 from chaperone_collector.schema import open_writer
+from chaperone_collector.stream import LOST_AFTER_US
 from chaperone_collector.transaction import Transaction, Unnamed
+from chaperone_evidence import policyfile
+from chaperone_evidence.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ READER_THREADS: Final = 4  # pages are read whole, so few threads serve many cal
 MAX_QUEUED_READS: Final = 64
 STOP_TIMEOUT_S: Final = 20.0
 LONG_WAIT_S: Final = 3600.0
+LOOK_S: Final = 15.0  # between two looks for streams that fell silent
+CLOCK_STEP_US: Final = 5_000_000
 
 _STOP: Final = object()
 _TRANSIENT: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM}
@@ -124,6 +129,36 @@ class Store:
                 log.warning("a checkpoint was not written: %s", error)
             await asyncio.sleep(checkpoint.INTERVAL_S)
 
+    async def keep_watch(self) -> None:
+        """State the streams that fell silent, until cancelled; who could not be heard has not fallen silent."""
+        lead_us = self._lead_us()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if abs(self._lead_us() - lead_us) > CLOCK_STEP_US:  # the clock was set: nobody has been silent by it
+                lead_us, self.started_us = self._lead_us(), self._now_us()
+            silent_since_us = self._now_us() - LOST_AFTER_US
+            if self.started_us > silent_since_us:
+                continue
+            try:
+                lost = await self.write(lambda tx: tx.lose(silent_since_us))  # noqa: B023 it is awaited here
+            except StoreBusy as error:
+                log.warning("silent streams were not stated: %s", error)
+                continue
+            if lost:
+                log.warning("%d streams fell silent without an end", lost)
+
+    def _lead_us(self) -> int:
+        """How far the wall clock is ahead of the monotonic one."""
+        return self._now_us() - time.monotonic_ns() // 1000
+
+    def policy(self, connection: sqlite3.Connection) -> bytes:
+        """With which keys this log signs, as a C2SP tlog-policy; empty before it has a name."""
+        origin = checkpoint.read_origin(connection)
+        if not origin:
+            return b""
+        keys = tuple(one.key for one in self._keys.signers(origin))
+        return policyfile.render(Policy(origin, keys, len(keys))).encode()
+
     async def grown(self, beyond: int, timeout_s: float) -> int:
         """Wait until the log has more than `beyond` entries, at most `timeout_s`; returns its size."""
         try:
@@ -149,6 +184,8 @@ class Store:
         if hashed:
             log.info("%d entries of before were hashed", hashed)
         transaction = Transaction(self._db, self._unnamed, self._now_us)
+        if adopted := transaction.adopt_reads():
+            log.info("%d reads of before are in the log now", adopted)
         self._signed = checkpoint.check(self._db, transaction.size)
         return transaction
 

@@ -1,7 +1,8 @@
-"""What can be written: batches of a stream, bodies, quarantined bytes, reads. Runs in the writer's thread only."""
+"""What can be written: batches of a stream, bodies, quarantined bytes, statements. Runs in the writer's thread only."""
 
 from __future__ import annotations
 
+import base64
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -15,13 +16,15 @@ from chaperone_collector.errors import ChainBroken, Refused
 from chaperone_collector.project import Projection, named_bodies
 from chaperone_collector.stream import Extension, Stored
 from chaperone_collector.tree import Tree
-from chaperone_evidence import canonical, entry
+from chaperone_evidence import canonical, entry, statement
 from chaperone_evidence.errors import EvidenceError
 
 MAX_STREAMS_PER_POD: Final = 10_000  # a gateway that restarts every five minutes for a month makes 8 640
 MAX_UNNAMED_BYTES_PER_POD: Final = 64 << 20  # bodies sent ahead of the records that name them
 MAX_QUARANTINE_PER_POD: Final = 64  # copies kept of batches that broke their chain; later ones are only counted
 MAX_QUARANTINE_BYTES: Final = 256 << 10  # of one batch; the first bytes show what broke
+MAX_LOST_AT_ONCE: Final = 1000  # streams whose loss one transaction states; a node that dies takes a few hundred
+OWN_STREAM: Final = 0  # of the collector; those of gateways count from 1
 
 
 class Unnamed:
@@ -65,19 +68,6 @@ class Unnamed:
             self._db.executemany("DELETE FROM unnamed WHERE hash = ?", [(commit,) for commit in found])
 
 
-class Access(msgspec.Struct, frozen=True):
-    """One read of evidence: who asked for what, and how many objects were given."""
-
-    user: str
-    groups: str
-    verb: str
-    resource: str
-    namespace: str
-    name: str
-    query: str
-    rows: int
-
-
 class Transaction:
     """One transaction after another on the writer's connection."""
 
@@ -88,6 +78,7 @@ class Transaction:
         self._projection = Projection(connection)
         self._tree = Tree(connection)
         self.size = int(connection.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
+        self._own = _length(connection, OWN_STREAM)
         self._first = self.size
 
     def begin(self) -> None:
@@ -124,7 +115,7 @@ class Transaction:
         state = next((checked.head.state for checked in reversed(extension.entries) if checked.head), "")
         moved = self._db.execute(
             "UPDATE stream SET count = ?, link = ?, signed = max(signed, ?), head_us = ?, "
-            "state = coalesce(nullif(?, ''), state), seen_us = ? WHERE id = ? AND count = ?",
+            "state = coalesce(nullif(?, ''), state), seen_us = ?, lost_idx = NULL WHERE id = ? AND count = ?",
             (after.count, after.link, signed, after.head_us, state, now_us, stream, extension.before.count),
         )
         if moved.rowcount != 1:
@@ -171,13 +162,52 @@ class Transaction:
         )
         return True
 
-    def read_by(self, access: Access) -> None:
-        """Keep that somebody read evidence."""
+    def say(self, said: statement.Known) -> int:
+        """Add a statement of the collector's own to the log; returns its index."""
+        idx, found = self.size, statement.encode(said)
+        data = found.encode()
         self._db.execute(
-            "INSERT INTO access (wall_us, user, groups, verb, resource, namespace, name, query, rows) "
-            "VALUES (?,?,?,?,?,?,?,?,?)",
-            (self._now_us(), *msgspec.structs.astuple(access)),
+            "INSERT INTO entry (idx, stream, seq, class, bytes) VALUES (?,?,?,?,?)",
+            (idx, OWN_STREAM, self._own, found.cls, data),
         )
+        self.size += 1
+        self._own += 1
+        self._tree.append([data])
+        if isinstance(said, statement.EvidenceRead):
+            self._db.execute("INSERT INTO reading (idx, namespace) VALUES (?,?)", (idx, said.namespace))
+        return idx
+
+    def lose(self, silent_since_us: int) -> int:
+        """State of each stream without an end that said nothing since then, once; returns how many those are."""
+        lost = self._db.execute(
+            "SELECT id, name, namespace, pod, pod_uid, count, link, seen_us FROM stream WHERE seen_us < ? "
+            "AND state <> 'closed' AND superseded = 0 AND lost_idx IS NULL ORDER BY id LIMIT ?",
+            (silent_since_us, MAX_LOST_AT_ONCE),
+        ).fetchall()
+        for number, name, namespace, pod, pod_uid, count, link, seen_us in lost:
+            said = statement.StreamLost(
+                wall_us=self._now_us(), stream=name, namespace=namespace, pod=pod, pod_uid=pod_uid, count=count,
+                link=base64.b64encode(link).decode(), seen_us=seen_us,
+            )  # fmt: skip
+            self._db.execute("UPDATE stream SET lost_idx = ? WHERE id = ?", (self.say(said), number))
+        return len(lost)
+
+    def adopt_reads(self) -> int:
+        """Make entries of the reads that an earlier version kept beside the log; returns how many those were."""
+        kept = self._db.execute(
+            "SELECT wall_us, user, groups, verb, resource, namespace, name, query, rows FROM access ORDER BY id"
+        ).fetchall()
+        if not kept:
+            return 0
+        self.begin()
+        for wall_us, user, groups, verb, resource, namespace, name, query, rows in kept:
+            self.say(statement.EvidenceRead(
+                wall_us=wall_us, user=user, groups=groups.split(",") if groups else [], verb=verb, resource=resource,
+                namespace=namespace, name=name, query=query, rows=rows,
+            ))  # fmt: skip
+        self._db.execute("DELETE FROM access")
+        self.commit()
+        return len(kept)
 
     def sign(self, keys: LogKeys) -> int:
         """Sign what the log holds, this transaction included; returns the size that is signed."""
@@ -243,3 +273,9 @@ def _decode(text: str) -> bytes | None:
     except EvidenceError:
         return None  # the offline verifier says so; there is nothing to look up
     return commit if len(commit) == entry.LINK_BYTES else None
+
+
+def _length(connection: sqlite3.Connection, stream: int) -> int:
+    """How many entries of a stream are stored."""
+    row = connection.execute("SELECT coalesce(max(seq) + 1, 0) FROM entry WHERE stream = ?", (stream,)).fetchone()
+    return int(row[0])

@@ -90,13 +90,38 @@ def read_tile(connection: sqlite3.Connection, tile: Tile) -> bytes:
     return b"".join(hashes)
 
 
+def read_bundle(connection: sqlite3.Connection, tile: Tile) -> bytes:
+    """The entries of an entry bundle of the log.
+
+    Raises:
+        StoreUnusable: entries are missing.
+    """
+    found = _entries(connection, tile.index * WIDTH, tile.width)
+    if len(found) != tile.width:
+        raise StoreUnusable(f"The log has no whole {tile.path}; restore the database from a backup.")
+    return tiles.encode_bundle(found)
+
+
+def read_proof(connection: sqlite3.Connection, index: int, size: int) -> list[bytes]:
+    """The proof that entry `index` is among the first `size`.
+
+    Raises:
+        StoreUnusable: entries or tiles are missing.
+    """
+    return merkle.inclusion_proof(index, size, _reader(connection, size))
+
+
 def read_root(connection: sqlite3.Connection, size: int) -> bytes:
     """The root over the first `size` entries, from what is stored.
 
     Raises:
         StoreUnusable: entries or tiles are missing.
     """
-    return merkle.read_root(size, tiles.reader(size, lambda wanted: [read_tile(connection, one) for one in wanted]))
+    return merkle.read_root(size, _reader(connection, size))
+
+
+def _reader(connection: sqlite3.Connection, size: int) -> merkle.Reader:
+    return tiles.reader(size, lambda wanted: [read_tile(connection, one) for one in wanted])
 
 
 def _begun(connection: sqlite3.Connection) -> TileBuilder:

@@ -56,6 +56,7 @@ class StreamLost(Statement, frozen=True, kw_only=True, tag="stream.lost"):
 
 type Known = EvidenceRead | StreamLost
 
+_decoder: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known.__value__)
 _CLASSES: Final[dict[type[Known], int]] = {EvidenceRead: CLASS_READ, StreamLost: CLASS_STATEMENT}
 
 
@@ -76,7 +77,7 @@ def decode(found: Entry) -> Known:
     """
     canonical.decode(found.header)
     try:
-        said = msgspec.json.decode(found.header, type=Known)
+        said: Known = _decoder.decode(found.header)
     except (msgspec.DecodeError, ValueError) as error:
         raise NotCanonical(f"The entry is no statement: {error}.") from error
     if _CLASSES[type(said)] != found.cls or found.link != NO_LINK:

@@ -14,7 +14,7 @@ from typing import Final, Literal
 import msgspec
 from cryptography import x509
 
-from chaperone_evidence import canonical, chain, entry, note, record
+from chaperone_evidence import canonical, chain, entry, merkle, note, record
 from chaperone_evidence.certificate import check_issued
 from chaperone_evidence.errors import EvidenceError, Torn
 
@@ -46,6 +46,15 @@ class OpenIntent(msgspec.Struct, frozen=True):
     command: str
 
 
+class Logged(msgspec.Struct, frozen=True):
+    """Where the log has the last entry, by its own signed word; `time_s` is seconds since 1970, 0 for none said."""
+
+    index: int
+    size: int
+    time_s: int
+    witnesses: int
+
+
 class StreamReport(msgspec.Struct):
     """What was found out about one stream."""
 
@@ -56,6 +65,8 @@ class StreamReport(msgspec.Struct):
     sessions: int = 0
     signed: int = 0  # entries covered by a verified head
     link: bytes = b""  # of the last entry that is sound
+    leaf: bytes = b""  # its hash as a leaf of the log
+    logged: Logged | None = None
     end: EndState = "unsigned"
     opened: record.StreamOpen | None = None
     head_us: int = 0  # time of the last verified head
@@ -87,6 +98,7 @@ class StreamVerifier:
         self._clock_us = 0
         self._is_last_said = False
         self._is_closed = False
+        self._last = b""
 
     def add(self, data: bytes) -> None:
         """Check the next entry.
@@ -110,6 +122,7 @@ class StreamVerifier:
         else:
             raise EvidenceError(f"it has the unknown class {cls}")
         report.link = link
+        self._last = data
 
     def finish(self) -> StreamReport:
         """The report, when no entry is left."""
@@ -120,6 +133,7 @@ class StreamVerifier:
             report.end = "closed"
         elif report.signed == report.entries and report.entries:
             report.end = "open"
+        report.leaf = merkle.leaf_hash(self._last)
         report.open_intents = len(self._waiting)
         for seq, (session, command) in self._waiting.items():
             if len(report.open_listed) >= MAX_LISTED:

@@ -11,9 +11,22 @@ import base64
 
 import msgspec
 
-from chaperone_evidence.stream import BodyVerifier, Problem, StreamReport, StreamVerifier, verify_stream
+from chaperone_evidence.errors import BadSignature, EvidenceError, Malformed
+from chaperone_evidence.policy import Policy
+from chaperone_evidence.proof import parse_proof
+from chaperone_evidence.stream import BodyVerifier, Logged, Problem, StreamReport, StreamVerifier, verify_stream
 
-__all__ = ["BodyVerifier", "Problem", "StreamReport", "StreamVerifier", "Verdict", "join", "verify_stream"]
+__all__ = [
+    "BodyVerifier",
+    "Logged",
+    "Problem",
+    "StreamReport",
+    "StreamVerifier",
+    "Verdict",
+    "find_in_log",
+    "join",
+    "verify_stream",
+]
 
 
 class Verdict(msgspec.Struct):
@@ -58,6 +71,28 @@ def join(reports: list[StreamReport]) -> Verdict:
         for problem in report.problems
     ]
     return verdict
+
+
+def find_in_log(report: StreamReport, proof: bytes | None, policy: Policy) -> None:
+    """Check that the log has a stream's last entry, whose link speaks for all before it; completes the report."""
+    if report.problems:
+        return  # what is no stream can be nowhere
+    try:
+        if proof is None:
+            raise Malformed("there is no proof of it")
+        cluster = report.opened.cluster if report.opened is not None else ""
+        if policy.origin != f"chaperone.dev/log/{cluster}":
+            raise BadSignature("the keys are those of another log")
+        found = parse_proof(proof)
+        opened = found.verify(report.leaf, policy)
+    except EvidenceError as error:
+        what = f"nothing shows that the log has it: {error}"
+        report.problems.append(Problem(report.stream, report.entries - 1, what))
+        return
+    report.logged = Logged(
+        found.index, opened.checkpoint.size, max((one.time_s or 0 for one in opened.signatures), default=0),
+        len({one.key.name for one in opened.signatures if one.key in policy.witnesses}),
+    )  # fmt: skip
 
 
 def _is_same_pod(report: StreamReport, before: StreamReport) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from chaperone_collector.api.flow import Flow, Flows, choose
-from chaperone_collector.api.names import command_index, command_name, duration, micros, seconds, uid
+from chaperone_collector.api.names import duration, index_name, micros, name_index, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
 from chaperone_collector.api.status import GROUP, VERSION
 from chaperone_collector.project import ALLOW, DECISIONS, NO_SESSION, REFUSALS
@@ -19,6 +19,7 @@ MAX_SCANNED: Final = 50_000  # rows looked at for one page (50 ms); a rarer answ
 MAX_MERGED_FLOWS: Final = 512  # beyond, one pass over all commands is cheaper than a merge
 MAX_TEXT_BYTES: Final = 16 << 10  # of a statement inside an object; the whole text is in the proof bundle
 MAX_CELL_CHARS: Final = 80
+PREFIX: Final = "c-"
 
 COLUMNS: Final[list[dict[str, Any]]] = [
     {"name": "Name", "type": "string", "format": "name", "priority": 0, "description": "Its place in the log."},
@@ -109,7 +110,7 @@ class Commands:
             "stream": stream, "seq": seq,
         }  # fmt: skip
         status, rows = _outcome(intent, done)
-        name = command_name(idx)
+        name = index_name(PREFIX, idx)
         value = {
             "kind": "Command", "apiVersion": f"{GROUP}/{VERSION}",
             "metadata": {
@@ -172,7 +173,7 @@ def _filter(
 ) -> Callable[[tuple[int, int, int, int, int]], bool]:
     """A test over rows of the table, for everything but flow ids that the row source already chose."""
     decisions = [(DECISIONS.get(term.value, -1), term.is_equal) for term in question.terms("spec.decision")]
-    names = [(command_index(term.value), term.is_equal) for term in question.terms("metadata.name")]
+    names = [(name_index(PREFIX, term.value), term.is_equal) for term in question.terms("metadata.name")]
     sessions = [(set(_session_ids(db, term.value, flows)), term.is_equal) for term in question.terms("spec.session")]
     rules: list[tuple[int, bool]] = []
     for term in question.terms("spec.rule"):
@@ -202,7 +203,7 @@ def _rows(
     for term in question.terms("metadata.name"):
         if term.is_equal:
             yield from db.execute(select + "WHERE c.idx = ? AND c.idx > ? AND c.idx < ?",
-                                  (command_index(term.value), *bounds))  # fmt: skip
+                                  (name_index(PREFIX, term.value), *bounds))  # fmt: skip
             return
     for term in question.terms("spec.session"):
         if term.is_equal:

@@ -8,7 +8,6 @@ import msgspec
 
 from chaperone_collector.api.status import GROUP, VERSION
 
-_VERBS: Final = ["get", "list", "watch"]
 _GROUP_VERSION: Final = f"{GROUP}/{VERSION}"
 _STRING: Final = {"type": "string"}
 _INTEGER: Final = {"type": "integer", "format": "int64"}
@@ -90,10 +89,76 @@ _COMMAND: Final[dict[str, Any]] = {
         "durationMicroseconds": _field(_INTEGER, "From decision to end."),
     },
 }
-_DESCRIPTIONS: Final = {
-    "Session": "A connection of an agent to a target, read off the tamper-evident log.",
-    "Command": "One command of an agent: what was asked, decided, and what came of it.",
+_READ: Final[dict[str, Any]] = {
+    "spec": {
+        "user": _field(_STRING, "Who read, as the API server knows them."),
+        "groups": _field(_STRINGS, "The groups that the API server named, as many as have room in the record."),
+        "verb": _field(_STRING, "get, list or watch."),
+        "resource": _field(_STRING, "What was read."),
+        "name": _field(_STRING, "The object that was named, if one was."),
+        "query": _field(_STRING, "Selectors and the like, as they were sent."),
+        "given": _field(_INTEGER, "Objects in the answer; a watch's are not counted."),
+        "readAt": _field(_STRING, "By the collector's clock."),
+    },
 }
+_CHECKPOINT: Final[dict[str, Any]] = {
+    "spec": {
+        "origin": _field(_STRING, "The log's name."),
+        "size": _field(_INTEGER, "How many entries are signed."),
+        "root": _field(_STRING, "The root of the Merkle tree over them (RFC 6962), base64."),
+        "note": _field(_STRING, "The signed checkpoint (C2SP tlog-checkpoint)."),
+    },
+    "status": {
+        "signedAt": _field(_STRING, "By the collector's clock."),
+        "signers": _field(_STRINGS, "The names of the keys that have signed."),
+    },
+}
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A resource, as discovery tells of it."""
+
+    resource: str
+    kind: str
+    description: str
+    schema: dict[str, Any]
+    verbs: tuple[str, ...] = ("get", "list", "watch")
+    parts: tuple[str, ...] = ()
+    is_namespaced: bool = True
+
+
+_SERVED: Final = (
+    Served(
+        "sessions", "Session", "A connection of an agent to a target, read off the tamper-evident log.", _SESSION,
+        parts=("proof",),
+    ),
+    Served(
+        "commands", "Command", "One command of an agent: what was asked, decided, and what came of it.", _COMMAND
+    ),
+    Served("reads", "Read", "Somebody read evidence; recorded before the answer was given.", _READ),
+    Served(
+        "checkpoints", "Checkpoint", "What the log has signed: so many entries, under that root.", _CHECKPOINT,
+        verbs=("get", "list"), parts=("checkpoint", "entries", "policy", "tile"), is_namespaced=False,
+    ),
+)  # fmt: skip
+
+
+def document(path: str) -> bytes | dict[str, Any] | None:
+    """What is answered at a path without looking at any evidence; None for other paths."""
+    match path.rstrip("/"):
+        case "/apis":
+            return group_list()
+        case "/openapi/v2":
+            return _V2
+        case "/openapi/v3":
+            return openapi_v3_index()
+        case other if other == f"/apis/{GROUP}":
+            return group()
+        case other if other == f"/apis/{_GROUP_VERSION}":
+            return resources()
+        case other if other == f"/openapi/v3/apis/{_GROUP_VERSION}":
+            return _V3
+    return None
 
 
 def group_list() -> dict[str, Any]:
@@ -111,26 +176,28 @@ def resources() -> dict[str, Any]:
     return {
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": _GROUP_VERSION,
         "resources": [
-            {"name": "sessions", "singularName": "session", "namespaced": True, "kind": "Session", "verbs": _VERBS},
-            {"name": "sessions/proof", "singularName": "", "namespaced": True, "kind": "Session", "verbs": ["get"]},
-            {"name": "commands", "singularName": "command", "namespaced": True, "kind": "Command", "verbs": _VERBS},
+            entry
+            for one in _SERVED
+            for entry in (
+                {
+                    "name": one.resource, "singularName": one.kind.lower(), "namespaced": one.is_namespaced,
+                    "kind": one.kind, "verbs": list(one.verbs),
+                },
+                *(
+                    {
+                        "name": f"{one.resource}/{part}", "singularName": "", "namespaced": one.is_namespaced,
+                        "kind": one.kind, "verbs": ["get"],
+                    }
+                    for part in one.parts
+                ),
+            )
         ],
     }  # fmt: skip
-
-
-def openapi_v2() -> bytes:
-    """`/openapi/v2`."""
-    return _V2
 
 
 def openapi_v3_index() -> dict[str, Any]:
     """`/openapi/v3`."""
     return {"paths": {f"apis/{_GROUP_VERSION}": {"serverRelativeURL": f"/openapi/v3/apis/{_GROUP_VERSION}"}}}
-
-
-def openapi_v3() -> bytes:
-    """`/openapi/v3/apis/<group>/<version>`."""
-    return _V3
 
 
 def _group() -> dict[str, Any]:
@@ -140,14 +207,15 @@ def _group() -> dict[str, Any]:
 
 def _schemas(prefix: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for kind, parts in (("Session", _SESSION), ("Command", _COMMAND)):
+    for one in _SERVED:
+        kind = one.kind
         name = _name(kind)
         version_kind = [{"group": GROUP, "version": VERSION, "kind": kind}]
         found[name] = {
-            "type": "object", "description": _DESCRIPTIONS[kind],
+            "type": "object", "description": one.description,
             "properties": {
                 "apiVersion": _STRING, "kind": _STRING, "metadata": {"type": "object"},
-                **{part: {"type": "object", "properties": fields} for part, fields in parts.items()},
+                **{part: {"type": "object", "properties": fields} for part, fields in one.schema.items()},
             },
             "x-kubernetes-group-version-kind": version_kind,
         }  # fmt: skip
@@ -168,14 +236,14 @@ def _name(kind: str) -> str:
 
 def _paths(prefix: str, *, is_v3: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for resource, kind in (("sessions", "Session"), ("commands", "Command")):
+    for one in _SERVED:
+        resource, kind = one.resource, one.kind
         base = f"/apis/{_GROUP_VERSION}"
-        namespaced = f"{base}/namespaces/{{namespace}}/{resource}"
-        for path, action, shown in (
-            (f"{base}/{resource}", "list", kind + "List"),
-            (namespaced, "list", kind + "List"),
-            (namespaced + "/{name}", "get", kind),
-        ):
+        placed = f"{base}/namespaces/{{namespace}}/{resource}" if one.is_namespaced else f"{base}/{resource}"
+        for path, action, shown in dict.fromkeys((
+            (f"{base}/{resource}", "list", kind + "List"), (placed, "list", kind + "List"),
+            (placed + "/{name}", "get", kind),
+        )):  # fmt: skip
             reference = {"$ref": prefix + _name(shown)}
             answer = {"content": {"application/json": {"schema": reference}}} if is_v3 else {"schema": reference}
             operation = {

@@ -15,15 +15,15 @@ _DAY: Final = 24 * _HOUR
 _YEAR: Final = 365 * _DAY
 
 
-def command_name(idx: int) -> str:
-    """The name of the command whose intent has this index."""
-    return "c-" + "".join(_ALPHABET[(idx >> shift) & 31] for shift in range(5 * (_DIGITS - 1), -1, -5))
+def index_name(prefix: str, idx: int) -> str:
+    """The name of the object whose entry has this index."""
+    return prefix + "".join(_ALPHABET[(idx >> shift) & 31] for shift in range(5 * (_DIGITS - 1), -1, -5))
 
 
-def command_index(name: str) -> int | None:
-    """The index in a command's name; None when it is no such name."""
-    digits = name.removeprefix("c-")
-    if len(digits) != _DIGITS or len(name) != _DIGITS + 2 or any(digit not in _ALPHABET for digit in digits):
+def name_index(prefix: str, name: str) -> int | None:
+    """The index in such a name; None when it is none."""
+    digits = name.removeprefix(prefix)
+    if len(digits) != _DIGITS or len(name) != _DIGITS + len(prefix) or any(one not in _ALPHABET for one in digits):
         return None
     idx = 0
     for digit in digits:

@@ -1,8 +1,10 @@
 """`sessions/proof`: the session's stream as a bundle that `chaperone verify` checks offline.
 
-The bundle is an evidence directory as a tar: `streams/<id>/<first seq>.seg`, `bodies/<id>/<n>.seg`. It holds all
-records of the stream (a chain has no parts) but only the bodies of the session asked for. The CA that it is checked
-against is not in it: an auditor brings that along.
+The bundle is an evidence directory as a tar: `streams/<id>/<first seq>.seg`, `bodies/<id>/<n>.seg`, and
+`log/<id>.tlog-proof`. It holds all records of the stream (a chain has no parts) but only the bodies of the session
+asked for. The proof shows that the last record here is in the log that the checkpoint in it signs; that record's link
+speaks for all before it. The CA and the log's keys that all this is checked against are not in it: an auditor brings
+them along.
 
 Where it ends: a stream that lives ends with its last signed head, because the records after it are proved by the next
 one, seconds later; until that head has come, a session that ended after the last one has no proof. One that has gone
@@ -19,13 +21,16 @@ from typing import Final
 import msgspec
 
 from chaperone_collector.api.status import unavailable
+from chaperone_collector.checkpoint import newest
 from chaperone_collector.store import Store
+from chaperone_collector.stream import LOST_AFTER_US
+from chaperone_collector.tree import read_proof
 from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.errors import EvidenceError
+from chaperone_evidence.proof import LogProof
 
 SEGMENT_ENTRIES: Final = 2000  # entries in one file of the bundle: at most 32 MiB, usually 1
 SEGMENT_BODY_BYTES: Final = 8 << 20
-LOST_AFTER_US: Final = 60_000_000  # as sessions.LOST_AFTER_US: no head for that long, and none is awaited
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -34,6 +39,7 @@ class Part(msgspec.Struct, frozen=True):
     id: int
     name: str
     count: int
+    proof: bytes
 
 
 async def bundle(store: Store, namespace: str, session: str, now_us: int) -> AsyncIterator[bytes] | None:
@@ -52,6 +58,7 @@ async def _stream(store: Store, parts: list[Part], namespace: str, session: str)
             last = min(first + SEGMENT_ENTRIES, part.count) - 1
             data = await store.read(lambda db, p=part, a=first, z=last: _entries(db, p.id, a, z))  # type: ignore[misc]
             yield _file(f"streams/{part.name}/{first:016d}.seg", data)
+        yield _file(f"log/{part.name}.tlog-proof", part.proof)
     after, number = -1, 0
     while True:
         after, data = await store.read(lambda db, a=after: _bodies(db, parts[0], namespace, session, a))  # type: ignore[misc]
@@ -75,7 +82,7 @@ def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) ->
     is_over = superseded or seen_us < now_us - LOST_AFTER_US
     if not is_over and last_seq >= signed:
         raise unavailable("The session's last records are not signed yet; its gateway signs every 10 s. Ask again.")
-    parts = [Part(number, name, count if is_over else signed)]
+    parts = [_part(db, number, name, count if is_over else signed)]
     if superseded:
         for follower, follower_name in db.execute(
             "SELECT id, name FROM stream WHERE previous = ? AND pod_uid = ? ORDER BY id", (name, pod_uid)
@@ -84,8 +91,18 @@ def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) ->
                 "SELECT min(seq) FROM entry WHERE stream = ? AND class = ?", (follower, entry.CLASS_HEAD)
             ).fetchone()[0]
             if head is not None:
-                parts.append(Part(follower, follower_name, head + 1))
+                parts.append(_part(db, follower, follower_name, head + 1))
     return parts
+
+
+def _part(db: sqlite3.Connection, stream: int, name: str, count: int) -> Part:
+    """A stream's beginning, with the proof that the log has its last record."""
+    index = db.execute("SELECT idx FROM entry WHERE stream = ? AND seq = ?", (stream, count - 1)).fetchone()[0]
+    size = newest(db)
+    if index >= size:
+        raise unavailable("The log's checkpoint over the session's last records is not signed yet. Ask again.")
+    note = db.execute("SELECT note FROM checkpoint WHERE size = ?", (size,)).fetchone()[0]
+    return Part(stream, name, count, LogProof(index, tuple(read_proof(db, index, size)), bytes(note)).encode())
 
 
 def _entries(db: sqlite3.Connection, stream: int, first: int, last: int) -> bytes:

@@ -10,7 +10,7 @@ from chaperone_collector.api.question import Found
 from chaperone_collector.api.status import GROUP, VERSION, ApiError
 
 META: Final = "meta.k8s.io/v1"
-KINDS: Final = {"sessions": "Session", "commands": "Command"}
+KINDS: Final = {"sessions": "Session", "commands": "Command", "reads": "Read", "checkpoints": "Checkpoint"}
 
 
 class Form(msgspec.Struct, frozen=True):

@@ -20,6 +20,8 @@ FIELDS: Final = {
         "metadata.name", "metadata.namespace", "spec.session", "spec.identity", "spec.target", "spec.decision",
         "spec.rule",
     ),
+    "reads": ("metadata.name", "metadata.namespace", "spec.user", "spec.verb", "spec.resource"),
+    "checkpoints": ("metadata.name",),
 }  # fmt: skip
 
 _KEY: Final = r"(?:[A-Za-z0-9](?:[-A-Za-z0-9.]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"

@@ -1,8 +1,8 @@
 """The aggregated API's listener: who asks, may they, what is it, and the record of the read before the answer.
 
 Order for every request about evidence: authenticate (front proxy) → authorise (SubjectAccessReview) → read → record the
-read durably → answer. Tallies say nothing of any one command, so reads of them are not recorded. Health needs nobody;
-discovery and OpenAPI need the front proxy and no storage.
+read durably → answer. Tallies, checkpoints and hashes say nothing of any one command, so reads of them are not
+recorded. Health needs nobody; discovery and OpenAPI need the front proxy and no storage.
 """
 
 from __future__ import annotations
@@ -19,7 +19,18 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from chaperone_collector.api import commands, discovery, proof, render, sessions, tallies, token, watch
+from chaperone_collector.api import (
+    checkpoints,
+    commands,
+    discovery,
+    proof,
+    reads,
+    render,
+    sessions,
+    tallies,
+    token,
+    watch,
+)
 from chaperone_collector.api.authorize import Attributes, Authorizer
 from chaperone_collector.api.flow import Flows
 from chaperone_collector.api.frontproxy import FrontProxy, User
@@ -37,7 +48,8 @@ from chaperone_collector.api.status import GROUP, VERSION, ApiError, bad_request
 from chaperone_collector.errors import CollectorError
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.store import Store
-from chaperone_collector.transaction import Access
+from chaperone_evidence import canonical, statement
+from chaperone_evidence.tiles import ENTRIES
 
 log = logging.getLogger(__name__)
 
@@ -46,12 +58,21 @@ MAX_WATCHES_PER_USER: Final = 64
 MAX_PROOFS: Final = 4  # bundles being sent at once: each may be gigabytes
 WRITE_TIMEOUT_S: Final = 60.0  # a reader that takes nothing for that long is cut off
 MAX_QUERY_CHARS: Final = 2048  # of a query kept in the record of a read
+MAX_GROUPS_CHARS: Final = 8192  # of the reader's groups kept there
 
 _PREFIX: Final = f"/apis/{GROUP}/{VERSION}"
 _RESOURCE: Final = re.compile(
     rf"{re.escape(_PREFIX)}(?:/namespaces/(?P<namespace>[a-z0-9](?:[-a-z0-9]{{0,61}}[a-z0-9])?))?"
-    r"/(?P<resource>sessions|commands)(?:/(?P<name>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)(?:/(?P<sub>[a-z]+))?)?\Z"
+    r"/(?P<resource>sessions|commands|reads|checkpoints)(?:/(?P<name>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)(?:/(?P<sub>[a-z]+))?)?\Z"
 )
+_LOG: Final = re.compile(
+    rf"{re.escape(_PREFIX)}/{checkpoints.RESOURCE}/{checkpoints.LOG}/(?P<path>checkpoint|policy|tile/[a-z0-9/.]{{1,99}})\Z"
+)
+_CLUSTERED: Final = frozenset({checkpoints.RESOURCE})  # they have no namespace
+_COLUMNS: Final = {
+    "sessions": sessions.COLUMNS, "commands": commands.COLUMNS, "reads": reads.COLUMNS,
+    checkpoints.RESOURCE: checkpoints.COLUMNS,
+}  # fmt: skip
 _HEALTH: Final = ("/healthz", "/livez", "/readyz")
 
 
@@ -96,8 +117,12 @@ class Api:
         self._metrics = metrics
         self._now_us = now_us
         flows = Flows()
-        self._sessions = sessions.Sessions(flows, now_us, store.started_us)
-        self._commands = commands.Commands(flows, now_us)
+        self._checkpoints = checkpoints.Checkpoints(now_us)
+        self._watched: dict[str, watch.Reader] = {
+            "sessions": sessions.Sessions(flows, now_us, store.started_us),
+            "commands": commands.Commands(flows, now_us),
+            "reads": reads.Reads(now_us),
+        }
         self._watches: Counter[str] = Counter()
         self._proofs = 0
         self._stopping = asyncio.Event()
@@ -117,23 +142,38 @@ class Api:
         if path in _HEALTH:
             return self._health(path)
         user = self._front.user(request, self._is_current)
-        static = _static(path)
-        if static is not None:
-            return _static_answer(request, static)
+        if request.method != "GET":
+            raise ApiError(405, "MethodNotAllowed", "evidence is read-only: the server allows get, list and watch")
+        document = discovery.document(path)
+        if document is not None:
+            return _json(document)
         if path == f"{_PREFIX}/{tallies.RESOURCE}":
             return await self._tallies(user, request)
+        if (match := _LOG.match(path)) is not None:
+            return await self._counted("get", checkpoints.RESOURCE, self._log(user, match["path"], request))
         match = _RESOURCE.match(path)
         if match is None:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
-        if request.method != "GET":
-            raise ApiError(405, "MethodNotAllowed", "evidence is read-only: the server allows get, list and watch")
         asked = _ask(user, match, request)
         return await self._counted(asked.verb, asked.question.resource, self._answer(asked, request))
 
-    async def _tallies(self, user: User, request: web.Request) -> web.StreamResponse:
-        if request.method != "GET":
-            raise ApiError(405, "MethodNotAllowed", "tallies are read-only: the server allows list")
+    async def _log(self, user: User, path: str, request: web.Request) -> web.StreamResponse:
+        """The log as a tool for logs reads it; `path` is below its prefix."""
+        tile = checkpoints.place(path) if path.startswith("tile/") else None
+        is_evidence = tile is not None and tile.level == ENTRIES
+        subresource = "entries" if is_evidence else path.partition("/")[0]
+        resource, name = checkpoints.RESOURCE, checkpoints.LOG
+        await self._authorizer.check(user, Attributes("get", resource, subresource, "", name))
+        if tile is None:
+            find = self._store.policy if path == "policy" else checkpoints.newest_note
+            return web.Response(body=await self._store.read(find), content_type="text/plain", charset="utf-8")
+        data = await self._store.read(lambda db: checkpoints.content(db, tile))
+        if is_evidence:
+            question = Question(resource, "", (), (), "", "")
+            await self._record(Asked(user, "get", question, tile.path, subresource), request, tile.width)
+        return web.Response(body=data, content_type="application/octet-stream")
 
+    async def _tallies(self, user: User, request: web.Request) -> web.StreamResponse:
         async def answer() -> web.StreamResponse:
             await self._authorizer.check(user, Attributes("list", tallies.RESOURCE, "", "", ""))
             since = tallies.read_since(request.query, self._store.size)
@@ -169,7 +209,7 @@ class Api:
         form = render.negotiate(",".join(request.headers.getall("Accept", [])), request.query.get("includeObject", ""))
         if asked.verb == "watch":
             return await self._watch(asked, form, request)
-        columns = self._columns(question.resource)
+        columns = _COLUMNS[question.resource]
         size = self._store.size
         if asked.verb == "get":
             page = await self._page(question, Range(size, -1, 1))
@@ -186,12 +226,13 @@ class Api:
         return _json(render.render_list(form, question.resource, columns, page.found, version=part.size, more=more))
 
     async def _page(self, question: Question, part: Range) -> Page:
-        if question.resource == "sessions":
-            return await self._store.read(lambda db: self._sessions.page(db, question, part))
-        return await self._store.read(lambda db: self._commands.page(db, question, part))
+        reader = self._watched.get(question.resource, self._checkpoints)
+        return await self._store.read(lambda db: reader.page(db, question, part))
 
     async def _watch(self, asked: Asked, form: render.Form, request: web.Request) -> web.StreamResponse:
         question, query, user = asked.question, request.query, asked.user.name
+        if question.resource not in self._watched:
+            raise ApiError(405, "MethodNotAllowed", f"{question.resource} cannot be watched: list them")
         initial = read_flag(query, "sendInitialEvents")
         bookmarks = read_flag(query, "allowWatchBookmarks")
         if initial and (not bookmarks or query.get("resourceVersionMatch") != "NotOlderThan"):
@@ -201,8 +242,9 @@ class Api:
         if self._watches.total() >= MAX_WATCHES or self._watches[user] >= MAX_WATCHES_PER_USER:
             raise ApiError(429, "TooManyRequests", "too many watches are open; close one", retry_after_s=5)
         await self._record(asked, request, 0)
-        reader = self._sessions if question.resource == "sessions" else self._commands
-        view = watch.Watch(self._store, reader, question, 0 if initial else since, initial=initial)
+        view = watch.Watch(
+            self._store, self._watched[question.resource], question, 0 if initial else since, initial=initial
+        )
         self._watches[user] += 1
         self._metrics.watches.inc()
         try:
@@ -226,7 +268,7 @@ class Api:
         answer = web.StreamResponse(headers={"Content-Type": "application/json"})
         answer.enable_chunked_encoding()
         await answer.prepare(request)
-        columns = self._columns(resource)
+        columns = _COLUMNS[resource]
         stopped = asyncio.ensure_future(self._stopping.wait())
         events = view.events(timeout_s)
         try:
@@ -283,50 +325,42 @@ class Api:
         finally:
             self._proofs -= 1
 
-    def _columns(self, resource: str) -> list[dict[str, Any]]:
-        return sessions.COLUMNS if resource == "sessions" else commands.COLUMNS
-
     async def _record(self, asked: Asked, request: web.Request, rows: int) -> None:
         """Keep the read before anything of it is given."""
         question = asked.question
         resource = f"{question.resource}/{asked.subresource}" if asked.subresource else question.resource
-        access = Access(
-            user=asked.user.name, groups=",".join(asked.user.groups), verb=asked.verb, resource=resource,
-            namespace=question.namespace, name=asked.name, query=request.query_string[:MAX_QUERY_CHARS], rows=rows,
+        said = statement.EvidenceRead(
+            wall_us=self._now_us(), user=asked.user.name, groups=_some_groups(asked.user), verb=asked.verb,
+            resource=resource, namespace=question.namespace, name=asked.name, rows=rows,
+            query=request.rel_url.raw_query_string[:MAX_QUERY_CHARS],
         )  # fmt: skip
-        await self._store.write(lambda tx: tx.read_by(access))
+        try:
+            if len(canonical.encode(said)) > statement.MAX_HEADER_BYTES:
+                raise bad_request("the name of the user is too long to be recorded")
+        except UnicodeEncodeError as error:
+            raise bad_request("the name of the user is no text that can be recorded") from error
+        await self._store.write(lambda tx: tx.say(said))
+
+
+def _some_groups(user: User) -> list[str]:
+    """The reader's groups, as many as an entry has room for."""
+    found, size = [], 0
+    for group in user.groups:
+        size += len(canonical.encode({"group": group}))
+        if size > MAX_GROUPS_CHARS:
+            break
+        found.append(group)
+    return found
 
 
 def _ask(user: User, match: re.Match[str], request: web.Request) -> Asked:
     namespace, resource = match["namespace"] or "", match["resource"]
     name, subresource = match["name"] or "", match["sub"] or ""
-    if (name and not namespace) or (subresource and (resource, subresource) != ("sessions", "proof")):
+    is_placed = bool(namespace) or (resource not in _CLUSTERED and not name)
+    if is_placed is (resource in _CLUSTERED) or (subresource and (resource, subresource) != ("sessions", "proof")):
         raise ApiError(404, "NotFound", "the server could not find the requested resource")
     verb = "get" if name else "watch" if read_flag(request.query, "watch") else "list"
     return Asked(user, verb, read_question(resource, namespace, name, request.query), name, subresource)
-
-
-def _static(path: str) -> bytes | dict[str, Any] | None:
-    match path.rstrip("/"):
-        case "/apis":
-            return discovery.group_list()
-        case "/openapi/v2":
-            return discovery.openapi_v2()
-        case "/openapi/v3":
-            return discovery.openapi_v3_index()
-        case other if other == f"/apis/{GROUP}":
-            return discovery.group()
-        case other if other == _PREFIX:
-            return discovery.resources()
-        case other if other == f"/openapi/v3{_PREFIX}":
-            return discovery.openapi_v3()
-    return None
-
-
-def _static_answer(request: web.Request, found: bytes | dict[str, Any]) -> web.Response:
-    if request.method != "GET":
-        raise ApiError(405, "MethodNotAllowed", "discovery is read-only")
-    return _json(found)
 
 
 def _json(value: bytes | dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> web.Response:

@@ -13,10 +13,10 @@ from chaperone_collector.api.flow import Flow, Flows, choose
 from chaperone_collector.api.names import duration, micros, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
 from chaperone_collector.api.status import GROUP, VERSION
+from chaperone_collector.stream import LOST_AFTER_US
 from chaperone_evidence import entry, record
 from chaperone_evidence.errors import EvidenceError
 
-LOST_AFTER_US: Final = 60_000_000  # six heads that did not come
 MAX_SCANNED: Final = 20_000  # sessions looked at for one page; a rarer answer goes on with `continue`
 OBJECT_BYTES: Final = 2048  # about what one session takes in an answer
 MAX_MERGED_FLOWS: Final = 512  # beyond, one pass over all sessions is cheaper than a merge

@@ -19,6 +19,7 @@ import msgspec
 
 from chaperone_collector.api.commands import Commands
 from chaperone_collector.api.question import Found, Question
+from chaperone_collector.api.reads import Reads
 from chaperone_collector.api.sessions import Sessions, is_mutable, matches
 from chaperone_collector.store import Store
 
@@ -27,6 +28,8 @@ WINDOW_SESSIONS: Final = 500
 BOOKMARK_S: Final = 30.0  # how far a caller that resumes has to look again, in time
 MAX_REMEMBERED: Final = 10_000  # sessions of one watch whose fitting is remembered
 SETTLE_S: Final = 0.05  # commits come every few milliseconds under load; one look takes several
+
+type Reader = Sessions | Commands | Reads
 
 
 class Event(msgspec.Struct, frozen=True):
@@ -48,9 +51,7 @@ class Watch:
         initial: whether the caller asked to be told when what was there at the start is complete.
     """
 
-    def __init__(
-        self, store: Store, reader: Sessions | Commands, question: Question, since: int, *, initial: bool
-    ) -> None:
+    def __init__(self, store: Store, reader: Reader, question: Question, since: int, *, initial: bool) -> None:
         self._store = store
         self._reader = reader
         self._question = question
@@ -84,7 +85,7 @@ class Watch:
 
     async def _window(self, until: int) -> list[Event]:
         since, reader, question = self._cursor, self._reader, self._question
-        if isinstance(reader, Commands):
+        if not isinstance(reader, Sessions):
             end = min(until, since + WINDOW_ENTRIES)
             found = await self._store.read(lambda db: reader.changes(db, question, since, end))
             self._cursor = end
