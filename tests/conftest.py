@@ -9,6 +9,7 @@ from fix_collector import collector, collector_with, gateway_ca
 from fix_crds import crds
 from fix_dev import dev_gateway, gateway_with
 from fix_evidence_api import evidence_api
+from fix_interop import interop
 from fix_netns import fenced, world
 from fix_opa import opa_with
 from fix_operator import installation, operator
@@ -32,6 +33,7 @@ __all__ = [
     "gateway_with",
     "held_tables",
     "installation",
+    "interop",
     "opa_with",
     "operator",
     "postgres",

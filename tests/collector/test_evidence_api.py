@@ -267,39 +267,17 @@ async def test_a_version_of_the_future_is_not_answered(evidence_api: EvidenceApi
 async def test_metadata_alone_can_be_asked_for(evidence_api: EvidenceApi, gateway_ca: Authority) -> None:
     """What garbage collectors and generic controllers ask for."""
     await Scene(gateway_ca, "metadata-agent").ship(evidence_api)
-    proxy = await _proxy(evidence_api)
-    try:
+    async with evidence_api.proxy() as url:
         accept = {"Accept": "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"}
-        async with aiohttp.ClientSession() as http, http.get(f"{proxy.url}{_BASE}/sessions", headers=accept) as answer:
+        async with aiohttp.ClientSession() as http, http.get(f"{url}{_BASE}/sessions", headers=accept) as answer:
             found = await answer.json()
         assert found["kind"] == "PartialObjectMetadataList"
         assert set(found["items"][0]) == {"kind", "apiVersion", "metadata"}
         async with aiohttp.ClientSession() as http:
-            async with http.get(f"{proxy.url}{_BASE}/sessions", headers={"Accept": "text/html"}) as answer:
+            async with http.get(f"{url}{_BASE}/sessions", headers={"Accept": "text/html"}) as answer:
                 assert answer.status == 406
-            async with http.delete(f"{proxy.url}{_BASE}/namespaces/agents/sessions/x") as answer:
+            async with http.delete(f"{url}{_BASE}/namespaces/agents/sessions/x") as answer:
                 assert answer.status == 405
-    finally:
-        await proxy.stop()
-
-
-class _Proxy:
-    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
-        self.process = process
-        self.url = url
-
-    async def stop(self) -> None:
-        self.process.terminate()
-        await self.process.wait()
-
-
-async def _proxy(api: EvidenceApi) -> _Proxy:
-    process = await asyncio.create_subprocess_exec(
-        *api.command(), "proxy", "--port=0", "--reject-methods=^$", stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    line = (await process.stdout.readline()).decode()
-    return _Proxy(process, "http://" + line.split()[-1])
 
 
 async def _watching(api: EvidenceApi, *arguments: str) -> asyncio.subprocess.Process:

@@ -2,16 +2,13 @@
 
 Go's checksum database (golang.org/x/mod/sumdb: tlog, note), Tessera's fsck and the formats of transparency-dev read
 what we write: they re-derive every tile from the entries, check every signature, and make the same proofs from our
-tiles. What they write, we read. The program is in go/; go.mod and go.sum pin its parts, the Go that `tools/setup.sh`
-finds or installs builds it, once, into the cache.
+tiles. What they write, we read. The program is in go/.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,14 +25,11 @@ from chaperone_evidence.errors import BadSignature
 from chaperone_evidence.policy import Policy, open_checkpoint
 from chaperone_evidence.proof import LogProof, parse_proof
 from chaperone_evidence.tiles import ENTRIES, Tile
-from chaperone_tools.cache import binary, cache, filled
 from chaperone_tools.errors import ToolsError
 from chaperone_tools.run import run
 
 pytestmark = [pytest.mark.peer, pytest.mark.timeout(900)]  # the first test builds the program
 
-SOURCE = Path(__file__).parent / "go"
-BUILD_LIMIT_S = 600.0
 ORIGIN = "chaperone.dev/log/3f1c2a"
 TIME_S = 1_763_940_000
 SEEDS = {ORIGIN: b"l" * 32, "witness.example/w1": b"w" * 32}
@@ -52,32 +46,6 @@ LOG, LOG_PQ, WITNESS, WITNESS_PQ = SIGNERS = (
     CheckpointSigner("witness.example/w1", private_keys(SEEDS["witness.example/w1"])[1], MLDSA44),
 )
 POLICY = Policy(ORIGIN, (LOG.key, LOG_PQ.key), 2, (WITNESS.key, WITNESS_PQ.key), 1)
-
-
-@pytest.fixture(scope="session")
-def interop() -> Path:
-    """The Go program, built from pinned sources into the cache."""
-    go = binary("go")
-    made_of = b"".join((SOURCE / name).read_bytes() for name in ("go.mod", "go.sum", "main.go"))
-    key = hashlib.sha256(made_of + run(go, "version").encode()).hexdigest()[:16]
-
-    def fill(scratch: Path) -> Path:
-        (scratch / "made").mkdir()
-        env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
-        run(
-            go,
-            "build",
-            "-trimpath",
-            "-o",
-            scratch / "made" / "interop",
-            ".",
-            limit_s=BUILD_LIMIT_S,
-            env=env,
-            cwd=SOURCE,
-        )
-        return scratch / "made"
-
-    return filled(cache() / "tools" / f"interop-{key}", fill) / "interop"
 
 
 def write_log(directory: Path, entries: Sequence[bytes]) -> tuple[merkle.Reader, Checkpoint]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import os
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,21 @@ class EvidenceApi:
         cache = self.server.folder / f"cache-{user or 'admin'}"
         return [str(_BIN / "kubectl"), "--kubeconfig", str(path), "--cache-dir", str(cache)]
 
+    @asynccontextmanager
+    async def proxy(self) -> AsyncIterator[str]:
+        """`kubectl proxy` as administrator; its URL."""
+        process = await asyncio.create_subprocess_exec(
+            *self.command(), "proxy", "--port=0", "--reject-methods=^$", stdout=subprocess.PIPE
+        )
+        try:
+            assert process.stdout is not None
+            async with asyncio.timeout(KUBECTL_TIMEOUT_S):
+                line = (await process.stdout.readline()).decode()
+            yield "http://" + line.split()[-1]
+        finally:
+            process.terminate()
+            await process.wait()
+
     def get(self, path: str) -> Any:
         """`kubectl get --raw`, read as JSON."""
         return json.loads(self.kubectl("get", "--raw", path))
@@ -83,7 +100,11 @@ def _manifests(collector: Collector) -> str:
         {
             "apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": {"name": "chaperone-auditor"},
             "rules": [{
-                "apiGroups": ["evidence.chaperone.dev"], "resources": ["sessions", "sessions/proof", "commands"],
+                "apiGroups": ["evidence.chaperone.dev"],
+                "resources": [
+                    "sessions", "sessions/proof", "commands", "reads", "checkpoints", "checkpoints/checkpoint",
+                    "checkpoints/entries", "checkpoints/policy", "checkpoints/tile",
+                ],
                 "verbs": ["get", "list", "watch"],
             }],
         },

@@ -3,6 +3,7 @@
 //
 //	interop check DIR INDEXES OLDS VKEY...   verify DIR/checkpoint, tiles, bundles and *.tlog-proof; print proofs
 //	interop write DIR COUNT SKEY...          write a log of COUNT entries and DIR/write.tlog-proof
+//	interop fsck URL VKEY                    read a whole log that is served, derive it anew and compare
 //
 // The first key is the log's Ed25519 key. INDEXES and OLDS are numbers with commas between them. What is printed is JSON.
 package main
@@ -14,6 +15,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -37,6 +39,8 @@ func main() {
 		result = check(os.Args[2], numbers(os.Args[3]), numbers(os.Args[4]), os.Args[5:])
 	case "write":
 		result = write(os.Args[2], numbers(os.Args[3])[0], os.Args[4:])
+	case "fsck":
+		result = served(os.Args[2], verifiersOf(os.Args[3:])[0])
 	default:
 		log.Fatalf("%s?", os.Args[1])
 	}
@@ -84,6 +88,15 @@ func check(dir string, indexes, olds []int64, vkeys []string) checked {
 		result.Proofs = append(result.Proofs, filepath.Base(name))
 	}
 	return result
+}
+
+func served(prefix string, verifier note.Verifier) written {
+	ctx := context.Background()
+	fetcher := got(client.NewHTTPFetcher(got(url.Parse(prefix)), nil))
+	must(fsck.New(verifier.Name(), verifier, fetcher, leafHashes, fsck.Opts{N: 2}).Check(ctx))
+	opened := got(note.Open(got(fetcher.ReadCheckpoint(ctx)), note.VerifierList(verifier)))
+	tree, _ := treeOf(opened.Text)
+	return written{tree.N, tree.Hash}
 }
 
 func checkProof(dir string, raw []byte, verifiers []note.Verifier) {
