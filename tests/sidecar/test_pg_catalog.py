@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import psycopg
 import pytest
+from fix_dev import Gateway
 from fix_postgres import Postgres, holding
 from hypothesis import given
 from hypothesis import strategies as st
@@ -279,6 +280,42 @@ async def test_the_connection_is_read_only_has_no_search_path_and_goes_when_idle
             catalog.invalidate()
             assert await catalog.learn(["cat.t"])
             assert len(backends_of(admin)) == 1
+
+
+@peer
+async def test_the_connection_goes_with_the_last_session_and_what_is_known_stays(objects: Postgres) -> None:
+    async with catalog_at(objects.port) as catalog:
+        catalog.join()
+        catalog.join()
+        assert await catalog.learn(["cat.t"])
+        catalog.leave()
+        with objects.admin() as admin:
+            assert len(backends_of(admin)) == 1
+            asking = asyncio.create_task(catalog.learn(["cat.v"]))
+            await asyncio.sleep(0)
+            catalog.leave()
+            assert await asking  # whoever asks still is answered
+            await until(lambda: not backends_of(admin))
+        assert catalog.schema.has("cat.t")
+        catalog.join()
+        assert await catalog.learn(["cat.vv"])
+        assert catalog._connection is not None
+        catalog.leave()
+
+
+@peer
+def test_a_database_can_be_dropped_once_its_sessions_have_ended(
+    postgres: Postgres, gateway_with: Callable[..., Gateway]
+) -> None:
+    gateway = gateway_with()
+    with postgres.admin() as admin:
+        for table in (b"orders", b"invoices"):  # what is known of the first is not asked again
+            with gateway.connect() as session:
+                assert session.execute(b"SELECT count(*) FROM public." + table).fetchone()
+                assert len(backends_of(admin)) == 1
+            ends = time.monotonic() + 10
+            while backends_of(admin):
+                assert time.monotonic() < ends, "the gateway is still connected"
 
 
 @peer

@@ -40,6 +40,12 @@ class Nothing:
     generation = 0
     schema = Schema()
 
+    def join(self) -> None:
+        pass
+
+    def leave(self) -> None:
+        pass
+
     async def learn(self, names: Collection[str]) -> bool:
         return False
 

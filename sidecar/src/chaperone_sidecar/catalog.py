@@ -6,7 +6,8 @@ behind them, and what was learnt stays for `TTL_S`, until DDL is seen (`invalida
 Each of these forgets everything and changes `generation`, so that what was concluded from it is concluded anew.
 
 The connection is opened when there is something to ask, with the same credential and checks as a session's, and closed
-after some minutes without questions. It is read-only, and one question at a time is on it. Sessions that wait are
+with the last session there, for a database that somebody is connected to cannot be dropped or renamed; or after some
+minutes without questions. It is read-only, and one question at a time is on it. Sessions that wait are
 independent of it: who goes away takes no answer from others. When the database cannot be asked (no connection, no
 credential, no answer in time, an answer that makes no sense), `learn` says so, and for `BACK_OFF_S` it says so at once,
 so that a database that is down costs each statement nothing. What that means for a statement is the caller's to say;
@@ -157,6 +158,8 @@ class Catalog:
         self._tasks: set[asyncio.Task[bool]] = set()
         self._idle: asyncio.TimerHandle | None = None
         self._is_closed = False
+        self._sessions = 0
+        self._is_left = False
         self.schema = Schema()
         """What was learnt; emptied, not replaced, when it is forgotten. What `learn` has just learnt is there."""
 
@@ -165,6 +168,18 @@ class Catalog:
         """Changes whenever something that was known may be outdated."""
         self._expire()
         return self._generation
+
+    def join(self) -> None:
+        """A session has begun there."""
+        self._sessions += 1
+        self._is_left = False
+
+    def leave(self) -> None:
+        """A session has ended; with the last one the connection is closed, and what is known stays known."""
+        self._sessions -= 1
+        self._is_left = self._sessions == 0
+        if self._is_left and not self._turn.locked():
+            self._drop()
 
     def invalidate(self) -> None:
         """DDL was seen: nothing that is known need be true any more."""
@@ -273,24 +288,31 @@ class Catalog:
         self, missing: Callable[[], list[K]], ask: Callable[[_Connection, list[K]], Awaitable[bool]]
     ) -> bool:
         async with self._turn:
-            for _ in range(TRIES):
-                wanted = missing()
-                if not wanted:
-                    return True
-                if self._may_not_ask():
-                    return False
-                try:
-                    async with asyncio.timeout(ASK_TIMEOUT_S):
-                        is_current = await self._ask_twice(ask, wanted)
-                except (ChaperoneError, OSError, ssl.SSLError, TimeoutError) as error:
-                    self._give_up(error)
-                    return False
-                except asyncio.CancelledError:
+            try:
+                return await self._ask_until_current(missing, ask)
+            except (ChaperoneError, OSError, ssl.SSLError, TimeoutError) as error:
+                self._give_up(error)
+                return False
+            except asyncio.CancelledError:
+                self._drop()
+                raise
+            finally:
+                if self._is_left:
                     self._drop()
-                    raise
-                if is_current:
+
+    async def _ask_until_current[K](
+        self, missing: Callable[[], list[K]], ask: Callable[[_Connection, list[K]], Awaitable[bool]]
+    ) -> bool:
+        for _ in range(TRIES):
+            wanted = missing()
+            if not wanted:
+                return True
+            if self._may_not_ask():
+                return False
+            async with asyncio.timeout(ASK_TIMEOUT_S):
+                if await self._ask_twice(ask, wanted):
                     return True
-            return False
+        return False
 
     async def _ask_twice[K](self, ask: Callable[[_Connection, list[K]], Awaitable[bool]], wanted: list[K]) -> bool:
         """Ask; a connection that was good before and is cut now is replaced once."""

@@ -74,6 +74,14 @@ class Catalog(Protocol):
         """What is known."""
         ...
 
+    def join(self) -> None:
+        """A session has begun there."""
+        ...
+
+    def leave(self) -> None:
+        """A session has ended there."""
+        ...
+
     async def learn(self, names: Collection[str]) -> bool:
         """Look the relations up, with what they need; False when the database cannot be asked."""
         ...

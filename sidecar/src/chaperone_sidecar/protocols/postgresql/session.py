@@ -144,6 +144,8 @@ class Session:
 
     def abandoned(self) -> list[Intent]:
         """The connection is gone: intents that still owe an outcome ("aborted")."""
+        if self._reader is not None:
+            self._reader.catalog.leave()
         return [step.intent for step in self._flight.abandon() if step.intent is not None]
 
     def fatal(self, error: Exception) -> bytes:
@@ -155,6 +157,7 @@ class Session:
         """The backend is there: tell the client, and from now on decide on what it sends."""
         self._receipt = opened.receipt
         self._reader = self._reader_of(self._opening.database)
+        self._reader.catalog.join()
         self._upstream.on_changed = self._reader.catalog.invalidate
         if self._reader.results is not None:
             self._upstream.mask(self._reader.results)
