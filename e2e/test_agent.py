@@ -80,11 +80,12 @@ def test_the_auditor_lists_and_verifies_what_was_done(agent: Pod, team: Team, ku
     table = kubectl("get", "sessions", f"--namespace={team.namespace}", "--output=wide")
     assert table.split("\n")[0].split()[:4] == ["NAME", "AGENT", "TARGET", "PROTOCOL"]
     assert text in kubectl("describe", "command", command["metadata"]["name"], f"--namespace={team.namespace}")
-    proof, trust = tmp_path / "proof.tar", tmp_path / "proof.trust.pem"
+    proof, trust, log = (tmp_path / f"proof.{ending}" for ending in ("tar", "trust.pem", "log.policy"))
 
     def is_proved() -> bool:
         chaperone(kubectl, "export", f"--namespace={team.namespace}", session, f"--output={proof}")
-        return chaperone(kubectl, "verify", str(proof), f"--trust={trust}").out.endswith("verify: OK\n")
+        verified = chaperone(kubectl, "verify", str(proof), f"--trust={trust}", f"--log-policy={log}").out
+        return "\nlog: record " in verified and verified.endswith("verify: OK\n")
 
     until("the session's proof verifies", is_proved)
     altered = proof.read_bytes().replace(b'"rows":1', b'"rows":7', 1)

@@ -329,7 +329,8 @@ def _audit(story: Story, kubectl: Kubectl, pod: Mapping[str, Any], system_namesp
         story.run("chaperone", "export", session_name, "-n", AGENTS, "-o", str(bundle), shows=("bundle:", "trust:"))
         if not (bundle.exists() and trust.exists()):
             return
-        story.run("chaperone", "verify", str(bundle), "--trust", str(trust), shows=("verify: OK",))
+        log_keys = ("--log-policy", str(bundle.with_suffix(".log.policy")))
+        story.run("chaperone", "verify", str(bundle), "--trust", str(trust), *log_keys, shows=("log:", "verify: OK"))
         print(f"\nOne byte of the bundle is changed, at {_change_a_byte(bundle)}.")
         story.run("chaperone", "verify", str(bundle), "--trust", str(trust), shows=("verify: FAILED",), status=1)
 
