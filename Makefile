@@ -12,7 +12,7 @@ setup: ## Install what is missing: uv, PostgreSQL, OPA, and a cluster built from
 lint: setup ## Format, lint, types, import contracts
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
-	$(RUN) mypy evidence/src sidecar/src operator/src collector/src cli/src tools/src
+	$(RUN) mypy evidence/src sidecar/src operator/src collector/src cli/src tools/src bench
 	$(RUN) lint-imports
 
 test: setup ## Everything that is tested here: lint, then all tests

@@ -87,8 +87,10 @@ def run(name: str, python: Path, source: Path, port: int, user: str, more: list[
         "PGDATABASE": "postgres",
         "PGPASSWORD": PASSWORD,
     }
-    words = [python, "-m", "pytest", "-q", "--tb=short", f"--junitxml={report}", f"--timeout={TEST_LIMIT_S}",
-             "-p", "no:cacheprovider", *DRIVERS[name].arguments, *more]  # fmt: skip
+    words: list[str | Path] = [
+        python, "-m", "pytest", "-q", "--tb=short", f"--junitxml={report}", f"--timeout={TEST_LIMIT_S}",
+        "-p", "no:cacheprovider", *DRIVERS[name].arguments, *more,
+    ]  # fmt: skip
     if name == "psycopg":
         words.append("--test-dsn=" + " ".join(f"{key[2:].lower().replace('database', 'dbname')}={value}"
                                               for key, value in place.items()))  # fmt: skip

@@ -49,7 +49,8 @@ def measure(made: list[bytes], bundles: list[bytes]) -> dict[str, float]:
     appended = time.process_time() - began
 
     began = time.process_time()
-    builder, kept = tiles.TileBuilder(), {}
+    builder = tiles.TileBuilder()
+    kept: dict[tiles.Tile, bytes] = {}
     for one in made:
         kept.update(builder.append(merkle.leaf_hash(one)))
     tiled = time.process_time() - began

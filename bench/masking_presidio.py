@@ -93,7 +93,9 @@ def inside(count: int, path: Path) -> None:
     ]  # fmt: skip
     out: dict[str, Any] = {}
     business: list[str] = json.load(sys.stdin)
-    corpora = {"sentences": sentences(count), "cells": cells(count), "business": [(text, []) for text in business]}
+    corpora: dict[str, list[tuple[str, Labels]]] = {
+        "sentences": sentences(count), "cells": cells(count), "business": [(text, []) for text in business],
+    }  # fmt: skip
     for name, texts in corpora.items():
         began = time.process_time()
         said = [
@@ -118,7 +120,7 @@ def environment() -> Path:
     wanted = "\n".join((*PACKAGES, EVALUATOR))
     mark = home / "complete"
     if not mark.exists() or mark.read_text() != wanted:
-        install = [binary("uv"), "pip", "install", "-q", "--python", python]
+        install: list[str | Path] = [binary("uv"), "pip", "install", "-q", "--python", python]
         subprocess.run(
             [binary("uv"), "venv", "-q", "--clear", "--python", sys.base_prefix + "/bin/python3", home], check=True
         )
@@ -130,7 +132,8 @@ def environment() -> Path:
 
 def ours(texts: list[tuple[str, Labels]]) -> tuple[list[Labels], float]:
     """What our detectors find, in characters, and the CPU seconds of it."""
-    from chaperone_sidecar.masking.mask import Masker, MaskRule  # noqa: PLC0415
+    from chaperone_sidecar.masking.mask import Masker  # noqa: PLC0415
+    from chaperone_sidecar.masking.rule import MaskRule  # noqa: PLC0415
 
     names = {name: kind for kind, detectors in KINDS.items() for name in detectors}
     masker = Masker([MaskRule("Redact", detectors=tuple(names))])
@@ -207,11 +210,10 @@ def main() -> None:
             other = theirs[kind]
             print(f"{name + ' ' + kind:28}{labels:8}{recall:15.3f}{precision:11.3f}{other[0]:18.3f}{other[1]:11.3f}")
         results[name] |= {"ours": mine, "presidio": theirs}
-    mine, theirs = score(together[0], together[1])["all"], score(together[0], together[2])["all"]
-    results["all"] = {"ours": mine, "presidio": theirs}
-    print(
-        f"{'all, with business values':28}{mine[2]:8}{mine[0]:15.3f}{mine[1]:11.3f}{theirs[0]:18.3f}{theirs[1]:11.3f}"
-    )
+    ours_of_all, other = score(together[0], together[1])["all"], score(together[0], together[2])["all"]
+    results["all"] = {"ours": ours_of_all, "presidio": other}
+    recall, precision, labels = ours_of_all
+    print(f"{'all, with business values':28}{labels:8}{recall:15.3f}{precision:11.3f}{other[0]:18.3f}{other[1]:11.3f}")
     for name in corpora:
         one = results[name]["us_a_text"]
         print(f"{name:12} CPU a text: ours {one['ours']:.1f} µs, Presidio {one['presidio']:.1f} µs")

@@ -68,7 +68,7 @@ def refused(port: int) -> None:
     with psycopg.connect(address, autocommit=True) as session:
         for number in range(REFUSED):
             try:
-                session.execute(f"DROP TABLE pgbench_history_{number}")  # type: ignore[call-overload]
+                session.execute(f"DROP TABLE pgbench_history_{number}")
             except psycopg.errors.InsufficientPrivilege:
                 continue
             raise SystemExit("a DROP was let through")

@@ -41,10 +41,11 @@ WORKED = [
 
 
 def write_policies(folder: Path, *more: Object, **spec: Any) -> Path:
-    """Manifests with one policy of `rules`, and whatever else."""
+    """Manifests with one policy of `rules`, and whatever else; `acts` is the identity's delegation."""
     folder.mkdir(exist_ok=True)
     rules = spec.pop("rules", [rule("read", "Allow", ["read"], ["public.orders"])])
-    (folder / "all.yaml").write_text(yaml.safe_dump_all([identity(), target(), policy(rules, **spec), *more]))
+    agent = identity(**{"delegation": spec.pop("acts")} if "acts" in spec else {})
+    (folder / "all.yaml").write_text(yaml.safe_dump_all([agent, target(), policy(rules, **spec), *more]))
     return folder
 
 
@@ -220,6 +221,27 @@ def test_what_cannot_be_replayed_says_why(
     ((told, count),) = found["not_replayed"].items()
     assert told.startswith(why)
     assert (count, found["replayed"]) == (1, 0)
+
+
+def test_commands_of_users_are_passed_over_and_counted_where_their_groups_may_decide(
+    writer: Writer, tmp_path: Path
+) -> None:
+    for subject in ("user-7", "user-7", "user-8", ""):
+        writer.intend(READ, subject=subject)
+    evidence = writer.end()
+    acts = {"issuer": "https://login.example.com", "audience": "billing-agent", "required": False}
+    finance = {"effects": ["read"], "require": {"userGroups": ["finance"]}}
+    read = [rule("read", "Allow", ["read"])]
+    needing = write_policies(tmp_path / "needs", acts=acts, rules=[{"name": "f", "action": "Allow", "match": finance}])
+    own = write_policies(tmp_path / "own", acts=acts, rules=read, rego='deny contains "x" if input.user.email == ""')
+    why = "it may depend on the groups of its user, which are not recorded"
+    for folder, decided in ((needing, "Deny"), (own, "Allow")):
+        found = replayed(folder, evidence)
+        assert (found["commands"], found["replayed"], found["not_replayed"]) == (4, 1, {why: 3})
+        assert found["decisions"] == {decided: 1}  # of the one without a user, of whom no group is missing
+        assert f"skipped:  3 × {why}\n" in run("replay-policy", "--manifests", folder, "--evidence", evidence).output
+    found = replayed(write_policies(tmp_path / "none", acts=acts, rules=read), evidence)
+    assert (found["replayed"], found["not_replayed"], found["decisions"]) == (4, {}, {"Allow": 4})
 
 
 def test_text_that_is_withheld_does_not_hide_those_after_it(writer: Writer, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import pytest
 from fix_approvals import LEADS, request
 
-from chaperone_operator.approval import Person, Request, Requester, State, excluded, is_excluded, read
+from chaperone_operator.approval import Delegator, Person, Request, Requester, State, excluded, is_excluded, read
 from chaperone_operator.broker.deadline import Deadlines
 from chaperone_operator.broker.verdict import judge
 
@@ -83,6 +84,9 @@ def test_own_people_are_excluded_unless_they_may_and_the_account_always() -> Non
     account = "system:serviceaccount:agents:agent"
     assert excluded(who, "agents", self_approval=False) == (account, "bob", "alice@example.com", "Alice")
     assert excluded(who, "agents", self_approval=True) == (account,)
+    acting = msgspec.structs.replace(who, on_behalf_of=Delegator("user-7", "https://issuer", "alice@example.com"))
+    assert excluded(acting, "agents", self_approval=False) == (account, "bob", "alice@example.com", "Alice", "user-7")
+    assert excluded(acting, "agents", self_approval=True) == (account,)
 
 
 @dataclass

@@ -18,7 +18,7 @@ from fix_opa import Opa
 from fix_postgres import Postgres
 from manifests import identity, policy, rule, target
 from oidc import AUDIENCE, CANARY, EMAIL, SUBJECT, Issuer, issuing
-from pod_gateway import install, running, until
+from pod_gateway import connect, install, running, until
 from psycopg import errors
 
 from chaperone_evidence import record
@@ -67,12 +67,6 @@ async def prepare(broker: Broker, postgres: Postgres, collector: Collector, issu
     async with broker.admin() as client:
         made = secret("issuer-ca", "Opaque", **{"ca.crt": issuer.ca_pem})
         await client.apply(SECRETS, "issuer-ca", made, manager="test", namespace=broker.system)
-
-
-async def connect(port: int, password: str, **more: str) -> psycopg.AsyncConnection:
-    return await psycopg.AsyncConnection.connect(
-        host="127.0.0.1", port=port, user="me", dbname="orders", password=password, autocommit=True, **more
-    )
 
 
 async def refusal(port: int, password: str) -> str:

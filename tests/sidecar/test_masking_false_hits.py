@@ -9,9 +9,11 @@ import datetime
 import random
 import string
 import uuid
+from collections.abc import Callable
 
 from chaperone_sidecar.masking.detectors import BUILTIN
-from chaperone_sidecar.masking.mask import Masker, MaskRule
+from chaperone_sidecar.masking.mask import Masker
+from chaperone_sidecar.masking.rule import MaskRule
 
 MASKER = Masker([MaskRule("Redact", detectors=tuple(BUILTIN))])
 COUNT = 100_000
@@ -26,7 +28,7 @@ def moment() -> datetime.datetime:
     return datetime.datetime(2019, 1, 1) + datetime.timedelta(seconds=RNG.random() * 2.2e8)
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[[], str]] = {
     "uuid": lambda: str(uuid.UUID(int=RNG.getrandbits(128), version=4)),
     "uuid without dashes": lambda: f"{RNG.getrandbits(128):032x}",
     "order": lambda: f"ORD-{RNG.randint(2019, 2026)}-{RNG.randint(0, 999999):06d}",
@@ -61,7 +63,7 @@ def masked(values: list[bytes]) -> list[bytes]:
     return [value for value, new in zip(values, MASKER.mask_row(values), strict=True) if new != value]
 
 
-def test_business_values_are_hardly_ever_masked():
+def test_business_values_are_hardly_ever_masked() -> None:
     total = 0
     for name, make in MAKERS.items():
         values = [make().encode() for _ in range(COUNT // len(MAKERS))]
@@ -72,7 +74,7 @@ def test_business_values_are_hardly_ever_masked():
     assert total / COUNT <= MAX_RATE
 
 
-def test_random_numbers_of_sixteen_digits_are_masked_no_more_often_than_arithmetic_makes_them_cards():
+def test_random_numbers_of_sixteen_digits_are_masked_no_more_often_than_arithmetic_makes_them_cards() -> None:
     values = [str(RNG.randint(10**15, 10**16 - 1)).encode() for _ in range(20_000)]
     rate = len(masked(values)) / len(values)
     print(f"sixteen random digits: {rate:.2%}, bar {MAX_RATE_16_DIGITS:.0%}")

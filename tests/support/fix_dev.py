@@ -121,7 +121,7 @@ def write_manifests(
         credential={"secretRef": {"name": "orders-db-writer"}},
     )
     if classified is not None:
-        database["spec"]["classified"] = classified  # type: ignore[index]
+        database["spec"]["classified"] = classified
     objects = [identity(), database, policy]
     if unmaskable is not None:  # what a target classifies no policy of a namespace may loosen
         objects.append(cluster_policy([], "showing", unmaskable=unmaskable))

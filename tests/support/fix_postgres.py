@@ -91,11 +91,13 @@ def start(
     if owner is not None:
         for path in (directory, *directory.iterdir()):
             os.chown(path, owner.pw_uid, owner.pw_gid)
-    identity = {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []} if owner is not None else {}
+    user, group = (owner.pw_uid, owner.pw_gid) if owner is not None else (None, None)
+    groups: list[int] | None = [] if owner is not None else None
     subprocess.run(
         [bin_dir / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={password_file}",
          "-E", "UTF8", "--locale=C", "--no-sync"],
-        check=True, capture_output=True, timeout=START_TIMEOUT_S, cwd=directory, **identity,
+        check=True, capture_output=True, timeout=START_TIMEOUT_S, cwd=directory,
+        user=user, group=group, extra_groups=groups,
     )  # fmt: skip
     with (data / "postgresql.conf").open("a") as config:
         config.write(
@@ -105,8 +107,9 @@ def start(
         )
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [bin_dir / "postgres", "-D", data], stdout=log, stderr=log, cwd=directory, **identity
-        )
+            [bin_dir / "postgres", "-D", data], stdout=log, stderr=log, cwd=directory,
+            user=user, group=group, extra_groups=groups,
+        )  # fmt: skip
     postgres = Postgres(port, directory, authority.pem)
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:

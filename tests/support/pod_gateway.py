@@ -36,9 +36,10 @@ def compiled(broker: Broker, postgres: Postgres, *effects: str, **spec: object) 
 
 
 def ruled(
-    broker: Broker, postgres: Postgres, rules: list[Object], *, is_suspended: bool = False, **spec: object
-) -> Snapshot:
-    """A policy of those rules for both identities at the real database."""
+    broker: Broker, postgres: Postgres, rules: list[Object], *, is_suspended: bool = False,
+    delegation: Object | None = None, **spec: object,
+) -> Snapshot:  # fmt: skip
+    """A policy of those rules for both identities at the real database; `delegation` is that of billing-agent."""
     database = target(
         port=postgres.port,
         upstream={"host": "orders-db.data.svc", "port": postgres.port, "database": "orders"},
@@ -47,9 +48,10 @@ def ruled(
         allowedNamespaces={"names": [broker.agents]},
     )
     subjects: list[Object] = [{"identity": "billing-agent"}, {"identity": "other-agent"}]
+    more = {} if delegation is None else {"delegation": delegation}
+    billing = identity(namespace=broker.agents, suspended=is_suspended, **more)
     snapshot = compile_namespace(
-        broker.agents,
-        [identity(namespace=broker.agents, suspended=is_suspended), identity("other-agent", namespace=broker.agents)],
+        broker.agents, [billing, identity("other-agent", namespace=broker.agents)],
         [database], [policy(rules, namespace=broker.agents, **({"subjects": subjects} | spec))], [],
         namespace_labels={}, system_namespace=broker.system,
     )  # fmt: skip
@@ -132,10 +134,11 @@ async def serving(
         await asyncio.gather(loops, return_exceptions=True)
 
 
-async def connect(port: int, *, autocommit: bool = True) -> psycopg.AsyncConnection:
-    """As an agent: no password."""
-    place = f"host=127.0.0.1 port={port} user=me dbname=orders"
-    return await psycopg.AsyncConnection.connect(place, autocommit=autocommit)
+async def connect(port: int, password: str = "", *, autocommit: bool = True, **more: str) -> psycopg.AsyncConnection:
+    """As an agent: the password is a user's token, or none."""
+    return await psycopg.AsyncConnection.connect(
+        host="127.0.0.1", port=port, user="me", dbname="orders", password=password, autocommit=autocommit, **more
+    )
 
 
 async def until(is_so: Callable[[], bool]) -> None:

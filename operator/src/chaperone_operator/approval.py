@@ -49,7 +49,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         wait_s: how long the gateway holds the connection.
         valid_s: how long a request lives, from its making to its use.
         reason: whether a vote has to say why.
-        self_approval: whether the owner of the identity and whoever created the pod may vote.
+        self_approval: whether the owner of the identity, whoever created the pod and the agent's user may vote.
     """
 
     groups: tuple[str, ...]
@@ -235,10 +235,16 @@ def count(votes: Iterable[Vote], spec: Spec) -> Tally:
 
 
 def excluded(requester: Requester, namespace: str, *, self_approval: bool) -> tuple[str, ...]:
-    """Users who may not vote on a request: its service account; its owner and who created its pod, unless they may."""
+    """Users who may not vote on a request: its service account and, unless they may, those whose command it is.
+
+    These are the owner, who created the pod, and on whose behalf the agent acts. That person is known by what the
+    issuer says; the API server says the same, but for a prefix, where people log in there by the same claim.
+    """
     found = [f"system:serviceaccount:{namespace}:{requester.service_account}"]
     if not self_approval:
         found += [requester.created_by, requester.owner.email, requester.owner.name]
+        if (user := requester.on_behalf_of) is not None:
+            found += [user.subject, user.email]
     return tuple(dict.fromkeys(name.strip() for name in found if name.strip()))
 
 

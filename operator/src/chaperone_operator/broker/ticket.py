@@ -131,12 +131,12 @@ def build(
         reason=settings.reason,
         self_approval=settings.self_approval,
     )
-    asking = msgspec.to_builtins(who)
-    del asking["onBehalfOf"]
     if wanted.user is not None:
-        asking["onBehalfOf"] = msgspec.to_builtins(
-            Delegator(wanted.user.subject, wanted.user.issuer, wanted.user.email)
-        )
+        delegator = Delegator(wanted.user.subject, wanted.user.issuer, wanted.user.email)
+        who = msgspec.structs.replace(who, on_behalf_of=delegator)
+    asking = msgspec.to_builtins(who)
+    if who.on_behalf_of is None:
+        del asking["onBehalfOf"]
     spec: dict[str, Any] = {
         "requester": asking,
         "excluded": list(approval.excluded(who, namespace, self_approval=settings.self_approval)),

@@ -152,7 +152,10 @@ class Holds:
                     if admitted.action is Action.DENY:
                         self._resolve(place, ticket.name, ticket.state, admitted.message)
                         return admitted
-                    ticket = await desk.use(ticket.name, request)
+                    used = await desk.use(ticket.name, request)
+                    if used.state is State.USED:  # the record is to say who approved, not that it was used
+                        used = msgspec.structs.replace(used, message=ticket.message)
+                    ticket = used
         except ApprovalUnavailable as error:
             self._resolve(place, ticket.name, ticket.state, str(error))
             raise

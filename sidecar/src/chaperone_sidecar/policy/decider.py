@@ -213,6 +213,6 @@ class Decider:
     async def _query(self, question: dict[str, object], rule: str) -> object:
         try:
             answer = await self._client.query_rule(question, "chaperone", rule, STRICT)
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:  # JSON may nest too deep
             raise PolicyUnavailable("OPA does not answer; look at the chaperone-opa container.") from error
         return answer.get("result") if isinstance(answer, dict) else None
