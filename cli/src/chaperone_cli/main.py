@@ -11,6 +11,7 @@ from chaperone_cli import approvals as approving
 from chaperone_cli import export as exporting
 from chaperone_cli import suspension as switching
 from chaperone_cli import verify as verification
+from chaperone_cli import witness as witnessing
 from chaperone_cli.kubectl import Cluster
 
 
@@ -57,6 +58,32 @@ def export(
     """
     cluster = Cluster(kubeconfig, context)
     raise SystemExit(exporting.run(cluster, session, namespace, system_namespace, output))
+
+
+@main.command()
+@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), required=True, help="Its memory.")
+@click.option("--name", required=True, help="Of its keys, such as a host and path: witness.example/w1.")
+@click.option(
+    "--log",
+    "policies",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A log that it signs for, as a C2SP tlog-policy (SESSION.log.policy of an export); may be given again.",
+)
+@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="HOST:PORT.")
+@click.option(
+    "--tls", nargs=2, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate and key (PEM)."
+)
+def witness(directory: Path, name: str, policies: tuple[Path, ...], listen: str, tls: tuple[Path, Path] | None) -> None:
+    """Sign the checkpoints of a log as long as it only grows, for the collector's `--witnesses`.
+
+    Prints the lines that name it in such a file, then `ready`.
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.BadParameter("It is HOST:PORT.", param_hint="--listen")
+    raise SystemExit(witnessing.run(directory, name, policies, (host, int(port)), tls))
 
 
 def _where(command: Callable[..., None]) -> Callable[..., None]:

@@ -25,7 +25,9 @@ from chaperone_evidence.cosignature import ED25519, MLDSA44, CheckpointSigner, s
 
 FILE: Final = "log.key"
 INTERVAL_S: Final = 5.0  # between two checkpoints of a log that grows
+KEPT_WHOLE_US: Final = 86_400_000_000  # for so long all checkpoints are kept: 17 000, of 3 KiB each
 _SECOND_US: Final = 1_000_000
+_HOUR_US: Final = 3_600_000_000
 
 
 class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +90,32 @@ def sign(connection: sqlite3.Connection, tree: Tree, keys: LogKeys, now_us: int)
         "INSERT INTO checkpoint (size, wall_us, root, note) VALUES (?,?,?,?)", (said.size, now_us, said.root, note)
     )
     return said.size
+
+
+def cosign(connection: sqlite3.Connection, size: int, lines: str) -> bool:
+    """Add a witness's signatures to a checkpoint, in a transaction; False when it is gone or has them."""
+    row = connection.execute("SELECT note FROM checkpoint WHERE size = ?", (size,)).fetchone()
+    if row is None or lines.encode() in bytes(row[0]):
+        return False
+    connection.execute(
+        "UPDATE checkpoint SET note = ?, witnesses = witnesses + 1 WHERE size = ?",
+        (bytes(row[0]) + lines.encode(), size),
+    )
+    return True
+
+
+def thin(connection: sqlite3.Connection, now_us: int) -> int:
+    """Of the checkpoints of more than a day ago keep the last one of each hour; returns how many went.
+
+    They can be made again from the tree, but for their signatures: whoever needs one of a moment keeps it. In a
+    transaction.
+    """
+    old_us = (now_us // _HOUR_US) * _HOUR_US - KEPT_WHOLE_US
+    return connection.execute(
+        "DELETE FROM checkpoint WHERE wall_us < ? AND size NOT IN "
+        "(SELECT max(size) FROM checkpoint WHERE wall_us < ? GROUP BY wall_us / ?)",
+        (old_us, old_us, _HOUR_US),
+    ).rowcount
 
 
 def read_origin(connection: sqlite3.Connection) -> str:

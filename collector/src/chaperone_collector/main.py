@@ -27,6 +27,10 @@ from chaperone_collector.metrics import CONTENT_TYPE, Metrics
 from chaperone_collector.peer import GatewayCa, Peers
 from chaperone_collector.store import Store
 from chaperone_collector.tls import ServerTls
+from chaperone_collector.witnessing import Witnessing
+from chaperone_evidence import policyfile
+from chaperone_evidence.errors import Malformed
+from chaperone_evidence.policyfile import Witness
 
 log = logging.getLogger("chaperone_collector")
 
@@ -58,6 +62,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--ingest-port", type=int, default=8443, help="port for gateways")
     add("--api-port", type=int, default=6443, help="port for kube-apiserver's aggregation layer; −1: no API")
     add("--metrics-port", type=int, default=9090, help="port of /metrics, plain HTTP")
+    add("--witnesses", type=Path, help="C2SP tlog-policy file: witnesses with a URL are asked to sign the log, too")
+    add("--witness-ca", type=Path, help="PEM file of the CA of https witnesses; default: those of the system")
     add("--kubernetes", default=_in_cluster(), help="URL of the Kubernetes API; default: that of the pod's cluster")
     add("--kubernetes-ca", type=Path, default=_SERVICE_ACCOUNT / "ca.crt", help="PEM file of its CA")
     add("--kubernetes-token", type=Path, default=_SERVICE_ACCOUNT / "token", help="file of the service account's token")
@@ -79,7 +85,9 @@ async def _run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     metrics = Metrics()
-    store = Store(options.data, metrics, _now_us)
+    witnesses = _witnesses(options.witnesses)
+    witness_tls = _client_tls(options.witness_ca)
+    store = Store(options.data, metrics, _now_us, witnesses)
     runners: list[web.AppRunner] = []
     tasks: list[asyncio.Task[None]] = []
     kubernetes = None
@@ -103,6 +111,7 @@ async def _run(options: argparse.Namespace) -> int:
             )  # fmt: skip
             await _listen(runners, api.application(), options, options.api_port, api_tls.outer)
         tasks += [asyncio.create_task(store.keep_checkpoints()), asyncio.create_task(store.keep_watch())]
+        tasks.append(asyncio.create_task(Witnessing(store, witnesses, metrics, witness_tls).run()))
         ingest = Ingest(store, ca, Peers(ca, tls.is_current), metrics)
         await _listen(runners, ingest.application(), options, options.ingest_port, tls.outer)
         await _listen(runners, _metrics_application(metrics, store), options, options.metrics_port, None)
@@ -119,6 +128,20 @@ async def _run(options: argparse.Namespace) -> int:
         if kubernetes is not None:
             await kubernetes.close()
         await store.close()
+
+
+def _witnesses(path: Path | None) -> tuple[Witness, ...]:
+    try:
+        return policyfile.parse_witnesses(path.read_text()) if path is not None else ()
+    except (OSError, UnicodeDecodeError, Malformed) as error:
+        raise StoreUnusable(f"The witnesses in {path} cannot be read: {error}") from error
+
+
+def _client_tls(authority: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authority)
+    except OSError as error:  # ssl.SSLError is one
+        raise StoreUnusable(f"The CA of the witnesses in {authority} cannot be read: {error}.") from error
 
 
 async def _listen(

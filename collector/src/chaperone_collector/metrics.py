@@ -34,6 +34,10 @@ class Metrics:
         self.outstanding = Gauge(
             "chaperone_collector_outstanding_bytes", "Bytes received and not yet answered.", registry=self.registry
         )
+        self.witnessed = Counter(
+            "chaperone_collector_witness_answers", "Answers of witnesses: signed, failed, refused.",
+            ["witness", "result"], registry=self.registry,
+        )  # fmt: skip
         self.size = Gauge("chaperone_collector_log_entries", "Entries in the log.", registry=self.registry)
         self.requests = Counter(
             "chaperone_collector_api_requests", "Requests to the evidence API.", ["verb", "resource", "code"],

@@ -120,7 +120,11 @@ CREATE INDEX tally_changed ON tally (changed);
 ALTER TABLE session ADD COLUMN subject TEXT NOT NULL DEFAULT '';
 CREATE INDEX session_subject ON session (subject) WHERE subject <> '';
 CREATE TABLE tile (level INTEGER NOT NULL, idx INTEGER NOT NULL, bytes BLOB NOT NULL, PRIMARY KEY (level, idx));
-CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL, root BLOB NOT NULL, note BLOB NOT NULL);
+CREATE TABLE checkpoint (
+    size INTEGER PRIMARY KEY, wall_us INTEGER NOT NULL, root BLOB NOT NULL, note BLOB NOT NULL,
+    witnesses INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX checkpoint_wall ON checkpoint (wall_us);
 CREATE TABLE reading (idx INTEGER PRIMARY KEY, namespace TEXT NOT NULL);
 CREATE INDEX reading_namespace ON reading (namespace);
 ALTER TABLE stream ADD COLUMN lost_idx INTEGER;

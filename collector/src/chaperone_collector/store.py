@@ -32,6 +32,7 @@ from chaperone_collector.stream import LOST_AFTER_US
 from chaperone_collector.transaction import Transaction, Unnamed
 from chaperone_evidence import policyfile
 from chaperone_evidence.policy import Policy
+from chaperone_evidence.policyfile import Witness
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ MAX_QUEUED_READS: Final = 64
 STOP_TIMEOUT_S: Final = 20.0
 LONG_WAIT_S: Final = 3600.0
 LOOK_S: Final = 15.0  # between two looks for streams that fell silent
+THIN_EVERY_S: Final = 600.0
 CLOCK_STEP_US: Final = 5_000_000
 
 _STOP: Final = object()
@@ -66,16 +68,22 @@ class Store:
         directory: holds `evidence.db` and a lock; nobody else may use it.
         metrics: where commits are counted.
         now_us: the collector's clock, microseconds since 1970.
+        witnesses: who else signs the log.
 
     Raises:
         StoreUnusable: see `schema.open_writer`; or another collector holds the directory.
     """
 
     def __init__(
-        self, directory: Path, metrics: Metrics, now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+        self,
+        directory: Path,
+        metrics: Metrics,
+        now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        witnesses: tuple[Witness, ...] = (),
     ) -> None:
         log.info("sqlite %s, database %s", sqlite3.sqlite_version, directory / "evidence.db")
         self._metrics = metrics
+        self._witnesses = tuple(key for one in witnesses for key in one.keys)
         self._now_us = now_us
         self._lock_fd = _lock(directory)
         self._path = directory / "evidence.db"
@@ -119,12 +127,15 @@ class Store:
 
     async def keep_checkpoints(self) -> None:
         """Sign the log whenever it has grown, until cancelled."""
-        signed = self._signed
+        signed, thin_at = self._signed, 0.0
         while True:
             if await self.grown(signed, LONG_WAIT_S) == signed:
                 continue
             try:
                 signed = await self.write(lambda tx: tx.sign(self._keys))
+                if time.monotonic() >= thin_at:
+                    thin_at = time.monotonic() + THIN_EVERY_S
+                    await self.write(lambda tx: tx.thin_checkpoints())
             except StoreBusy as error:
                 log.warning("a checkpoint was not written: %s", error)
             await asyncio.sleep(checkpoint.INTERVAL_S)
@@ -152,12 +163,12 @@ class Store:
         return self._now_us() - time.monotonic_ns() // 1000
 
     def policy(self, connection: sqlite3.Connection) -> bytes:
-        """With which keys this log signs, as a C2SP tlog-policy; empty before it has a name."""
+        """With which keys this log and its witnesses sign, as a C2SP tlog-policy; empty before it has a name."""
         origin = checkpoint.read_origin(connection)
         if not origin:
             return b""
         keys = tuple(one.key for one in self._keys.signers(origin))
-        return policyfile.render(Policy(origin, keys, len(keys))).encode()
+        return policyfile.render(Policy(origin, keys, len(keys), self._witnesses)).encode()
 
     async def grown(self, beyond: int, timeout_s: float) -> int:
         """Wait until the log has more than `beyond` entries, at most `timeout_s`; returns its size."""

@@ -213,6 +213,14 @@ class Transaction:
         """Sign what the log holds, this transaction included; returns the size that is signed."""
         return checkpoint.sign(self._db, self._tree, keys, self._now_us())
 
+    def cosign(self, size: int, lines: str) -> bool:
+        """Add a witness's signatures to a checkpoint; False when it has them, or is gone."""
+        return checkpoint.cosign(self._db, size, lines)
+
+    def thin_checkpoints(self) -> int:
+        """Let go of old checkpoints, but for one an hour; returns how many."""
+        return checkpoint.thin(self._db, self._now_us())
+
     def secret(self, key: str, fresh: bytes) -> bytes:
         """A value that is made once for this database."""
         self._db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?,?)", (key, fresh))

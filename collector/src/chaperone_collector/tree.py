@@ -111,6 +111,15 @@ def read_proof(connection: sqlite3.Connection, index: int, size: int) -> list[by
     return merkle.inclusion_proof(index, size, _reader(connection, size))
 
 
+def read_growth(connection: sqlite3.Connection, old: int, size: int) -> list[bytes]:
+    """The proof that the log of `size` entries grew out of that of `old`.
+
+    Raises:
+        StoreUnusable: entries or tiles are missing.
+    """
+    return merkle.consistency_proof(old, size, _reader(connection, size))
+
+
 def read_root(connection: sqlite3.Connection, size: int) -> bytes:
     """The root over the first `size` entries, from what is stored.
 

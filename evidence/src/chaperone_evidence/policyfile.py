@@ -2,7 +2,7 @@
 
 Lines, in any order but names before their use: `log <vkey> [url]` · `witness <name> <vkey> [url]` ·
 `group <name> all|any|<k> <member> …` · `quorum <name>|none`, exactly once. Empty lines and those that begin with # say
-nothing. URLs are not looked at here.
+nothing.
 
 Stricter than the specification: a checkpoint must be signed by every key of the log that the file names, not by any.
 Groups of groups are refused.
@@ -10,9 +10,12 @@ Groups of groups are refused.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
-from chaperone_evidence.cosignature import Key, parse_key
+import msgspec
+
+from chaperone_evidence.cosignature import TIMED, Key, parse_key
 from chaperone_evidence.errors import Malformed
 from chaperone_evidence.policy import Policy
 
@@ -20,29 +23,33 @@ MAX_BYTES: Final = 1 << 20
 MAX_NAMES: Final = 256  # of witnesses and groups together; the specification asks for 32 of each
 
 
+class Witness(msgspec.Struct, frozen=True):
+    """Where a witness is asked, and the keys that it signs with there."""
+
+    url: str
+    keys: tuple[Key, ...]
+
+
 def parse(text: str) -> Policy:
-    """Read a policy.
+    """Read a policy. With `quorum none`, all witnesses that it names are known and none is asked for.
 
     Raises:
         Malformed: the text is no policy, names keys of several logs, or says more than this version knows.
     """
-    if len(text) > MAX_BYTES:
-        raise Malformed("The policy is too long.")
     logs: list[Key] = []
-    groups: dict[str, tuple[int, tuple[Key, ...]]] = {"none": (0, ())}
+    witnesses: list[Key] = []
+    groups: dict[str, tuple[int, tuple[Key, ...]]] = {}
     quorum = ""
-    for number, line in enumerate(text.split("\n"), 1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
+    for number, words in _lines(text):
         match words:
             case ["log", vkey, *rest] if len(rest) < 2:
                 logs.append(parse_key(vkey))
             case ["witness", name, vkey, *rest] if len(rest) < 2:
-                _define(groups, name, 1, (parse_key(vkey),))
+                witnesses.append(parse_key(vkey))
+                _define(groups, name, 1, (witnesses[-1],))
             case ["group", name, count, *members] if members:
                 _define(groups, name, _count(count, len(members)), tuple(_witness(groups, one) for one in members))
-            case ["quorum", name] if not quorum and name in groups:
+            case ["quorum", name] if not quorum and (name == "none" or name in groups):
                 quorum = name
             case _:
                 raise Malformed(f"Line {number} of the policy is not understood.")
@@ -51,8 +58,39 @@ def parse(text: str) -> Policy:
     names = {key.name for key in logs}
     if len(names) != 1:
         raise Malformed(f"The policy names {len(names)} logs; it has to name one.")
-    needed, witnesses = groups[quorum]
-    return Policy(names.pop(), tuple(logs), len(logs), witnesses, needed)
+    needed, asked = groups.get(quorum, (0, tuple(witnesses)))
+    return Policy(names.pop(), tuple(logs), len(logs), asked, needed)
+
+
+def parse_witnesses(text: str) -> tuple[Witness, ...]:
+    """The witnesses of a policy that can be asked, which are those with an `http` or `https` URL.
+
+    Raises:
+        Malformed: a line about a witness is not understood, its key says no time, or is there twice.
+    """
+    found: dict[str, list[Key]] = {}
+    for number, words in _lines(text):
+        match words:
+            case ["witness", _, vkey, url] if url.startswith(("https://", "http://")):
+                found.setdefault(url.rstrip("/"), []).append(parse_key(vkey))
+            case ["witness", _, vkey]:
+                parse_key(vkey)
+            case ["witness", *_]:
+                raise Malformed(f"Line {number} of the policy is not understood.")
+    keys = [key for some in found.values() for key in some]
+    if any(key.kind not in TIMED for key in keys) or len({key.public for key in keys}) != len(keys):
+        raise Malformed("The key of a witness is there twice, or is of a kind that says no time.")
+    return tuple(Witness(url, tuple(some)) for url, some in found.items())
+
+
+def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of the lines that say something."""
+    if len(text) > MAX_BYTES:
+        raise Malformed("The policy is too long.")
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            yield number, words
 
 
 def render(policy: Policy) -> str:
@@ -66,7 +104,7 @@ def render(policy: Policy) -> str:
 
 
 def _define(groups: dict[str, tuple[int, tuple[Key, ...]]], name: str, needed: int, keys: tuple[Key, ...]) -> None:
-    if name in groups or len(groups) > MAX_NAMES:
+    if name == "none" or name in groups or len(groups) > MAX_NAMES:
         raise Malformed(f"The policy says twice who {name[:100]} is, or names too many.")
     groups[name] = (needed, keys)
 

@@ -21,7 +21,6 @@ from typing import Final
 import msgspec
 
 from chaperone_collector.api.status import unavailable
-from chaperone_collector.checkpoint import newest
 from chaperone_collector.store import Store
 from chaperone_collector.stream import LOST_AFTER_US
 from chaperone_collector.tree import read_proof
@@ -98,10 +97,13 @@ def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) ->
 def _part(db: sqlite3.Connection, stream: int, name: str, count: int) -> Part:
     """A stream's beginning, with the proof that the log has its last record."""
     index = db.execute("SELECT idx FROM entry WHERE stream = ? AND seq = ?", (stream, count - 1)).fetchone()[0]
-    size = newest(db)
-    if index >= size:
+    # Of those that cover it, the one that most witnesses have signed, and then the newest.
+    row = db.execute(
+        "SELECT size, note FROM checkpoint WHERE size > ? ORDER BY witnesses DESC, size DESC LIMIT 1", (index,)
+    ).fetchone()
+    if row is None:
         raise unavailable("The log's checkpoint over the session's last records is not signed yet. Ask again.")
-    note = db.execute("SELECT note FROM checkpoint WHERE size = ?", (size,)).fetchone()[0]
+    size, note = row
     return Part(stream, name, count, LogProof(index, tuple(read_proof(db, index, size)), bytes(note)).encode())
 
 

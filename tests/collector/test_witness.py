@@ -1,0 +1,256 @@
+"""A collector and witnesses as processes: what they sign together, and what a witness will not sign."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from fix_collector import Collector, Sender
+from gateway_stream import Pod, Stream
+from pki import Authority
+
+from chaperone_collector.checkpoint import LogKeys
+from chaperone_evidence import merkle, policyfile, witness
+from chaperone_evidence.cosignature import ED25519_COSIGNATURE, MLDSA44, parse_key
+from chaperone_evidence.errors import Malformed
+from chaperone_evidence.policy import Policy, open_checkpoint
+from chaperone_evidence.witness import AddCheckpoint
+
+pytestmark = [pytest.mark.peer, pytest.mark.timeout(240)]
+
+LIMIT_S = 60.0
+
+
+def eventually[T](ask: Callable[[], T], is_good: Callable[[T], object], why: Callable[[], str]) -> T:
+    pause, ends = threading.Event(), time.monotonic() + LIMIT_S
+    while not is_good(found := ask()):
+        assert time.monotonic() < ends, f"still {found!r}\n{why()}"
+        pause.wait(0.1)
+    return found
+
+
+class Place:
+    """A collector whose log has a name and keys, and what an auditor needs to know of it."""
+
+    def __init__(self, collector: Collector, authority: Authority, folder: Path) -> None:
+        self.collector, self.folder = collector, folder
+        self.pod = Pod(authority)
+        self.stream = Stream(self.pod)
+        self.origin = f"chaperone.dev/log/{self.pod.cluster}"
+
+    async def grow(self, commands: int = 3) -> None:
+        session = self.stream.open_session()
+        for number in range(commands):
+            self.stream.intend(session, f"SELECT {number}")
+        self.stream.head()
+        async with Sender(self.collector, self.pod) as sender:
+            await sender.ship(self.stream)
+        held = self.collector.rows("SELECT count(*) FROM entry")[0][0]
+        eventually(lambda: self.newest()[0], lambda size: size >= held, self.collector.log.read_text)
+
+    def newest(self) -> tuple[int, bytes, int]:
+        found = self.collector.rows("SELECT size, note, witnesses FROM checkpoint ORDER BY size DESC LIMIT 1")
+        return found[0] if found else (0, b"", 0)
+
+    def policy(self) -> Policy:
+        keys = tuple(one.key for one in LogKeys(self.collector.data, may_make=False).signers(self.origin))
+        return Policy(self.origin, keys, 2)
+
+    def policy_file(self) -> Path:
+        path = self.folder / "log.policy"
+        path.write_text(policyfile.render(self.policy()))
+        return path
+
+    def with_witnesses(self, *lines: str) -> None:
+        """Start the collector anew with these."""
+        (self.folder / "witnesses").write_text("\n".join([*self.policy_file().read_text().split("\n")[:-2], *lines]))
+        self.collector.stop()
+        authority = str(self.folder / "witness-ca.pem")
+        self.collector.more = (
+            "--api-port",
+            "-1",
+            "--witnesses",
+            str(self.folder / "witnesses"),
+            "--witness-ca",
+            authority,
+        )
+        self.collector.start()
+
+    async def answers(self, result: str) -> bool:
+        async with aiohttp.ClientSession() as http, http.get(f"{self.collector.metrics}/metrics") as answer:
+            return f'result="{result}"' in await answer.text()
+
+    async def until_answered(self, result: str) -> None:
+        async with asyncio.timeout(LIMIT_S):
+            while not await self.answers(result):  # noqa: ASYNC110 - what a process counts sends no event
+                await asyncio.sleep(0.2)
+
+
+@pytest.fixture
+async def place(collector: Collector, gateway_ca: Authority, tmp_path: Path) -> Place:
+    made = Place(collector, gateway_ca, tmp_path)
+    await made.grow()
+    return made
+
+
+@contextmanager
+def witnessing(place: Place, name: str, directory: Path) -> Iterator[list[str]]:
+    """A `chaperone witness` with TLS; the lines that name it."""
+    authority = Authority("witness CA")
+    key, certificate = authority.server_pair("localhost")
+    for path, data in (("key", key), ("crt", certificate), ("witness-ca.pem", authority.pem.encode())):
+        (place.folder / path).write_bytes(data)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "chaperone_cli.main", "witness", "--dir", str(directory), "--name", name,
+         "--log", str(place.policy_file()), "--listen", "localhost:0",
+         "--tls", str(place.folder / "crt"), str(place.folder / "key")],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        lines: list[str] = []
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line == "ready\n":
+                break
+            lines.append(line.strip())
+        assert process.poll() is None, lines
+        yield lines
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+async def test_a_witness_signs_what_grows(place: Place) -> None:
+    with witnessing(place, "witness.example/w1", place.folder / "w1") as lines:
+        keys = tuple(parse_key(line.split()[2]) for line in lines)
+        assert [key.kind for key in keys] == [ED25519_COSIGNATURE, MLDSA44]
+        place.with_witnesses(*lines)
+        for _ in range(3):
+            await place.grow()
+            size, note, _ = eventually(place.newest, lambda found: found[2] == 1, place.collector.log.read_text)
+            policy = Policy(place.origin, place.policy().log, 2, keys, 1)
+            opened = open_checkpoint(note, policy)
+            assert opened.checkpoint.size == size
+            assert {one.key for one in opened.signatures} == {*policy.log, *keys}
+    assert await place.answers("signed")
+
+
+async def test_a_log_that_was_taken_back_is_not_signed(place: Place) -> None:
+    """An older copy of the disk, keys and all: the collector cannot know, and the witness does."""
+    with witnessing(place, "witness.example/w1", place.folder / "w1") as lines:
+        place.with_witnesses(*lines)
+        eventually(place.newest, lambda found: found[2] == 1, place.collector.log.read_text)
+        place.collector.stop()
+        shutil.copytree(place.collector.data, place.folder / "older")
+        place.collector.start()
+        await place.grow(20)
+        eventually(place.newest, lambda found: found[2] == 1, place.collector.log.read_text)
+        place.collector.stop()
+        shutil.rmtree(place.collector.data)
+        shutil.copytree(place.folder / "older", place.collector.data)
+        place.collector.start()
+        other = Place(place.collector, place.collector.gateway_ca, place.folder)
+        await other.grow(1)
+        await place.until_answered("refused")
+        assert place.newest()[2] == 0
+        assert "entries were lost, or there is another log of this name" in place.collector.log.read_text()
+
+
+async def test_a_witness_that_is_away_delays_nothing_and_is_asked_again(place: Place) -> None:
+    directory = place.folder / "w1"
+    with witnessing(place, "witness.example/w1", directory) as lines:
+        pass
+    place.with_witnesses(*lines)
+    await place.grow()
+    await place.until_answered("failed")
+    assert place.newest()[2] == 0
+    with witnessing(place, "witness.example/w1", directory) as later:  # another port, the same keys
+        assert [line.split()[2] for line in later] == [line.split()[2] for line in lines]
+        place.with_witnesses(*later)
+        eventually(place.newest, lambda found: found[2] == 1, place.collector.log.read_text)
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [("nothing", 200), ("twice", 409), ("other log", 404), ("signature", 403), ("garbage", 400), ("root", 403)],
+)
+async def test_what_a_witness_says_to_a_request(place: Place, tmp_path: Path, change: str, status: int) -> None:
+    from chaperone_cli.witness import Witness
+
+    logs: dict[str, Any] = {} if change == "other log" else {place.origin: place.policy().log}
+    held = Witness(tmp_path / "held", "witness.example/w2", logs)
+    _, note, _ = place.newest()
+    request = AddCheckpoint(0, (), note).encode()
+    if change == "signature":
+        request = request[:-20] + (b"A" if request[-20:-19] != b"A" else b"B") + request[-19:]
+    elif change == "garbage":
+        request = b"old 0\n" + request
+    elif change == "root":
+        root = note.split(b"\n")[2]
+        request = request.replace(root, base64.b64encode(bytes(32)))
+    elif change == "twice":
+        assert held.add(request)[0].status == 200
+        held = Witness(tmp_path / "held", "witness.example/w2", logs)  # what it has seen is on disk
+    judged, lines = held.add(request)
+    assert judged.status == status, judged.why
+    assert bool(lines) is (status == 200)
+    if status == 200:
+        assert judged.checkpoint is not None
+        assert len(witness.parse_answer(lines.encode(), judged.checkpoint, held.keys)) == 2
+    if change == "twice":
+        assert judged.seen_size == place.newest()[0]
+
+
+def test_old_checkpoints_are_thinned_to_one_an_hour_and_the_newest_stay(tmp_path: Path) -> None:
+    from chaperone_collector import checkpoint
+    from chaperone_collector.schema import open_writer
+
+    database = open_writer(tmp_path / "evidence.db")
+    hour_us, day_us = 3_600_000_000, 86_400_000_000
+    now_us = 1_000 * day_us + hour_us // 2
+    times = [now_us - 2 * day_us + number * 600_000_000 for number in range(6 * 48)]  # one in ten minutes, two days
+    database.executemany(
+        "INSERT INTO checkpoint (size, wall_us, root, note) VALUES (?,?,?,?)",
+        [(size, wall_us, merkle.EMPTY_ROOT, b"") for size, wall_us in enumerate(times, 1)],
+    )
+    assert checkpoint.thin(database, now_us) > 100
+    left = [row[0] for row in database.execute("SELECT wall_us FROM checkpoint ORDER BY size")]
+    recent = [one for one in times if one >= now_us - day_us]
+    assert left[-len(recent) :] == recent
+    old = [one for one in left if one < now_us - day_us - hour_us]
+    assert len({one // hour_us for one in old}) == len(old) == 23
+    assert checkpoint.thin(database, now_us) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("witness w1", "Line 1"),
+        ("witness w1 KEY ftp://x", "Line 1"),
+        ("witness w1 nonsense https://x", ""),
+        ("witness w1 KEY https://x\nwitness w2 KEY https://y", "twice"),
+    ],
+)
+def test_witnesses_that_cannot_be_asked_are_refused(place_less_key: str, text: str, fragment: str) -> None:
+    with pytest.raises(Malformed, match=fragment):
+        policyfile.parse_witnesses(text.replace("KEY", place_less_key))
+
+
+@pytest.fixture
+def place_less_key() -> str:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from chaperone_evidence.cosignature import CheckpointSigner
+
+    return CheckpointSigner("witness.example/w1", Ed25519PrivateKey.generate(), ED25519_COSIGNATURE).key.vkey
