@@ -238,7 +238,7 @@ def test_old_checkpoints_are_thinned_to_one_an_hour_and_the_newest_stay(tmp_path
     [
         ("witness w1", "Line 1"),
         ("witness w1 KEY ftp://x", "Line 1"),
-        ("witness w1 nonsense https://x", ""),
+        ("witness w1 nonsense https://x", "[Kk]ey"),
         ("witness w1 KEY https://x\nwitness w2 KEY https://y", "twice"),
     ],
 )

@@ -8,7 +8,9 @@ from pathlib import Path
 import click
 
 from chaperone_cli import approvals as approving
+from chaperone_cli import convert as converting
 from chaperone_cli import export as exporting
+from chaperone_cli import stream as streaming
 from chaperone_cli import suspension as switching
 from chaperone_cli import verify as verification
 from chaperone_cli import witness as witnessing
@@ -40,6 +42,23 @@ def verify(evidence: Path, trust: Path | None, log_policy: Path | None, as_json:
     Exit status: 0 everything holds, 1 something is wrong, 2 it cannot be verified.
     """
     raise SystemExit(verification.run(evidence, trust, log_policy, as_json=as_json))
+
+
+@main.command()
+@click.argument("evidence", type=click.Path(exists=True, path_type=Path))
+@click.option("--to", "form", type=click.Choice(converting.FORMS), required=True, help="OCSF events, or the records.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
+@click.option(
+    "--trust",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate of the gateway CA; without it the one inside EVIDENCE is taken, and that is said.",
+)
+def convert(evidence: Path, form: converting.Form, output: Path | None, trust: Path | None) -> None:
+    """Write the records of EVIDENCE (a directory or a bundle) as lines of JSON, verified on the way, offline.
+
+    Exit status: 0 all is written, 1 a record does not hold and what precedes it is written, 2 it cannot be converted.
+    """
+    raise SystemExit(converting.run(evidence, trust, form, output))
 
 
 @main.command()
@@ -95,6 +114,31 @@ def _where(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+@main.command()
+@click.option("--to", required=True, metavar="RECEIVER", help="https://HOST/PATH, syslog+tls://HOST:PORT, or - .")
+@click.option(
+    "--state", required=True, type=click.Path(dir_okay=False, path_type=Path), help="What the receiver has, kept here."
+)
+@click.option("--format", "form", type=click.Choice(converting.FORMS), default="ocsf", show_default=True)
+@click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CA of the receiver (PEM).")
+@click.option(
+    "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Bearer token for https."
+)
+@click.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@_where
+def stream(
+    to: str, state: Path, form: str, ca: Path | None, token_file: Path | None, all_namespaces: bool,
+    namespace: str, kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Deliver commands and sessions to a RECEIVER, each at least once, from the beginning of the log; then go on.
+
+    Uses kubectl and your rights: watch on commands and sessions. Texts of commands are not sent. Ends on SIGTERM.
+    """
+    place = streaming.EVERYWHERE if all_namespaces else namespace
+    options = streaming.Options(to, state, form, ca, token_file)
+    raise SystemExit(streaming.run(Cluster(kubeconfig, context), place, options))
 
 
 @main.command()

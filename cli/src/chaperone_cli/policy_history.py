@@ -50,7 +50,7 @@ class History:
         try:
             for number, (stream, (of_entries, of_bodies)) in enumerate(names.items(), 1):
                 label = f"stream {number} of {len(names)}"
-                texts = _Texts(bodies(self._source, of_bodies, label) if self._has_texts else iter(()))
+                texts = Texts(bodies(self._source, of_bodies, label) if self._has_texts else iter(()))
                 try:
                     yield from self._stream(entries(self._source, of_entries, label), texts)
                 except EvidenceError as error:
@@ -58,7 +58,7 @@ class History:
         finally:
             progress("")
 
-    def _stream(self, found: Iterator[bytes], texts: _Texts) -> Iterator[Seen]:
+    def _stream(self, found: Iterator[bytes], texts: Texts) -> Iterator[Seen]:
         opened: record.StreamOpen | None = None
         protocols: OrderedDict[str, str] = OrderedDict()
         for data in found:
@@ -83,7 +83,7 @@ class History:
                     pass
 
 
-class _Texts:
+class Texts:
     """The texts of one stream, found in the order in which they are named."""
 
     def __init__(self, found: Iterator[bytes]) -> None:

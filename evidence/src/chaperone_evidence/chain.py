@@ -22,7 +22,9 @@ from chaperone_evidence.record import Record
 
 type HeadState = Literal["open", "idle", "closed"]
 
-_LINK_DOMAIN: Final = b"chaperone.dev/link/v1\n"
+LINK_SCHEME: Final = "chaperone.dev/link/v1"  # the name under which others find what a link is computed over
+
+_LINK_DOMAIN: Final = f"{LINK_SCHEME}\n".encode()
 _STREAM_DOMAIN: Final = b"chaperone.dev/stream/v1\n"
 _CLASSES: Final = [bytes((cls,)) for cls in range(256)]
 _RECORD_CLASS: Final = _CLASSES[entry.CLASS_RECORD]

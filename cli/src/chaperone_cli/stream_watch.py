@@ -1,0 +1,161 @@
+"""Watches of the aggregated API through kubectl, read no faster than their lines are taken.
+
+What is not read stays in the pipe; kubectl then stops reading, and so does the API server. A watch that ends is begun
+again at what was read last: the log only grows, and a watch of it never expires.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from typing import IO, Any, Final
+
+import msgspec
+
+from chaperone_cli.kubectl import MAX_COMPLAINT_CHARS, CannotAsk, Cluster
+from chaperone_evidence.errors import Malformed
+
+RESOURCES: Final = ("sessions", "commands")
+PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1"
+WATCH_S: Final = 1800  # rights that were taken away end a watch at the latest then
+CHUNK_BYTES: Final = 64 << 10
+MAX_LINE_BYTES: Final = 4 << 20  # an object holds a text of 16 KiB at most, six times as long when it is escaped
+STOP_S: Final = 5.0
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One event of a watch; `value` is None when it only says how far the watch is."""
+
+    resource: str
+    version: str
+    value: dict[str, Any] | None
+    is_new: bool
+
+
+class Ended(Exception):
+    """A watch has ended; the text says why, and is empty when its time was over."""
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: dict[str, Any]
+
+
+class Watch:
+    """One watch; `version` is that of the last change that was given."""
+
+    def __init__(self, cluster: Cluster, resource: str, namespace: str, version: str) -> None:
+        self.resource = resource
+        self.version = version
+        self._cluster = cluster
+        self._place = f"{PATH}/namespaces/{namespace}/{resource}" if namespace else f"{PATH}/{resource}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._complaints: IO[bytes] | None = None
+        self._rest = b""
+        self.has_spoken = False  # whether a watch of this object ever gave an event
+
+    def open(self) -> IO[bytes]:
+        """Begin, or begin again; returns what to wait on.
+
+        Raises:
+            CannotAsk: kubectl is not installed.
+        """
+        query = f"watch=true&allowWatchBookmarks=true&resourceVersion={self.version}&timeoutSeconds={WATCH_S}"
+        self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        try:
+            self._process = subprocess.Popen(
+                self._cluster.command("get", "--raw", f"{self._place}?{query}"), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=self._complaints,
+            )  # fmt: skip
+        except FileNotFoundError as error:
+            raise CannotAsk("kubectl is not installed; put it on the PATH.") from error
+        assert self._process.stdout is not None  # noqa: S101 - tells the type checker what PIPE means
+        return self._process.stdout
+
+    def read(self) -> Iterator[Change]:
+        """The changes in what has arrived.
+
+        Raises:
+            Ended: nothing more comes. Malformed: it is no watch of this API.
+        """
+        assert self._process is not None  # noqa: S101 - it is open
+        assert self._process.stdout is not None  # noqa: S101 - see `open`
+        data = os.read(self._process.stdout.fileno(), CHUNK_BYTES)
+        if not data:
+            raise Ended(self._why())
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise Malformed(f"An event of the watch is longer than {MAX_LINE_BYTES} bytes.")
+        for line in lines:
+            change = self._change(line)
+            self.version, self.has_spoken = change.version, True
+            yield change
+
+    def _change(self, line: bytes) -> Change:
+        try:
+            event = msgspec.json.decode(line, type=_Event)
+            if event.type == "ERROR":
+                raise Ended(str(event.object.get("message", "the server ended the watch")))
+            version = event.object["metadata"]["resourceVersion"]
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise Malformed("The answer is no watch of this API.") from error
+        if not isinstance(version, str) or not version.isascii() or not version.isdecimal():
+            raise Malformed("The answer names no resourceVersion of this API.")
+        value = None if event.type == "BOOKMARK" else event.object
+        return Change(self.resource, version, value, event.type == "ADDED")
+
+    def _why(self) -> str:
+        assert self._process is not None  # noqa: S101 - it is open
+        assert self._complaints is not None  # noqa: S101 - it is open
+        status = self._process.wait()
+        self._complaints.seek(0)
+        said = self._complaints.read(MAX_COMPLAINT_CHARS).decode(errors="replace").strip()
+        return (said or f"kubectl ended with {status}") if status else ""
+
+    def close(self) -> None:
+        """End kubectl."""
+        if self._process is not None:
+            self._process.terminate()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
+            try:
+                self._process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._complaints is not None:
+            self._complaints.close()
+        self._process, self._complaints, self._rest = None, None, b""
+
+
+class Watches:
+    """The watches of all resources."""
+
+    def __init__(self, cluster: Cluster, namespace: str, versions: dict[str, str]) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._watches = [Watch(cluster, name, namespace, versions.get(name, "0")) for name in RESOURCES]
+
+    def ready(self, timeout_s: float | None) -> list[Watch]:
+        """Watches of which something can be read, or that have ended; none when the time is over."""
+        return [key.data for key, _ in self._selector.select(timeout_s)]
+
+    def open(self, watch: Watch | None = None) -> None:
+        """Begin a watch, or all.
+
+        Raises:
+            CannotAsk: as `Watch.open`.
+        """
+        for one in self._watches if watch is None else [watch]:
+            self._selector.register(one.open(), selectors.EVENT_READ, one)
+
+    def close(self, watch: Watch | None = None) -> None:
+        """End a watch, or all."""
+        for key in list(self._selector.get_map().values()):
+            if watch is None or key.data is watch:
+                self._selector.unregister(key.fileobj)
+                key.data.close()
+        if watch is None:
+            self._selector.close()
