@@ -110,6 +110,18 @@ def test_unknown_and_unfit_values_are_refused(value: str) -> None:
     assert "values don't meet the specifications of the schema" in told
 
 
+def test_witnesses_are_those_of_a_config_map() -> None:
+    names = ("--set", "collector.witnesses.configMap=our-witnesses", "--set", "collector.witnesses.hasCA=true")
+    pod = pod_specs(rendered(*names))["chaperone-collector"]
+    (container,) = pod["containers"]
+    assert container["args"][-2:] == [
+        "--witnesses=/etc/chaperone-witnesses/policy", "--witness-ca=/etc/chaperone-witnesses/ca.crt"
+    ]  # fmt: skip
+    assert {"name": "witnesses", "configMap": {"name": "our-witnesses"}} in pod["volumes"]
+    assert {"name": "witnesses", "mountPath": "/etc/chaperone-witnesses", "readOnly": True} in container["volumeMounts"]
+    assert "witness" not in str(pod_specs(rendered())["chaperone-collector"])
+
+
 def test_every_object_of_the_schema_is_closed() -> None:
     def open_ones(schema: Object, path: str) -> Iterator[str]:
         if schema.get("type") == "object" and "additionalProperties" not in schema:
