@@ -444,6 +444,32 @@ async def test_a_proof_verifies_offline(evidence_api: EvidenceApi, gateway_ca: A
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "verify: OK" in done.stdout
+    (tmp_path / "verify.py").write_bytes(files["verify.py"])
+    policy = await _kubectl(evidence_api, "get", "--raw", f"{_BASE}/checkpoints/log/policy")
+    (tmp_path / "log.policy").write_text(policy)
+    own = ("verify.py", *arguments[1:], "--log-policy", "log.policy")
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, *own], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "verify: OK"), done.stdout + done.stderr
+
+
+async def test_what_the_log_said_earlier_is_what_it_continues(
+    evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
+) -> None:
+    for number in (1, 2):
+        scene = await Scene(gateway_ca, f"earlier-agent-{number}").ship(evidence_api)
+        files = await _signed_proof(evidence_api, scene.closed)
+        (tmp_path / f"{number}.tlog-proof").write_bytes(files[f"log/{scene.stream.id}.tlog-proof"])
+    policy = await _kubectl(evidence_api, "get", "--raw", f"{_BASE}/checkpoints/log/policy")
+    (tmp_path / "log.policy").write_text(policy)
+    arguments = ("consistency", "1.tlog-proof", "2.tlog-proof", "--log-policy", "log.policy")
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "chaperone_cli.main", *arguments, "--kubeconfig", str(evidence_api.server.kubeconfig)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout[:16]) == (0, "consistency: OK:"), done.stdout + done.stderr
 
 
 async def test_a_session_has_a_proof_once_a_head_has_signed_its_end(
@@ -522,6 +548,17 @@ async def _bundle(api: EvidenceApi, session: str) -> bytes:
         subprocess.run, [*api.command(), "get", "--raw", path], capture_output=True, check=True, timeout=60
     )
     return raw.stdout
+
+
+async def _signed_proof(api: EvidenceApi, session: str) -> dict[str, bytes]:
+    """The proof, once the log has signed over it: at most one checkpoint comes in five seconds."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await _proof(api, session)
+            except subprocess.CalledProcessError as error:
+                assert b"not signed yet" in error.stderr
+            await asyncio.sleep(0.5)
 
 
 async def _proof(api: EvidenceApi, session: str) -> dict[str, bytes]:

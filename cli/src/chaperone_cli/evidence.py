@@ -5,7 +5,7 @@ tar reader knows plain files and directories and refuses everything else by name
 bundle differently.
 
 Layout: `trust.pem` · `log.policy` · `streams/<stream>/<first seq>.seg` · `bodies/<stream>/<n>.seg` ·
-`log/<stream>.tlog-proof`.
+`log/<stream>.tlog-proof`. A bundle also holds `README.txt` and `verify.py` for people; they are neither read nor run.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ LAYOUT: Final = re.compile(r"(streams|bodies)/([0-7][0-9a-hjkmnp-tv-z]{25})/([0-
 PROOF: Final = re.compile(r"log/([0-7][0-9a-hjkmnp-tv-z]{25})\.tlog-proof\Z")
 TRUST: Final = "trust.pem"
 LOG_POLICY: Final = "log.policy"
+COMPANIONS: Final = frozenset({"README.txt", "verify.py"})
 
 _SPARE: Final = re.compile(r"streams/[^/]+/spare\Z")  # room that a gateway made for its next segment: empty
 _BLOCK: Final = 512
@@ -174,7 +175,7 @@ def segments(source: Source) -> dict[str, tuple[list[str], list[str]]]:
         match = LAYOUT.match(name)
         if match is not None:
             found.setdefault(match[2], ([], []))[match[1] == "bodies"].append(name)
-        elif name not in {TRUST, LOG_POLICY} and not PROOF.match(name):
+        elif name not in {TRUST, LOG_POLICY, *COMPANIONS} and not PROOF.match(name):
             raise CannotVerify(f"The file {name} does not belong to the layout.")
     if not found:
         raise CannotVerify("There is no stream here; is this an evidence directory or a bundle?")

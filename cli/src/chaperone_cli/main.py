@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from chaperone_cli import approvals as approving
+from chaperone_cli import consistency as comparing
 from chaperone_cli import convert as converting
 from chaperone_cli import export as exporting
 from chaperone_cli import stream as streaming
@@ -59,6 +60,30 @@ def convert(evidence: Path, form: converting.Form, output: Path | None, trust: P
     Exit status: 0 all is written, 1 a record does not hold and what precedes it is written, 2 it cannot be converted.
     """
     raise SystemExit(converting.run(evidence, trust, form, output))
+
+
+@main.command()
+@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--log-policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The log's keys and witnesses (C2SP tlog-policy).",
+)
+@click.option(
+    "--proof",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A consistency proof, one base64 hash a line; without it the log's tiles are fetched.",
+)
+@click.option("--kubeconfig", default="", help="As kubectl's.")
+@click.option("--context", default="", help="As kubectl's.")
+def consistency(old: Path, new: Path, log_policy: Path, proof: Path | None, kubeconfig: str, context: str) -> None:
+    """Check that the log of checkpoint NEW continues that of checkpoint OLD (checkpoints, or .tlog-proof files).
+
+    Exit status: 0 it does, 1 nothing shows that it does, 2 that cannot be told. Two of one size need no proof.
+    """
+    raise SystemExit(comparing.run(old, new, log_policy, proof, Cluster(kubeconfig, context)))
 
 
 @main.command()

@@ -51,6 +51,7 @@ class Logged(msgspec.Struct, frozen=True):
 
     index: int
     size: int
+    root: bytes
     time_s: int
     witnesses: int
 
@@ -74,6 +75,7 @@ class StreamReport(msgspec.Struct):
     open_listed: list[OpenIntent] = msgspec.field(default_factory=list)  # the first of them
     unknown: int = 0  # records of types that this version does not know
     bodies: dict[bytes, int] = msgspec.field(default_factory=dict)  # commitment → seq of the first record naming it
+    sizes: dict[bytes, int] = msgspec.field(default_factory=dict)  # commitment → bytes of the text
     texts: dict[bytes, str] = msgspec.field(default_factory=dict)  # commitment → SHA-256 of the whole text it keeps
     bodies_checked: int = 0
     bodies_missing: int = 0
@@ -212,10 +214,13 @@ class StreamVerifier:
         if isinstance(found.body, record.Commitment):
             commit = canonical.decode_base64(found.body.commit)
             report.bodies.setdefault(commit, found.seq)
+            report.sizes.setdefault(commit, found.body.size)
             if found.body.size == found.size_bytes:
                 report.texts.setdefault(commit, found.sha256)
         if isinstance(found.params, record.Commitment):
-            report.bodies.setdefault(canonical.decode_base64(found.params.commit), found.seq)
+            commit = canonical.decode_base64(found.params.commit)
+            report.bodies.setdefault(commit, found.seq)
+            report.sizes.setdefault(commit, found.params.size)
 
     def _need_session(self, session: str) -> None:
         if not self._sessions.get(session, False):
@@ -237,8 +242,11 @@ class StreamVerifier:
             raise EvidenceError("it is the head of another stream")
         if head.count != report.entries or head.link != report.link:
             raise EvidenceError(f"it signs {head.count} records with another last link than the {report.entries} here")
-        if head.time_us < report.head_us:
-            raise EvidenceError("its time is before that of the head before it")
+        if head.time_us < report.head_us:  # the chain says what came first; a clock may be set back
+            back_s = (report.head_us - head.time_us) / 1e6
+            self._remark(
+                f"record {report.entries}: the time of this head is {back_s:.1f} s before that of the last one"
+            )
         if report.head_us and head.time_us - report.head_us > SILENCE_US:
             silence_s = (head.time_us - report.head_us) // 1_000_000
             self._remark(f"record {report.entries}: no head was signed for {silence_s} s before this one")
@@ -266,7 +274,7 @@ class BodyVerifier:
         seq = report.bodies.get(commit)
         if seq is None:
             if not report.bodies_unnamed:
-                report.suspect = self._next_missing()
+                report.suspect = self._next_missing(len(body) - entry.SALT_BYTES)
             report.bodies_unnamed += 1
             return
         self._missing.pop(commit, None)
@@ -293,10 +301,14 @@ class BodyVerifier:
         what = f"its text cannot be read, nor those after it: {problem}"
         self._report.problems.append(Problem(self._report.stream, self._next_missing(), what))
 
-    def _next_missing(self) -> int:
-        """The record whose text should come next: bodies are kept in the order of the records that name them first."""
-        later = (seq for seq in self._missing.values() if seq > self._last_seq)
-        return min(later, default=self._report.entries)
+    def _next_missing(self, size: int = -1) -> int:
+        """The record whose text should come next: bodies are kept in the order of the records that name them first.
+
+        Some texts may be withheld; of those that are missing, one of that size is likelier to be the one that is here.
+        """
+        later = [(seq, commit) for commit, seq in self._missing.items() if seq > self._last_seq]
+        fitting = [one for one in later if self._report.sizes.get(one[1]) == size]
+        return min(fitting or later, default=(self._report.entries, b""))[0]
 
 
 def verify_stream(

@@ -61,6 +61,7 @@ def join(reports: list[StreamReport]) -> Verdict:
         else:
             followed[before.stream] = report
             _follow(before, report.stream, opened.previous_link)
+    _compare_roots(verdict.streams)
     for report in verdict.streams:
         _judge(report, verdict.notes)
     verdict.problems = [
@@ -89,10 +90,22 @@ def find_in_log(report: StreamReport, proof: bytes | None, policy: Policy) -> No
         what = f"nothing shows that the log has it: {error}"
         report.problems.append(Problem(report.stream, report.entries - 1, what))
         return
-    report.logged = Logged(
-        found.index, opened.checkpoint.size, max((one.time_s or 0 for one in opened.signatures), default=0),
-        len({one.key.name for one in opened.signatures if one.key in policy.witnesses}),
-    )  # fmt: skip
+    said = opened.checkpoint
+    times = (one.time_s or 0 for one in opened.signatures)
+    witnesses = {one.key.name for one in opened.signatures if one.key in policy.witnesses}
+    report.logged = Logged(found.index, said.size, said.root, max(times, default=0), len(witnesses))
+
+
+def _compare_roots(reports: list[StreamReport]) -> None:
+    """A log has one root at each size; two that it has signed are a fork, whichever of them is the true one."""
+    seen: dict[int, tuple[bytes, str]] = {}
+    for report in reports:
+        if report.logged is None:
+            continue
+        root, other = seen.setdefault(report.logged.size, (report.logged.root, report.stream))
+        if root != report.logged.root:
+            what = f"the log was forked: it has signed another root of {report.logged.size} entries for stream {other}"
+            report.problems.append(Problem(report.stream, report.entries - 1, what))
 
 
 def _is_same_pod(report: StreamReport, before: StreamReport) -> bool:

@@ -4,7 +4,7 @@ The bundle is an evidence directory as a tar: `streams/<id>/<first seq>.seg`, `b
 `log/<id>.tlog-proof`. It holds all records of the stream (a chain has no parts) but only the bodies of the session
 asked for. The proof shows that the last record here is in the log that the checkpoint in it signs; that record's link
 speaks for all before it. The CA and the log's keys that all this is checked against are not in it: an auditor brings
-them along.
+them along. `README.txt` and a verifier of its own, `verify.py`, are for who has the bundle and nothing else.
 
 Where it ends: a stream that lives ends with its last signed head, because the records after it are proved by the next
 one, seconds later; until that head has come, a session that ended after the last one has no proof. One that has gone
@@ -13,6 +13,7 @@ silent or was succeeded is given whole; with the successor's beginning, which si
 
 from __future__ import annotations
 
+import importlib.resources
 import sqlite3
 import tarfile
 from collections.abc import AsyncIterator
@@ -30,6 +31,9 @@ from chaperone_evidence.proof import LogProof
 
 SEGMENT_ENTRIES: Final = 2000  # entries in one file of the bundle: at most 32 MiB, usually 1
 SEGMENT_BODY_BYTES: Final = 8 << 20
+COMPANIONS: Final = ("README.txt", "verify.py")  # of the evidence library, as they are
+
+_COMPANION: Final = importlib.resources.files("chaperone_evidence") / "companion"
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -52,6 +56,8 @@ async def bundle(store: Store, namespace: str, session: str, now_us: int) -> Asy
 
 
 async def _stream(store: Store, parts: list[Part], namespace: str, session: str) -> AsyncIterator[bytes]:
+    for name in COMPANIONS:
+        yield _file(name, _COMPANION.joinpath(name).read_bytes())
     for part in parts:
         for first in range(0, part.count, SEGMENT_ENTRIES):
             last = min(first + SEGMENT_ENTRIES, part.count) - 1
