@@ -53,14 +53,21 @@ async def _get(
     path: str,
     client: tuple[ec.EllipticCurvePrivateKey, x509.Certificate] | None,
     headers: dict[str, str] | Sequence[tuple[str, str]],
+    data: bytes | None = None,
 ) -> tuple[int, str]:
+    """Ask; post, where there are data."""
     context = ssl.create_default_context(cadata=collector.service_ca.pem)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if client is not None:
         load_pair(context, *client)
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http,
-        http.get(f"https://127.0.0.1:{collector.api_port}{path}", headers=headers) as answer,
+        http.request(
+            "GET" if data is None else "POST",
+            f"https://127.0.0.1:{collector.api_port}{path}",
+            headers=headers,
+            data=data,
+        ) as answer,
     ):
         return answer.status, await answer.text()
 
@@ -111,6 +118,23 @@ async def test_who_the_proxy_names_is_asked_for_by_review(evidence_api: Evidence
     assert status == 200
     status, _ = await _get(evidence_api.collector, _SESSIONS.replace("agents", "elsewhere"), proxy, groups)
     assert status == 403
+
+
+async def test_who_posts_a_population_is_asked_for_by_review_too(evidence_api: EvidenceApi) -> None:
+    proxy = _client(evidence_api.server.front_proxy, "front-proxy-client")
+    path = _SESSIONS.replace("sessions", "populations")
+    for client, headers, expected in (
+        (None, _ADMIN, 401),
+        (proxy, {}, 401),
+        (proxy, {"X-Remote-User": "nobody"}, 403),
+        (proxy, {"X-Remote-User": "somebody", "X-Remote-Group": "auditors"}, 403),
+        (proxy, _ADMIN, 400),  # he may, and this is none
+    ):
+        status, text = await _get(evidence_api.collector, path, client, headers, b"{}")
+        assert status == expected, text
+    for other in (_SESSIONS, path + "/newest", path.replace("/namespaces/agents", "")):
+        status, _ = await _get(evidence_api.collector, other, proxy, _ADMIN, b"{}")
+        assert status == 405
 
 
 async def test_a_user_of_many_groups_is_heard(evidence_api: EvidenceApi) -> None:

@@ -307,6 +307,18 @@ def test_only_the_broker_reads_any_secret(objects: list[Object]) -> None:
     assert [rule["verbs"] for rule in found["Role/chaperone-broker"]] == [["get", "create"]]
 
 
+def test_only_the_operator_says_populations_and_auditors_read_them(objects: list[Object]) -> None:
+    for resource, writers in (
+        ("populations", {"ClusterRole/chaperone-operator": ["create", "get"]}),
+        ("coverages", {}),
+    ):
+        found = {
+            name: [verb for rule in rules for verb in rule["verbs"]]
+            for name, rules in rules_with(objects, resource).items()
+        }
+        assert found == writers | {"ClusterRole/chaperone-auditor": ["get", "list"]}
+
+
 def test_what_everybody_gets_neither_writes_nor_reads_evidence(objects: list[Object]) -> None:
     aggregated = []
     for one in of(objects, "ClusterRole"):

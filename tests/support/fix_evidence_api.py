@@ -10,7 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,13 @@ def evidence_api(
     api_server: ApiServer, gateway_ca: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EvidenceApi]:
     """One for the whole run; isolate by namespace or by what a test sends."""
-    folder = tmp_path_factory.mktemp("evidence-api")
+    with served(api_server, gateway_ca, tmp_path_factory.mktemp("evidence-api")) as api:
+        yield api
+
+
+@contextmanager
+def served(api_server: ApiServer, gateway_ca: Authority, folder: Path) -> Iterator[EvidenceApi]:
+    """A collector behind an API server, which has no other."""
     (folder / "kubernetes-ca.crt").write_text(api_server.authority.pem)
     collector = Collector(
         folder, gateway_ca, "--api-port", "0", "--kubernetes", api_server.url,

@@ -1,8 +1,8 @@
 """The tables, and how a database of another version is treated.
 
 `entry` is the log: the bytes as they came, numbered in the order of storage; those of stream 0 are the collector's own.
-Everything else is read off it (streams, sessions, commands, readings, tallies and the indexes over them) or stands
-beside it (bodies, quarantine, findings). `access` held reads of evidence before these were entries.
+Everything else is read off it (streams, sessions, commands, readings, tallies, populations, producers and the indexes
+over them) or stands beside it (bodies, quarantine, findings). `access` held reads of evidence before they were entries.
 
 Versions: `PRAGMA user_version` counts the steps of `MIGRATIONS` that were applied. An empty file gets all of them, an
 older one those it lacks, each in a transaction of its own; a newer one, or a file of another program, is refused. A
@@ -130,7 +130,26 @@ CREATE INDEX reading_namespace ON reading (namespace);
 ALTER TABLE stream ADD COLUMN lost_idx INTEGER;
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2)
+_V3: Final = """
+CREATE TABLE population (
+    idx INTEGER PRIMARY KEY, namespace TEXT NOT NULL, epoch INTEGER NOT NULL, hash BLOB NOT NULL,
+    UNIQUE (namespace, epoch)
+);
+CREATE TABLE producer (
+    id INTEGER PRIMARY KEY,
+    namespace TEXT NOT NULL, pod_uid TEXT NOT NULL, pod TEXT NOT NULL, identity TEXT NOT NULL,
+    state TEXT NOT NULL DEFAULT 'Unnamed', reason TEXT NOT NULL DEFAULT '',
+    exit_code INTEGER, finished_us INTEGER NOT NULL DEFAULT 0, expected_us INTEGER NOT NULL DEFAULT 0,
+    idx INTEGER NOT NULL, met_us INTEGER NOT NULL, said_us INTEGER NOT NULL,
+    UNIQUE (namespace, pod_uid)
+);
+CREATE INDEX producer_namespace ON producer (namespace);
+INSERT INTO producer (namespace, pod_uid, pod, identity, reason, idx, met_us, said_us)
+    SELECT namespace, pod_uid, pod, identity, 'BeforePopulations', 0, min(seen_us), min(seen_us) FROM stream
+    GROUP BY namespace, pod_uid ORDER BY min(id);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3)
 
 
 def open_writer(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> sqlite3.Connection:

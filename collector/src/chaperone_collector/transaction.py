@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from chaperone_collector import checkpoint
+from chaperone_collector import checkpoint, population
 from chaperone_collector.checkpoint import LogKeys
 from chaperone_collector.errors import ChainBroken, Refused
 from chaperone_collector.project import Projection, named_bodies
@@ -177,6 +177,19 @@ class Transaction:
             self._db.execute("INSERT INTO reading (idx, namespace) VALUES (?,?)", (idx, said.namespace))
         return idx
 
+    def populate(self, given: population.Given) -> int:
+        """Store a population; returns the index of its entry.
+
+        Raises:
+            Refused: it is not by the operator of this cluster, or not the next one.
+        """
+        population.admit(self._db, given)
+        said, body = given.statement(self._now_us()), given.salt + given.note
+        self._db.execute("INSERT INTO body (hash, bytes) VALUES (?,?)", (entry.body_commit(body), body))
+        idx = self.say(said)
+        population.keep(self._db, given, idx, said.wall_us)
+        return idx
+
     def lose(self, silent_since_us: int) -> int:
         """State of each stream without an end that said nothing since then, once; returns how many those are."""
         lost = self._db.execute(
@@ -242,6 +255,7 @@ class Transaction:
              opened.node, opened.service_account, opened.vkey, opened.revision, opened.previous, opened.wall_us, 0,
              extension.before.link, now_us),
         ).fetchone()  # fmt: skip
+        population.meet(self._db, opened.namespace, opened.pod_uid, opened.pod, opened.identity, self.size, now_us)
         return int(row[0])
 
     def _supersede(self, previous: str, pod_uid: str, stream: str, now_us: int) -> None:

@@ -127,13 +127,13 @@ class Signer:
         return text + b"\n" + self._line + base64.b64encode(signature) + b"\n"
 
 
-def parse(note: bytes, most: int = MAX_SIGNATURES) -> Note:
-    """Take a note apart; it has at most `most` signatures.
+def parse(note: bytes, most: int = MAX_SIGNATURES, most_bytes: int = MAX_NOTE_BYTES) -> Note:
+    """Take a note apart; it has at most `most` signatures and `most_bytes` bytes.
 
     Raises:
         Malformed: not a note.
     """
-    text = _text(note)
+    text = _text(note, most_bytes)
     split = text.rfind("\n\n")
     if split < 0:
         raise Malformed("The note has no signatures.")
@@ -163,13 +163,13 @@ def parse_lines(text: str, most: int = MAX_SIGNATURES) -> tuple[Signature, ...]:
     return tuple(signatures)
 
 
-def open_note(note: bytes, verifier: Verifier) -> str:
-    """The body of a note that this key has signed.
+def open_note(note: bytes, verifier: Verifier, most_bytes: int = MAX_NOTE_BYTES) -> str:
+    """The body of a note that this key has signed; it has at most `most_bytes` bytes.
 
     Raises:
         Malformed: not a note. BadSignature: the key did not sign it, or not this.
     """
-    found = parse(note)
+    found = parse(note, most_bytes=most_bytes)
     identifier, signed = verifier.id, False
     for one in found.signatures:
         if one.name != verifier.name or one.id != identifier:
@@ -184,8 +184,8 @@ def open_note(note: bytes, verifier: Verifier) -> str:
     return found.body
 
 
-def _text(note: bytes) -> str:
-    if len(note) > MAX_NOTE_BYTES or not note.endswith(b"\n"):
+def _text(note: bytes, most_bytes: int) -> str:
+    if len(note) > most_bytes or not note.endswith(b"\n"):
         raise Malformed("The note is too long or does not end in a newline.")
     try:
         text = note.decode()

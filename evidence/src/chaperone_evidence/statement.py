@@ -12,8 +12,9 @@ import msgspec
 from chaperone_evidence import canonical
 from chaperone_evidence.entry import LINK_BYTES, MAX_ENTRY_BYTES, PREFIX_BYTES, Entry
 from chaperone_evidence.errors import NotCanonical
-from chaperone_evidence.record import Integer
+from chaperone_evidence.record import Commitment, Integer
 
+CLASS_POPULATION: Final = 3
 CLASS_STATEMENT: Final = 4
 CLASS_READ: Final = 6
 NO_LINK: Final = bytes(LINK_BYTES)
@@ -54,10 +55,22 @@ class StreamLost(Statement, frozen=True, kw_only=True, tag="stream.lost"):
     seen_us: Integer  # when the last of them came, by the keeper's clock
 
 
-type Known = EvidenceRead | StreamLost
+class PopulationEpoch(Statement, frozen=True, kw_only=True, tag="population.epoch"):
+    """The operator named the pods of a namespace (`population.py`): class 3. The body is its note."""
+
+    namespace: str
+    epoch: Integer
+    previous: str  # base64, the hash of the note before
+    count: Integer  # pods that it names, those that ended not counted
+    body: Commitment
+
+
+type Known = EvidenceRead | StreamLost | PopulationEpoch
 
 _decoder: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known.__value__)
-_CLASSES: Final[dict[type[Known], int]] = {EvidenceRead: CLASS_READ, StreamLost: CLASS_STATEMENT}
+_CLASSES: Final[dict[type[Known], int]] = {
+    EvidenceRead: CLASS_READ, StreamLost: CLASS_STATEMENT, PopulationEpoch: CLASS_POPULATION,
+}  # fmt: skip
 
 
 def encode(said: Known) -> Entry:

@@ -33,6 +33,7 @@ from chaperone_operator.metrics import CONTENT_TYPE, Metrics
 from chaperone_operator.reconcile.backlog import Backlog
 from chaperone_operator.reconcile.leadership import Leadership
 from chaperone_operator.reconcile.loop import Reconciler
+from chaperone_operator.reconcile.populate import Populating
 from chaperone_operator.reconcile.resync import Resync
 from chaperone_operator.reconcile.snapshot import Declared
 from chaperone_operator.reconcile.tally import Tallying
@@ -86,6 +87,7 @@ class Operator:
         )
         self._resync = Resync(self._client, self._world, self._reconciler)
         self._tallying = Tallying(self._client, self._world, self._leadership)
+        self._populating = Populating(self._client, self._world, self._leadership)
         self._identities = Identities(self._client)
         self._certificates = Certificates(self._client, options.namespace, on_bundle=self._new_bundle)
         self._webhooks: Webhooks | None = None
@@ -115,6 +117,7 @@ class Operator:
                     self._leadership.run(),
                     Watches(self._access, self._take).run(),
                     self._tally(),
+                    self._populate(signer, cluster),
                     self._reconcile(signer),
                 ]
                 running = [tasks.create_task(part) for part in parts]
@@ -157,6 +160,10 @@ class Operator:
         await self._resync.synced.wait()
         await self._tallying.run()
 
+    async def _populate(self, signer: Signer, cluster: str) -> None:
+        await self._resync.synced.wait()
+        await self._populating.run(signer, cluster)
+
     async def _listen(
         self, stack: AsyncExitStack, app: web.Application, port: int, context: ssl.SSLContext | None
     ) -> None:
@@ -193,6 +200,7 @@ class Operator:
 
     def _changed(self, change: Change, namespace: str) -> None:
         self._reconciler.changed(change, namespace)
+        self._populating.changed(change, namespace)
 
     def _take(self, resource: Resource, item: Object, is_gone: bool) -> None:
         if resource == PODS:

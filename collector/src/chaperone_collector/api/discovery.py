@@ -115,6 +115,55 @@ _CHECKPOINT: Final[dict[str, Any]] = {
 }
 
 
+_POPULATION: Final[dict[str, Any]] = {
+    "spec": {
+        "epoch": _field(_INTEGER, "Grows by one in each namespace."),
+        "previous": _field(_STRING, "SHA-256 of the note of the epoch before, base64; zeros in the first."),
+        "note": _field(_STRING, "What the operator has signed: each pod that has a stream, has none, or has ended."),
+        "key": _field(_STRING, "When posted: the key that verifies the note. The first is the one from then on."),
+        "salt": _field(_STRING, "Base64; SHA-256 of a prefix, this and the note is what the entry in the log holds."),
+    },
+    "status": {
+        "index": _field(_INTEGER, "Of its entry in the log."),
+        "hash": _field(_STRING, "SHA-256 of the note, base64: the next one names it."),
+        "commit": _field(_STRING, "What its entry in the log holds of the note, base64."),
+        "pods": _field(_INTEGER, "That were there."),
+        "receivedAt": _field(_STRING, "By the collector's clock."),
+    },
+}
+_COVERAGE: Final[dict[str, Any]] = {
+    "spec": {
+        "pod": _field(_STRING, "The pod; the object's name is its uid."),
+        "identity": _field(_STRING, "The AgentIdentity that it runs as, or that selects it."),
+    },
+    "status": {
+        "state": _field(
+            _STRING, "Covered, Missing, Uncovered, Silent, Lost, Ended, Truncated, Forked or Unknown; judged when read."
+        ),
+        "reason": _field(_STRING, "Why, in one word."),
+        "stream": _field(_STRING, "The newest stream of the pod."),
+        "streams": _field(_INTEGER, "How many it has; the newest hundred count."),
+        "lastSeq": _field(_INTEGER, "The newest record of the stream."),
+        "lastSeen": _field(_STRING, "When that came, by the collector's clock."),
+        "expectedSince": _field(_STRING, "From when on there has to be a stream, by the collector's clock."),
+        "endedAt": _field(_STRING, "When the pod ended, by the operator."),
+        "exitCode": _field(_INTEGER, "Of the gateway, where it is known."),
+        "gaps": {
+            "type": "array",
+            "description": "Times of which nothing proves what was done.",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "state": _field(_STRING, "What it was."),
+                    "from": _field(_STRING, "The last that is proved."),
+                    "until": _field(_STRING, "Absent while it lasts."),
+                },
+            },
+        },
+    },
+}
+
+
 class Served(msgspec.Struct, frozen=True):
     """A resource, as discovery tells of it."""
 
@@ -139,6 +188,13 @@ _SERVED: Final = (
     Served(
         "checkpoints", "Checkpoint", "What the log has signed: so many entries, under that root.", _CHECKPOINT,
         verbs=("get", "list"), parts=("checkpoint", "entries", "policy", "tile"), is_namespaced=False,
+    ),
+    Served(
+        "populations", "Population", "The operator's signed word on which pods of a namespace have to have a stream.",
+        _POPULATION, verbs=("create", "get", "list"),
+    ),
+    Served(
+        "coverages", "Coverage", "Whether a pod that has to be recorded is.", _COVERAGE, verbs=("get", "list")
     ),
 )  # fmt: skip
 

@@ -93,9 +93,9 @@ def read_range(question: Question, query: Mapping[str, str], size: int, key: byt
         return Range(size, -1, limit)
     if at == 0:
         raise bad_request('resourceVersionMatch "Exact" is forbidden for resourceVersion "0"')
-    if question.resource == "sessions" and at != size:
+    if question.resource in ("sessions", "coverages") and at != size:
         raise expired(
-            "The state of sessions at an older resourceVersion is not kept; list commands, or the newest state."
+            f"The state of {question.resource} at an older resourceVersion is not kept; list the newest state."
         )
     return Range(at, -1, limit)
 

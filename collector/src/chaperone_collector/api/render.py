@@ -10,7 +10,10 @@ from chaperone_collector.api.question import Found
 from chaperone_collector.api.status import GROUP, VERSION, ApiError
 
 META: Final = "meta.k8s.io/v1"
-KINDS: Final = {"sessions": "Session", "commands": "Command", "reads": "Read", "checkpoints": "Checkpoint"}
+KINDS: Final = {
+    "sessions": "Session", "commands": "Command", "reads": "Read", "checkpoints": "Checkpoint",
+    "populations": "Population", "coverages": "Coverage",
+}  # fmt: skip
 
 
 class Form(msgspec.Struct, frozen=True):

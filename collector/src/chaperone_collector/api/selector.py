@@ -22,6 +22,8 @@ FIELDS: Final = {
     ),
     "reads": ("metadata.name", "metadata.namespace", "spec.user", "spec.verb", "spec.resource"),
     "checkpoints": ("metadata.name",),
+    "populations": ("metadata.name", "metadata.namespace"),
+    "coverages": ("metadata.name", "metadata.namespace", "spec.identity", "spec.pod", "status.state"),
 }  # fmt: skip
 
 _KEY: Final = r"(?:[A-Za-z0-9](?:[-A-Za-z0-9.]{0,251}[A-Za-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"

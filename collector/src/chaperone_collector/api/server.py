@@ -22,7 +22,9 @@ from aiohttp.typedefs import Handler
 from chaperone_collector.api import (
     checkpoints,
     commands,
+    coverages,
     discovery,
+    populations,
     proof,
     reads,
     render,
@@ -63,7 +65,7 @@ MAX_GROUPS_CHARS: Final = 8192  # of the reader's groups kept there
 _PREFIX: Final = f"/apis/{GROUP}/{VERSION}"
 _RESOURCE: Final = re.compile(
     rf"{re.escape(_PREFIX)}(?:/namespaces/(?P<namespace>[a-z0-9](?:[-a-z0-9]{{0,61}}[a-z0-9])?))?"
-    r"/(?P<resource>sessions|commands|reads|checkpoints)(?:/(?P<name>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)(?:/(?P<sub>[a-z]+))?)?\Z"
+    r"/(?P<resource>sessions|commands|reads|checkpoints|populations|coverages)(?:/(?P<name>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)(?:/(?P<sub>[a-z]+))?)?\Z"
 )
 _LOG: Final = re.compile(
     rf"{re.escape(_PREFIX)}/{checkpoints.RESOURCE}/{checkpoints.LOG}/(?P<path>checkpoint|policy|tile/[a-z0-9/.]{{1,99}})\Z"
@@ -71,7 +73,8 @@ _LOG: Final = re.compile(
 _CLUSTERED: Final = frozenset({checkpoints.RESOURCE})  # they have no namespace
 _COLUMNS: Final = {
     "sessions": sessions.COLUMNS, "commands": commands.COLUMNS, "reads": reads.COLUMNS,
-    checkpoints.RESOURCE: checkpoints.COLUMNS,
+    checkpoints.RESOURCE: checkpoints.COLUMNS, populations.RESOURCE: populations.COLUMNS,
+    coverages.RESOURCE: coverages.COLUMNS,
 }  # fmt: skip
 _HEALTH: Final = ("/healthz", "/livez", "/readyz")
 
@@ -84,6 +87,9 @@ class Asked(msgspec.Struct, frozen=True):
     question: Question
     name: str
     subresource: str
+
+
+type Reader = watch.Reader | checkpoints.Checkpoints | populations.Populations | coverages.Coverages
 
 
 class Api:
@@ -117,12 +123,16 @@ class Api:
         self._metrics = metrics
         self._now_us = now_us
         flows = Flows()
-        self._checkpoints = checkpoints.Checkpoints(now_us)
         self._watched: dict[str, watch.Reader] = {
             "sessions": sessions.Sessions(flows, now_us, store.started_us),
             "commands": commands.Commands(flows, now_us),
             "reads": reads.Reads(now_us),
         }
+        self._populations = populations.Populations(now_us)
+        self._read: dict[str, Reader] = {
+            **self._watched, checkpoints.RESOURCE: checkpoints.Checkpoints(now_us),
+            populations.RESOURCE: self._populations, coverages.RESOURCE: coverages.Coverages(now_us, store.started_us),
+        }  # fmt: skip
         self._watches: Counter[str] = Counter()
         self._proofs = 0
         self._stopping = asyncio.Event()
@@ -142,6 +152,9 @@ class Api:
         if path in _HEALTH:
             return self._health(path)
         user = self._front.user(request, self._is_current)
+        if request.method == "POST" and (match := populations.PLACE.match(path)) is not None:
+            posting = self._populate(user, match["namespace"], request)
+            return await self._counted("create", populations.RESOURCE, posting)
         if request.method != "GET":
             raise ApiError(405, "MethodNotAllowed", "evidence is read-only: the server allows get, list and watch")
         document = discovery.document(path)
@@ -173,6 +186,10 @@ class Api:
             await self._record(Asked(user, "get", question, tile.path, subresource), request, tile.width)
         return web.Response(body=data, content_type="application/octet-stream")
 
+    async def _populate(self, user: User, namespace: str, request: web.Request) -> web.StreamResponse:
+        await self._authorizer.check(user, Attributes("create", populations.RESOURCE, "", namespace, ""))
+        return _json(await self._populations.take(self._store, namespace, request), 201)
+
     async def _tallies(self, user: User, request: web.Request) -> web.StreamResponse:
         async def answer() -> web.StreamResponse:
             await self._authorizer.check(user, Attributes("list", tallies.RESOURCE, "", "", ""))
@@ -190,7 +207,7 @@ class Api:
         except CollectorError as error:
             self._metrics.requests.labels(verb, resource, "503").inc()
             raise unavailable(str(error)) from error
-        self._metrics.requests.labels(verb, resource, "200").inc()
+        self._metrics.requests.labels(verb, resource, str(answer.status)).inc()
         return answer
 
     def _health(self, path: str) -> web.Response:
@@ -226,7 +243,7 @@ class Api:
         return _json(render.render_list(form, question.resource, columns, page.found, version=part.size, more=more))
 
     async def _page(self, question: Question, part: Range) -> Page:
-        reader = self._watched.get(question.resource, self._checkpoints)
+        reader = self._read[question.resource]
         return await self._store.read(lambda db: reader.page(db, question, part))
 
     async def _watch(self, asked: Asked, form: render.Form, request: web.Request) -> web.StreamResponse:

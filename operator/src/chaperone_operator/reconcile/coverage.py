@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.admission.names import CONTAINERS, IDENTITY_LABEL, INJECTED_ANNOTATION
+from chaperone_operator.admission.names import CONTAINERS, GATEWAY, IDENTITY_LABEL, INJECTED_ANNOTATION
+from chaperone_operator.compile.model import IdentitySpec, decode
 from chaperone_operator.compile.selector import LabelSelector
 
 ENROLLED: Final = "chaperone.dev/GatewayEnrolled"
@@ -50,6 +51,10 @@ class Pod(msgspec.Struct, frozen=True):
         is_running: at least one ordinary container has started.
         cut_at: time of the last suspension that its gateway has taken in, "" for none.
         revision: what its gateway says it has in force, "" for nothing.
+        enrolled_at: when the broker admitted its gateway, "" for never.
+        end_reason: of a pod that is over: its phase, or a word that says more.
+        exit_code: of its gateway, once that has ended.
+        finished_at: when that was.
     """
 
     namespace: str
@@ -63,6 +68,10 @@ class Pod(msgspec.Struct, frozen=True):
     is_over: bool
     cut_at: str = ""
     revision: str = ""
+    enrolled_at: str = ""
+    end_reason: str = ""
+    exit_code: int | None = None
+    finished_at: str = ""
 
 
 class Coverage(msgspec.Struct, frozen=True):
@@ -94,6 +103,11 @@ def digest(pod: Mapping[str, Any]) -> Pod:
     labels, annotations = metadata.get("labels") or {}, metadata.get("annotations") or {}
     first = [one.get("name") for one in spec.get("initContainers") or ()][: len(CONTAINERS)]
     is_injected = tuple(first) == CONTAINERS and INJECTED_ANNOTATION in annotations
+    enrolled: Mapping[str, Any] = next(
+        (one for one in status.get("conditions") or () if (one.get("type"), one.get("status")) == (ENROLLED, "True")),
+        {},
+    )
+    gateway = _terminated(status)
     return Pod(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -102,13 +116,34 @@ def digest(pod: Mapping[str, Any]) -> Pod:
         labels=dict(labels),
         identity=labels.get(IDENTITY_LABEL, "") if is_injected else "",
         is_running=status.get("phase") == "Running",
-        is_enrolled=any(
-            one.get("type") == ENROLLED and one.get("status") == "True" for one in status.get("conditions") or ()
-        ),
+        is_enrolled=bool(enrolled),
         is_over=status.get("phase") in {"Succeeded", "Failed"},
         cut_at=_message(status, CUT),
         revision=_message(status, IN_FORCE),
+        enrolled_at=enrolled.get("lastTransitionTime") or "",
+        end_reason=status.get("reason") or status.get("phase") or "",
+        exit_code=gateway.get("exitCode"),
+        finished_at=gateway.get("finishedAt") or "",
     )
+
+
+def subject(item: Mapping[str, Any]) -> Subject | None:
+    """An AgentIdentity as coverage sees it; None where its spec cannot be read."""
+    identity, _ = decode(item, IdentitySpec)
+    if identity is None:
+        return None
+    return Subject(identity.name, item["metadata"].get("creationTimestamp", ""), identity.spec.selector)
+
+
+def who(subjects: Sequence[Subject], pod: Pod) -> tuple[str, Why | None] | None:
+    """Whose pod it is, and why it is not covered; None for one that is nobody's.
+
+    An identity that is gone still has the pods that were injected for it.
+    """
+    if pod.identity:
+        return pod.identity, _unenrolled(pod)
+    selecting = [one for one in subjects if one.selector.admits(pod.labels)]
+    return (selecting[0].name, _why(selecting[0], selecting[1:], pod)) if selecting else None
 
 
 def coverage(
@@ -151,9 +186,20 @@ def _message(status: Mapping[str, Any], kind: str) -> str:
     return found
 
 
+def _terminated(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """How the gateway of a pod ended; empty while it has not."""
+    statuses = status.get("initContainerStatuses") or ()
+    found: Mapping[str, Any] = next((one.get("state") or {} for one in statuses if one.get("name") == GATEWAY), {})
+    return found.get("terminated") or {}
+
+
+def _unenrolled(pod: Pod) -> Why | None:
+    return Why.NOT_ENROLLED if pod.is_running and not pod.is_enrolled else None
+
+
 def _why(identity: Subject, others: Sequence[Subject], pod: Pod) -> Why | None:
     if pod.identity == identity.name:
-        return Why.NOT_ENROLLED if pod.is_running and not pod.is_enrolled else None
+        return _unenrolled(pod)
     if pod.identity:
         return Why.ANOTHER_IDENTITY
     if any(other.selector.admits(pod.labels) for other in others):

@@ -19,7 +19,6 @@ import msgspec
 from chaperone_operator import notice
 from chaperone_operator.compile import Problem, suspension
 from chaperone_operator.compile.check import alone
-from chaperone_operator.compile.model import IdentitySpec, decode
 from chaperone_operator.kube import (
     ACCESS_POLICIES,
     ACCESS_TARGETS,
@@ -37,7 +36,7 @@ from chaperone_operator.metrics import Metrics
 from chaperone_operator.reconcile import snapshot, status
 from chaperone_operator.reconcile.backlog import Backlog, Work
 from chaperone_operator.reconcile.condition import Condition, is_current, merged, turned
-from chaperone_operator.reconcile.coverage import Coverage, Subject, coverage, pod_security
+from chaperone_operator.reconcile.coverage import Coverage, coverage, pod_security, subject
 from chaperone_operator.reconcile.leadership import Leadership
 from chaperone_operator.reconcile.world import Change, World
 from chaperone_operator.signing import Signer, signed
@@ -217,7 +216,7 @@ class Reconciler:
         if force is None or labels is None:
             return
         identities = self._world.of(AGENT_IDENTITIES, namespace)
-        subjects = {item["metadata"]["name"]: _subject(item) for item in identities}
+        subjects = {item["metadata"]["name"]: subject(item) for item in identities}
         for item in identities:
             name = item["metadata"]["name"]
             mine = subjects[name]
@@ -288,10 +287,3 @@ class Reconciler:
 
 def _age(item: Object) -> tuple[str, int]:
     return item["metadata"]["uid"], item["metadata"].get("generation", 0)
-
-
-def _subject(item: Object) -> Subject | None:
-    identity, _ = decode(item, IdentitySpec)
-    if identity is None:
-        return None
-    return Subject(identity.name, item["metadata"].get("creationTimestamp", ""), identity.spec.selector)

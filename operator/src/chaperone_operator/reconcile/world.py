@@ -27,6 +27,8 @@ from chaperone_operator.reconcile.snapshot import Declared
 KINDS: Final = (NAMESPACES, AGENT_IDENTITIES, ACCESS_TARGETS, ACCESS_POLICIES, CLUSTER_ACCESS_POLICIES)
 """What is kept whole. Of pods only a digest is kept, and only in namespaces with identities."""
 
+MAX_GONE: Final = 1000  # deleted pods of a namespace that are remembered, until it is said of them how they ended
+
 
 class Change(StrEnum):
     """What has to be looked at again."""
@@ -51,6 +53,7 @@ class World:
         self._on_change = on_change
         self._kinds = {resource: _Kind() for resource in KINDS}
         self._pods: dict[str, dict[str, Pod]] = {}
+        self._gone: dict[str, dict[str, Pod]] = {}  # by uid, as they were at last
 
     def take(self, resource: Resource, item: Object, *, is_gone: bool) -> None:
         """One event of a watch."""
@@ -69,9 +72,12 @@ class World:
         pods = self._pods.get(namespace)
         if pods is None:
             return
-        fresh = None if is_gone else digest(item)
+        seen = digest(item)
+        fresh = None if is_gone else seen
         if pods.get(name) == fresh:
             return
+        if is_gone:
+            self._bury(namespace, seen)
         if fresh is None:
             del pods[name]
         else:
@@ -81,13 +87,18 @@ class World:
     def replace_pods(self, namespace: str, items: Iterable[Mapping[str, Any]]) -> None:
         """All pods of a namespace; from now on events of its pods are followed."""
         fresh = {pod.name: pod for pod in map(digest, items)}
-        if self._pods.get(namespace) != fresh:
+        known = self._pods.get(namespace)
+        if known != fresh:
+            for name, pod in (known or {}).items():
+                if name not in fresh or fresh[name].uid != pod.uid:
+                    self._bury(namespace, pod)
             self._pods[namespace] = fresh
             self._on_change(Change.PODS, namespace)
 
     def forget_pods(self, namespace: str) -> None:
         """Stop following the pods of a namespace."""
         self._pods.pop(namespace, None)
+        self._gone.pop(namespace, None)
 
     def follows_pods(self, namespace: str) -> bool:
         """Whether the pods of a namespace are known."""
@@ -100,6 +111,10 @@ class World:
     def pods(self, namespace: str) -> list[Pod]:
         """The pods of a namespace; none when they are not followed."""
         return list(self._pods.get(namespace, {}).values())
+
+    def gone_pods(self, namespace: str) -> list[Pod]:
+        """Pods of a namespace that were deleted, as they were at last; the newest `MAX_GONE`."""
+        return list(self._gone.get(namespace, {}).values())
 
     def all(self, resource: Resource) -> list[Object]:
         """All objects of a kind."""
@@ -140,6 +155,12 @@ class World:
     def policy_namespaces(self) -> set[str]:
         """Namespaces that have identities or policies."""
         return self.identity_namespaces() | {namespace for namespace, _ in self._kinds[ACCESS_POLICIES].objects}
+
+    def _bury(self, namespace: str, pod: Pod) -> None:
+        gone = self._gone.setdefault(namespace, {})
+        gone[pod.uid] = pod
+        if len(gone) > MAX_GONE:
+            del gone[next(iter(gone))]
 
     def _tell(self, resource: Resource, key: Key) -> None:
         if resource in {ACCESS_TARGETS, CLUSTER_ACCESS_POLICIES}:
