@@ -459,7 +459,7 @@ async def test_what_the_log_said_earlier_is_what_it_continues(
 ) -> None:
     for number in (1, 2):
         scene = await Scene(gateway_ca, f"earlier-agent-{number}").ship(evidence_api)
-        files = await _signed_proof(evidence_api, scene.closed)
+        files = await _proof(evidence_api, scene.closed)
         (tmp_path / f"{number}.tlog-proof").write_bytes(files[f"log/{scene.stream.id}.tlog-proof"])
     policy = await _kubectl(evidence_api, "get", "--raw", f"{_BASE}/checkpoints/log/policy")
     (tmp_path / "log.policy").write_text(policy)
@@ -550,19 +550,17 @@ async def _bundle(api: EvidenceApi, session: str) -> bytes:
     return raw.stdout
 
 
-async def _signed_proof(api: EvidenceApi, session: str) -> dict[str, bytes]:
-    """The proof, once the log has signed over it: at most one checkpoint comes in five seconds."""
+async def _proof(api: EvidenceApi, session: str) -> dict[str, bytes]:
+    """The files of the proof, once the log has signed over it: at most one checkpoint comes in five seconds."""
     async with asyncio.timeout(60):
         while True:
             try:
-                return await _proof(api, session)
+                bundle = await _bundle(api, session)
+                break
             except subprocess.CalledProcessError as error:
                 assert b"not signed yet" in error.stderr
             await asyncio.sleep(0.5)
-
-
-async def _proof(api: EvidenceApi, session: str) -> dict[str, bytes]:
-    with tarfile.open(fileobj=io.BytesIO(await _bundle(api, session))) as tar:
+    with tarfile.open(fileobj=io.BytesIO(bundle)) as tar:
         return {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
 
 

@@ -433,11 +433,16 @@ async def test_two_leaders_that_race_leave_one_chain(place: Namespace, operating
         name = 'chaperone_collector_api_requests_total{code="409",resource="populations",verb="create"} '
         return sum(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
 
+    def asked() -> int:  # what the newest one is: at a start, and after each time that another was faster
+        items = place.api.get(f"{BASE}/namespaces/{place.name}/reads")["items"]
+        return sum((one["spec"]["resource"], one["spec"]["verb"]) == ("populations", "get") for one in items)
+
     before = await asyncio.to_thread(told_to_go_on)
     await asyncio.to_thread(place.declare)
     await operating(period_s=0.5)
     await operating(period_s=0.5, lease=place.name)
     await place.come(told_to_go_on, lambda count: count >= before + 3)
+    await place.come(asked, lambda count: count >= 5)
     found = await place.come(place.notes, lambda notes: len(notes) >= 8)
     assert [one.epoch for one in found] == list(range(1, len(found) + 1))
 
