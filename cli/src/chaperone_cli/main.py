@@ -11,10 +11,8 @@ from chaperone_cli import approvals as approving
 from chaperone_cli import consistency as comparing
 from chaperone_cli import convert as converting
 from chaperone_cli import export as exporting
-from chaperone_cli import stream as streaming
 from chaperone_cli import suspension as switching
 from chaperone_cli import verify as verification
-from chaperone_cli import witness as witnessing
 from chaperone_cli.kubectl import Cluster
 
 
@@ -124,6 +122,8 @@ def witness(directory: Path, name: str, policies: tuple[Path, ...], listen: str,
 
     Prints the lines that name it in such a file, then `ready`.
     """
+    from chaperone_cli import witness as witnessing  # noqa: PLC0415 - verify needs no TLS
+
     host, _, port = listen.rpartition(":")
     if not host or not port.isdecimal():
         raise click.BadParameter("It is HOST:PORT.", param_hint="--listen")
@@ -161,6 +161,8 @@ def stream(
 
     Uses kubectl and your rights: watch on commands and sessions. Texts of commands are not sent. Ends on SIGTERM.
     """
+    from chaperone_cli import stream as streaming  # noqa: PLC0415 - verify needs no TLS
+
     place = streaming.EVERYWHERE if all_namespaces else namespace
     options = streaming.Options(to, state, form, ca, token_file)
     raise SystemExit(streaming.run(Cluster(kubeconfig, context), place, options))
