@@ -16,13 +16,17 @@ from typing import Any
 
 import aiohttp
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fix_collector import Collector, Sender
 from gateway_stream import Pod, Stream
 from pki import Authority
 
+from chaperone_cli.witness import Witness
+from chaperone_collector import checkpoint
 from chaperone_collector.checkpoint import LogKeys
+from chaperone_collector.schema import open_writer
 from chaperone_evidence import merkle, policyfile, witness
-from chaperone_evidence.cosignature import ED25519_COSIGNATURE, MLDSA44, parse_key
+from chaperone_evidence.cosignature import ED25519_COSIGNATURE, MLDSA44, CheckpointSigner, parse_key
 from chaperone_evidence.errors import Malformed
 from chaperone_evidence.policy import Policy, open_checkpoint
 from chaperone_evidence.witness import AddCheckpoint
@@ -186,8 +190,6 @@ async def test_a_witness_that_is_away_delays_nothing_and_is_asked_again(place: P
     [("nothing", 200), ("twice", 409), ("other log", 404), ("signature", 403), ("garbage", 400), ("root", 403)],
 )
 async def test_what_a_witness_says_to_a_request(place: Place, tmp_path: Path, change: str, status: int) -> None:
-    from chaperone_cli.witness import Witness
-
     logs: dict[str, Any] = {} if change == "other log" else {place.origin: place.policy().log}
     held = Witness(tmp_path / "held", "witness.example/w2", logs)
     _, note, _ = place.newest()
@@ -213,9 +215,6 @@ async def test_what_a_witness_says_to_a_request(place: Place, tmp_path: Path, ch
 
 
 def test_old_checkpoints_are_thinned_to_one_an_hour_and_the_newest_stay(tmp_path: Path) -> None:
-    from chaperone_collector import checkpoint
-    from chaperone_collector.schema import open_writer
-
     database = open_writer(tmp_path / "evidence.db")
     hour_us, day_us = 3_600_000_000, 86_400_000_000
     now_us = 1_000 * day_us + hour_us // 2
@@ -249,8 +248,4 @@ def test_witnesses_that_cannot_be_asked_are_refused(place_less_key: str, text: s
 
 @pytest.fixture
 def place_less_key() -> str:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-    from chaperone_evidence.cosignature import CheckpointSigner
-
     return CheckpointSigner("witness.example/w1", Ed25519PrivateKey.generate(), ED25519_COSIGNATURE).key.vkey

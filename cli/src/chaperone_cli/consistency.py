@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from chaperone_cli.evidence import MAX_TRUST_BYTES
-from chaperone_cli.kubectl import CannotAsk, Cluster, ask
+from chaperone_cli.kubectl import LOG_PATH, CannotAsk, Cluster, ask
 from chaperone_cli.say import say
 from chaperone_evidence import merkle, policyfile, tiles
 from chaperone_evidence.checkpoint import Checkpoint
@@ -21,7 +21,6 @@ from chaperone_evidence.policy import Policy, open_checkpoint
 from chaperone_evidence.proof import decode_hashes, parse_proof
 
 OK, FINDINGS, CANNOT = 0, 1, 2
-LOG_PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1/checkpoints/log"
 _PROOF: Final = b"c2sp.org/tlog-proof@v1\n"
 
 

@@ -19,7 +19,7 @@ import msgspec
 from cryptography import x509
 
 from chaperone_cli.evidence import CannotVerify, open_source
-from chaperone_cli.kubectl import CannotAsk, Cluster, NotYet, ask, pipe, place
+from chaperone_cli.kubectl import EVIDENCE_PATH, LOG_PATH, CannotAsk, Cluster, NotYet, ask, pipe, place
 from chaperone_cli.say import progress, say
 from chaperone_cli.verify import fingerprint
 from chaperone_evidence import policyfile
@@ -32,8 +32,7 @@ SIGNED_WITHIN_S: Final = 40.0  # a gateway signs every 10 s, and then its record
 MAX_SHOWN_CHARS: Final = 160  # of a key; one of ML-DSA-44 has 1 800
 ASK_AGAIN_S: Final = 2.0  # kubectl gives no answer but that it is too early, so there is nothing to wait on
 MAX_BUNDLE_BYTES: Final = 64 << 30
-POLICY_PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1/checkpoints/log/policy"
-PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1/namespaces/{namespace}/sessions/{session}/proof"
+PATH: Final = EVIDENCE_PATH + "/namespaces/{namespace}/sessions/{session}/proof"
 
 
 class CannotExport(Exception):
@@ -110,7 +109,7 @@ def _fetch_trust(cluster: Cluster, system_namespace: str, trust: Path) -> list[x
 
 
 def _fetch_policy(cluster: Cluster, path: Path) -> tuple[Key, ...]:
-    text = ask(cluster, "get", "--raw", POLICY_PATH)
+    text = ask(cluster, "get", "--raw", f"{LOG_PATH}/policy")
     try:
         policy = policyfile.parse(text.decode())
     except (Malformed, UnicodeDecodeError) as error:

@@ -19,6 +19,9 @@ CHUNK_BYTES: Final = 1 << 20
 
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
+EVIDENCE_PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1"
+LOG_PATH: Final = f"{EVIDENCE_PATH}/checkpoints/log"  # below it the log lies as C2SP tlog-tiles lays it out
+
 
 class CannotAsk(Exception):
     """kubectl gave no answer; the text says why."""

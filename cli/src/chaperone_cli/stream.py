@@ -159,7 +159,7 @@ def _begin_again(watches: Watches, watch: Watch, why: str, failures: int) -> int
             raise CannotAsk(why)
         failures += 1
         say(f"stream: the watch of {watch.resource} ended: {why}; it is begun again", err=True)
-    time.sleep(_pause_s(max(failures, 1)))
+    time.sleep(_pause_s(max(failures, 1)))  # kubectl says no more than that it ended: there is nothing to wait on
     watches.open(watch)
     return failures
 
@@ -177,7 +177,7 @@ def _deliver(batch: _Batch, receiver: Receiver, state: State) -> None:
             failures += 1
             pause_s = _pause_s(failures)
             say(f"stream: {error}; {len(batch.lines)} lines are tried again in {pause_s:.1f} s", err=True)
-            time.sleep(pause_s)
+            time.sleep(pause_s)  # meanwhile nothing is read, so memory holds this batch; SIGTERM ends it
     state.reached(batch.versions)
 
 

@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from chaperone_cli import durable
+
 MAX_STATE_BYTES: Final = 64 << 10
 
 
@@ -61,17 +63,7 @@ class State:
     def reached(self, versions: dict[str, str]) -> None:
         """Keep that the receiver has everything up to here; on the disk when this returns."""
         self.progress.versions.update(versions)
-        beside = self._path.with_name(f"{self._path.name}.new")
-        with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
-            file.write(msgspec.json.encode(self.progress))
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        durable.replace(self._path, msgspec.json.encode(self.progress))
 
     def close(self) -> None:
         """Let another process have it."""

@@ -15,11 +15,10 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from chaperone_cli.kubectl import MAX_COMPLAINT_CHARS, CannotAsk, Cluster
+from chaperone_cli.kubectl import EVIDENCE_PATH, MAX_COMPLAINT_CHARS, CannotAsk, Cluster
 from chaperone_evidence.errors import Malformed
 
 RESOURCES: Final = ("sessions", "commands")
-PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1"
 WATCH_S: Final = 1800  # rights that were taken away end a watch at the latest then
 CHUNK_BYTES: Final = 64 << 10
 MAX_LINE_BYTES: Final = 4 << 20  # an object holds a text of 16 KiB at most, six times as long when it is escaped
@@ -51,7 +50,9 @@ class Watch:
         self.resource = resource
         self.version = version
         self._cluster = cluster
-        self._place = f"{PATH}/namespaces/{namespace}/{resource}" if namespace else f"{PATH}/{resource}"
+        self._place = (
+            f"{EVIDENCE_PATH}/namespaces/{namespace}/{resource}" if namespace else f"{EVIDENCE_PATH}/{resource}"
+        )
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: IO[bytes] | None = None
         self._rest = b""

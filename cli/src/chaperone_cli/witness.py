@@ -22,6 +22,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
+from chaperone_cli import durable
 from chaperone_cli.say import say
 from chaperone_evidence import policyfile, witness
 from chaperone_evidence.cosignature import ED25519_COSIGNATURE, MLDSA44, CheckpointSigner, Key
@@ -100,7 +101,7 @@ class Witness:
 
     def _remember(self, seen: dict[str, Seen]) -> None:
         rows = {origin: _SeenRow(one.size, base64.b64encode(one.root).decode()) for origin, one in seen.items()}
-        _write(self._path, msgspec.json.encode(rows))
+        durable.replace(self._path, msgspec.json.encode(rows))
         self._seen = seen
 
 
@@ -183,27 +184,10 @@ def _server(held: Witness, address: tuple[str, int], tls: tuple[Path, Path] | No
 def _signers(path: Path, name: str) -> tuple[CheckpointSigner, CheckpointSigner]:
     if not path.exists():
         seeds = (base64.b64encode(os.urandom(32)).decode() for _ in range(2))
-        _write(path, msgspec.json.encode(_Kept(*seeds)))
+        durable.replace(path, msgspec.json.encode(_Kept(*seeds)))
     kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
     classic, later = (base64.b64decode(one, validate=True) for one in (kept.ed25519, kept.mldsa44))
     return (
         CheckpointSigner(name, Ed25519PrivateKey.from_private_bytes(classic), ED25519_COSIGNATURE),
         CheckpointSigner(name, MLDSA44PrivateKey.from_seed_bytes(later), MLDSA44),
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file, for the owner alone; durable when this returns."""
-    unfinished = path.with_suffix(".new")
-    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from chaperone_collector.api.names import duration, micros, seconds, uid
-from chaperone_collector.api.question import Found, Page, Question, Range
+from chaperone_collector.api.question import Found, Page, Question, Range, paged
 from chaperone_collector.api.status import GROUP, VERSION
 from chaperone_collector.coverage import Producer, Run, Verdict, judge
 from chaperone_collector.population import Said
@@ -54,16 +54,8 @@ class Coverages:
 
     def page(self, db: sqlite3.Connection, question: Question, part: Range) -> Page:
         """The pods that were first named below `part.size` and fit, in that order, as they are now."""
-        found: list[Found] = []
-        for scanned, row in enumerate(_rows(db, question, part), 1):
-            shown = self._show(db, part.size, *row)
-            if _fits(question, shown):
-                if len(found) >= part.limit:
-                    return Page(found, found[-1].idx)
-                found.append(shown)
-            if scanned >= MAX_SCANNED:
-                return Page(found, row[0])
-        return Page(found, None)
+        shown = (self._show(db, part.size, *row) for row in _rows(db, question, part))
+        return paged(shown, lambda one: _fits(question, one), part.limit, MAX_SCANNED)
 
     def _show(
         self, db: sqlite3.Connection, size: int, number: int, namespace: str, pod_uid: str, pod: str, identity: str,

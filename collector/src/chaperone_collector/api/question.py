@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -57,6 +57,19 @@ class Page(msgspec.Struct, frozen=True):
 
     found: list[Found]
     more_after: int | None
+
+
+def paged(shown: Iterable[Found], fits: Callable[[Found], bool], limit: int, most: int) -> Page:
+    """The first `limit` objects that fit, of at most `most` looked at; in the order in which they come."""
+    found: list[Found] = []
+    for scanned, one in enumerate(shown, 1):
+        if fits(one):
+            if len(found) >= limit:
+                return Page(found, found[-1].idx)
+            found.append(one)
+        if scanned >= most:
+            return Page(found, one.idx)
+    return Page(found, None)
 
 
 def read_question(resource: str, namespace: str, name: str, query: Mapping[str, str]) -> Question:

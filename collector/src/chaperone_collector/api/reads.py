@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from chaperone_collector.api.names import duration, index_name, micros, name_index, seconds, uid
-from chaperone_collector.api.question import Found, Page, Question, Range
+from chaperone_collector.api.question import Found, Page, Question, Range, paged
 from chaperone_collector.api.status import GROUP, VERSION
 from chaperone_evidence import entry, statement
 
@@ -45,16 +45,8 @@ class Reads:
 
     def page(self, db: sqlite3.Connection, question: Question, part: Range) -> Page:
         """The reads below `part.size` that fit, in the order of the log."""
-        found: list[Found] = []
-        for scanned, row in enumerate(_rows(db, question, part.after, part.size), 1):
-            shown = self._show(*row)
-            if _fits(question, shown):
-                if len(found) >= part.limit:
-                    return Page(found, found[-1].idx)
-                found.append(shown)
-            if scanned >= MAX_SCANNED:
-                return Page(found, row[0])
-        return Page(found, None)
+        shown = (self._show(*row) for row in _rows(db, question, part.after, part.size))
+        return paged(shown, lambda one: _fits(question, one), part.limit, MAX_SCANNED)
 
     def changes(self, db: sqlite3.Connection, question: Question, since: int, until: int) -> list[Found]:
         """Reads that fit, in [since, until)."""
