@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from fix_netns import INSIDE4, INSIDE6, OUTSIDE4, OUTSIDE6, TIMEOUT_S, World
@@ -81,6 +83,63 @@ print(port, socket.inet_ntop(socket.{family}, ip))
     run = fenced.agent(code)
     assert run.stdout.split() == ["5432", address], run.stderr
     assert fenced.arrived() == 0
+
+
+# A question to a name server and what comes of it: the same two ends, since the port was the agent's a moment ago.
+ASK = """
+import socket
+asker = socket.socket(socket.{family}, socket.SOCK_DGRAM)
+if {mark}: asker.setsockopt(1, 36, {mark})
+asker.bind(("", 40053)); asker.settimeout(1); asker.connect(("{address}", 53)); asker.send(b"question")
+try: print(asker.recv(99).decode())
+except TimeoutError: print("nothing")
+"""
+ANSWERS = """
+import select, socket, sys
+made = [socket.socket(family, socket.SOCK_DGRAM) for family in (socket.AF_INET, socket.AF_INET6)]
+for one, address in zip(made, sys.argv[3:]): one.bind((address, int(sys.argv[2])))
+print("ready", flush=True)
+while True:
+    for one in select.select(made, [], [])[0]: one.sendto(sys.argv[1].encode(), one.recvfrom(99)[1])
+"""
+
+
+@contextmanager
+def _answering(where: str, word: str, port: int, *addresses: str) -> Iterator[None]:
+    """Every datagram to these addresses is answered with a word."""
+    server = subprocess.Popen(
+        ["ip", "netns", "exec", where, sys.executable, "-c", ANSWERS, word, str(port), *addresses],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield
+    finally:
+        server.kill()
+        server.communicate(timeout=TIMEOUT_S)
+
+
+@pytest.mark.parametrize(("family", "address"), [("AF_INET", OUTSIDE4), ("AF_INET6", OUTSIDE6)])
+@pytest.mark.parametrize("order", [("agent", "gateway"), ("gateway", "agent")])
+def test_a_port_that_the_agent_used_leads_the_gateways_question_out_and_the_other_way_about(
+    fenced: World, family: str, address: str, order: tuple[str, str]
+) -> None:
+    """The kernel remembers where the datagrams of two ends were led, for half a minute and whatever their mark."""
+
+    def asked(who: str) -> str:
+        if who == "agent":
+            return fenced.agent(ASK.format(family=family, address=address, mark=0)).stdout
+        code = ASK.format(family=family, address=address, mark=fence.MARK)
+        return fenced.run(fenced.inside, sys.executable, "-c", code).stdout
+
+    with (
+        _answering(fenced.inside, "gateway", fence.DNS_PORT, "127.0.0.1", "::1"),
+        _answering(fenced.outside, "outside", 53, OUTSIDE4, OUTSIDE6),
+    ):
+        for _ in range(2):
+            for who in order:
+                assert asked(who) == {"agent": "gateway\n", "gateway": "outside\n"}[who]
 
 
 @pytest.mark.parametrize(("port", "is_open"), [(8080, True), (8081, False), (15001, False), (15053, False)])

@@ -7,6 +7,8 @@ Rules, for IPv4 and IPv6 alike (table `inet chaperone`):
 * TCP that leaves without the mark is redirected to the gateway, and so is DNS (UDP and TCP 53); loopback traffic among
   the pod's own containers is not touched, but for the gateway's ports, which take what was redirected and nothing that
   was dialled there;
+* marked packets are tracked in a zone of their own: where the kernel once led the datagrams of a port, it leads all of
+  them for half a minute, so that the gateway's questions, from a port that the agent's had, would come back to itself;
 * loopback traffic must come from an address of the pod: IPv6 lets anybody bind a stranger's, and whatever answers it,
   be it the gateway or the kernel, would carry the agent's words out;
 * everything else without the mark is dropped, whatever its protocol;
@@ -32,6 +34,7 @@ import msgspec
 from chaperone_sidecar.errors import FenceBroken
 
 MARK: Final = 0x63686170
+ZONE: Final = 1  # of connection tracking
 TCP_PORT: Final = 15001
 DNS_PORT: Final = 15053
 NFT_TIMEOUT_S: Final = 20.0
@@ -55,6 +58,10 @@ def ruleset(ingress_ports: tuple[int, ...], interfaces: tuple[str, ...], *, seco
 table inet chaperone {{}}
 delete table inet chaperone
 table inet chaperone {{
+  chain apart {{
+    type filter hook output priority raw; policy accept;
+    meta mark {MARK:#x} ct original zone set {ZONE}
+  }}
   chain capture {{
     type nat hook output priority -100; policy accept;
     meta mark {MARK:#x} accept
