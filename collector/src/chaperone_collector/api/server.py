@@ -11,7 +11,6 @@ import asyncio
 import logging
 import re
 import ssl
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -32,6 +31,7 @@ from chaperone_collector.api import (
     tallies,
     token,
     watch,
+    watches,
 )
 from chaperone_collector.api.authorize import Attributes, Authorizer
 from chaperone_collector.api.flow import Flows
@@ -43,8 +43,6 @@ from chaperone_collector.api.question import (
     read_flag,
     read_question,
     read_range,
-    read_timeout,
-    read_version,
 )
 from chaperone_collector.api.status import GROUP, VERSION, ApiError, bad_request, not_found, unavailable
 from chaperone_collector.errors import CollectorError
@@ -55,10 +53,7 @@ from chaperone_evidence.tiles import ENTRIES
 
 log = logging.getLogger(__name__)
 
-MAX_WATCHES: Final = 512
-MAX_WATCHES_PER_USER: Final = 64
 MAX_PROOFS: Final = 4  # bundles being sent at once: each may be gigabytes
-WRITE_TIMEOUT_S: Final = 60.0  # a reader that takes nothing for that long is cut off
 MAX_QUERY_CHARS: Final = 2048  # of a query kept in the record of a read
 MAX_GROUPS_CHARS: Final = 8192  # of the reader's groups kept there
 
@@ -133,9 +128,8 @@ class Api:
             **self._watched, checkpoints.RESOURCE: checkpoints.Checkpoints(now_us),
             populations.RESOURCE: self._populations, coverages.RESOURCE: coverages.Coverages(now_us, store.started_us),
         }  # fmt: skip
-        self._watches: Counter[str] = Counter()
+        self._watches = watches.Watches(store, metrics)
         self._proofs = 0
-        self._stopping = asyncio.Event()
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -145,7 +139,7 @@ class Api:
 
     def stop(self) -> None:
         """End open watches, so that their connections can be closed."""
-        self._stopping.set()
+        self._watches.stop()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         path = request.raw_path.split("?", 1)[0]  # as sent: an encoded path names nothing here
@@ -247,74 +241,14 @@ class Api:
         return await self._store.read(lambda db: reader.page(db, question, part))
 
     async def _watch(self, asked: Asked, form: render.Form, request: web.Request) -> web.StreamResponse:
-        question, query, user = asked.question, request.query, asked.user.name
-        if question.resource not in self._watched:
+        question, user = asked.question, asked.user.name
+        reader = self._watched.get(question.resource)
+        if reader is None:
             raise ApiError(405, "MethodNotAllowed", f"{question.resource} cannot be watched: list them")
-        initial = read_flag(query, "sendInitialEvents")
-        bookmarks = read_flag(query, "allowWatchBookmarks")
-        if initial and (not bookmarks or query.get("resourceVersionMatch") != "NotOlderThan"):
-            raise bad_request("sendInitialEvents needs allowWatchBookmarks=true and resourceVersionMatch=NotOlderThan")
-        since = read_version(query.get("resourceVersion", ""), self._store.size)
-        timeout_s = read_timeout(query)
-        if self._watches.total() >= MAX_WATCHES or self._watches[user] >= MAX_WATCHES_PER_USER:
-            raise ApiError(429, "TooManyRequests", "too many watches are open; close one", retry_after_s=5)
+        order = watches.read_order(request.query, self._store.size)
+        self._watches.admit(user)
         await self._record(asked, request, 0)
-        view = watch.Watch(
-            self._store, self._watched[question.resource], question, 0 if initial else since, initial=initial
-        )
-        self._watches[user] += 1
-        self._metrics.watches.inc()
-        try:
-            return await self._send_events(view, form, question.resource, request, timeout_s, bookmarks=bookmarks)
-        finally:
-            self._metrics.watches.dec()
-            self._watches[user] -= 1
-            if not self._watches[user]:
-                del self._watches[user]
-
-    async def _send_events(
-        self,
-        view: watch.Watch,
-        form: render.Form,
-        resource: str,
-        request: web.Request,
-        timeout_s: float,
-        *,
-        bookmarks: bool,
-    ) -> web.StreamResponse:
-        answer = web.StreamResponse(headers={"Content-Type": "application/json"})
-        answer.enable_chunked_encoding()
-        await answer.prepare(request)
-        columns = _COLUMNS[resource]
-        stopped = asyncio.ensure_future(self._stopping.wait())
-        events = view.events(timeout_s)
-        try:
-            while True:
-                following = asyncio.ensure_future(anext(events, None))
-                await asyncio.wait((following, stopped), return_when=asyncio.FIRST_COMPLETED)
-                if not following.done():
-                    following.cancel()
-                    await asyncio.wait((following,))
-                    break
-                event = following.result()
-                if event is None:
-                    break
-                if event.found is not None:
-                    line = watch.encode(event.type, render.render_one(form, columns, event.found))
-                    columns = []  # only the first table of a watch says its columns
-                elif bookmarks:
-                    shown = render.render_bookmark(form, resource, event.version, ends_initial=event.ends_initial)
-                    line = watch.encode(event.type, shown)
-                else:
-                    continue
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    await answer.write(line)
-        except (ConnectionError, TimeoutError):
-            log.info("a watch ended: its reader is gone or takes nothing")
-        finally:
-            stopped.cancel()
-            await events.aclose()
-        return answer
+        return await self._watches.send(request, user, reader, question, order, form, _COLUMNS[question.resource])
 
     async def _prove(self, asked: Asked, request: web.Request) -> web.StreamResponse:
         question = asked.question
@@ -335,7 +269,7 @@ class Api:
             answer.enable_chunked_encoding()
             await answer.prepare(request)
             async for piece in pieces:
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                async with asyncio.timeout(watches.WRITE_TIMEOUT_S):
                     await answer.write(piece)
             await answer.write_eof()
             return answer

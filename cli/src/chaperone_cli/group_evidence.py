@@ -1,0 +1,152 @@
+"""Commands about evidence: verify, convert, compare, fetch and deliver it, and witness the log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from chaperone_cli import consistency as comparing
+from chaperone_cli import convert as converting
+from chaperone_cli import export as exporting
+from chaperone_cli import verify as verification
+from chaperone_cli.kubectl import Cluster
+from chaperone_cli.options import where
+
+
+@click.command()
+@click.argument("evidence", type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--trust",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate of the gateway CA; without it the one inside EVIDENCE is taken, and that is said.",
+)
+@click.option(
+    "--log-policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="The log's keys and witnesses (C2SP tlog-policy): a bundle's records must then be in that log.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def verify(evidence: Path, trust: Path | None, log_policy: Path | None, as_json: bool) -> None:
+    """Verify an evidence directory or a bundle (tar) offline.
+
+    Exit status: 0 everything holds, 1 something is wrong, 2 it cannot be verified.
+    """
+    raise SystemExit(verification.run(evidence, trust, log_policy, as_json=as_json))
+
+
+@click.command()
+@click.argument("evidence", type=click.Path(exists=True, path_type=Path))
+@click.option("--to", "form", type=click.Choice(converting.FORMS), required=True, help="OCSF events, or the records.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: standard output.")
+@click.option(
+    "--trust",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Certificate of the gateway CA; without it the one inside EVIDENCE is taken, and that is said.",
+)
+def convert(evidence: Path, form: converting.Form, output: Path | None, trust: Path | None) -> None:
+    """Write the records of EVIDENCE (a directory or a bundle) as lines of JSON, verified on the way, offline.
+
+    Exit status: 0 all is written, 1 a record does not hold and what precedes it is written, 2 it cannot be converted.
+    """
+    raise SystemExit(converting.run(evidence, trust, form, output))
+
+
+@click.command()
+@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--log-policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The log's keys and witnesses (C2SP tlog-policy).",
+)
+@click.option(
+    "--proof",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A consistency proof, one base64 hash a line; without it the log's tiles are fetched.",
+)
+@click.option("--kubeconfig", default="", help="As kubectl's.")
+@click.option("--context", default="", help="As kubectl's.")
+def consistency(old: Path, new: Path, log_policy: Path, proof: Path | None, kubeconfig: str, context: str) -> None:
+    """Check that the log of checkpoint NEW continues that of checkpoint OLD (checkpoints, or .tlog-proof files).
+
+    Exit status: 0 it does, 1 nothing shows that it does, 2 that cannot be told. Two of one size need no proof.
+    """
+    raise SystemExit(comparing.run(old, new, log_policy, proof, Cluster(kubeconfig, context)))
+
+
+@click.command()
+@click.argument("session")
+@click.option("-n", "--namespace", default="", help="Where the session's pod is; default: that of the context.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: SESSION.tar.")
+@click.option("--kubeconfig", default="", help="As kubectl's.")
+@click.option("--context", default="", help="As kubectl's.")
+@click.option("--system-namespace", default="chaperone-system", show_default=True, help="Where Chaperone runs.")
+def export(
+    session: str, namespace: str, output: Path | None, kubeconfig: str, context: str, system_namespace: str
+) -> None:
+    """Fetch the proof of a SESSION as a bundle for `verify`, with the gateway CA and the log's keys beside it.
+
+    SESSION is a name from `kubectl get sessions`. Uses kubectl and your rights: get on sessions/proof.
+    """
+    cluster = Cluster(kubeconfig, context)
+    raise SystemExit(exporting.run(cluster, session, namespace, system_namespace, output))
+
+
+@click.command()
+@click.option("--dir", "directory", type=click.Path(file_okay=False, path_type=Path), required=True, help="Its memory.")
+@click.option("--name", required=True, help="Of its keys, such as a host and path: witness.example/w1.")
+@click.option(
+    "--log",
+    "policies",
+    multiple=True,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A log that it signs for, as a C2SP tlog-policy (SESSION.log.policy of an export); may be given again.",
+)
+@click.option("--listen", default="127.0.0.1:8080", show_default=True, help="HOST:PORT.")
+@click.option(
+    "--tls", nargs=2, type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Certificate and key (PEM)."
+)
+def witness(directory: Path, name: str, policies: tuple[Path, ...], listen: str, tls: tuple[Path, Path] | None) -> None:
+    """Sign the checkpoints of a log as long as it only grows, for the collector's `--witnesses`.
+
+    Prints the lines that name it in such a file, then `ready`.
+    """
+    from chaperone_cli import witness as witnessing  # noqa: PLC0415 - verify needs no TLS
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal():
+        raise click.BadParameter("It is HOST:PORT.", param_hint="--listen")
+    raise SystemExit(witnessing.run(directory, name, policies, (host, int(port)), tls))
+
+
+@click.command()
+@click.option("--to", required=True, metavar="RECEIVER", help="https://HOST/PATH, syslog+tls://HOST:PORT, or - .")
+@click.option(
+    "--state", required=True, type=click.Path(dir_okay=False, path_type=Path), help="What the receiver has, kept here."
+)
+@click.option("--format", "form", type=click.Choice(converting.FORMS), default="ocsf", show_default=True)
+@click.option("--ca", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="CA of the receiver (PEM).")
+@click.option(
+    "--token-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Bearer token for https."
+)
+@click.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@where
+def stream(
+    to: str, state: Path, form: str, ca: Path | None, token_file: Path | None, all_namespaces: bool,
+    namespace: str, kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Deliver commands and sessions to a RECEIVER, each at least once, from the beginning of the log; then go on.
+
+    Uses kubectl and your rights: watch on commands and sessions. Texts of commands are not sent. Ends on SIGTERM.
+    """
+    from chaperone_cli import stream as streaming  # noqa: PLC0415 - verify needs no TLS
+
+    place = streaming.EVERYWHERE if all_namespaces else namespace
+    options = streaming.Options(to, state, form, ca, token_file)
+    raise SystemExit(streaming.run(Cluster(kubeconfig, context), place, options))
+
+
+COMMANDS = (verify, convert, consistency, export, witness, stream)
