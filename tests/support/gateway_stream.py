@@ -116,7 +116,7 @@ class Stream:
     def intend(
         self, session: str, text: str = "SELECT 1", *, target: str = "orders-db", decision: str = "Allow",
         policy: str = "agents/billing", rule: str = "read-orders", approval: str = "", subject: str = "",
-        with_body: bool = True, would: tuple[str, str, str] = ("", "", ""),
+        with_body: bool = True, would: tuple[str, str, str] = ("", "", ""), effects: tuple[str, ...] = ("read",),
     ) -> tuple[int, str]:  # fmt: skip
         """A command's intent; returns its number and id."""
         plain = text.encode()
@@ -130,7 +130,8 @@ class Stream:
             record.CommandIntent(
                 seq=0, wall_us=0, mono_us=0, session=session, command=command, target=target, kind="query",
                 decision=decision, sha256=hashlib.sha256(plain).hexdigest(), size_bytes=len(plain),
-                accesses=(record.AccessEntry("read", "public.orders"),), resolution="syntactic",
+                accesses=tuple(record.AccessEntry(effect, "public.orders") for effect in effects),
+                resolution="syntactic",
                 policy=policy, rule=rule, revision="0123456789abcdef", approval=approval,
                 would=would[0], would_policy=would[1], would_rule=would[2], subject=subject,
                 body=record.Commitment(base64.b64encode(commit).decode(), len(plain)),

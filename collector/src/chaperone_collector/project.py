@@ -24,6 +24,20 @@ DECISIONS: Final = {"Allow": ALLOW, "Deny": 2, "RequireApproval": 3}
 OTHER_DECISION: Final = 0  # a word of a later version
 REFUSALS: Final = (OTHER_DECISION, 2, 3)
 
+# Numbers of effects in the tables; only ever added to. Most commands read, so that reading alone has no index.
+EFFECTS: Final = {
+    word: number
+    for number, word in enumerate(
+        (
+            "read", "read_sensitive", "create", "modify", "delete", "bulk_read", "bulk_write", "schema", "destroy",
+            "privilege", "execute_code", "external_io", "tunnel", "session", "transaction", "maintain", "unknown",
+        ),
+        1,
+    )
+}  # fmt: skip
+READ: Final = EFFECTS["read"]
+OTHER_EFFECT: Final = 0  # a word of a later version
+
 
 class SessionTally:
     """What one transaction adds to a session."""
@@ -50,7 +64,8 @@ class Projection:
         self._intents: dict[tuple[int, int], tuple[int, str]] = {}  # stream, seq → idx, command
         self._namespace = ""
         self._tallies: dict[int, SessionTally] = {}
-        self._commands: list[tuple[int, int, int, int, int]] = []
+        self._commands: list[tuple[int, int, int, int, int, int, str, str]] = []
+        self._effects: list[tuple[int, int, int]] = []
         self._outcomes: list[tuple[int, int]] = []
         self._findings: list[tuple[int, str, int, str]] = []
 
@@ -82,8 +97,12 @@ class Projection:
         self._rule_tally.flush()
         if self._commands:
             db.executemany(
-                "INSERT INTO command (idx, flow, session, decision, rule) VALUES (?,?,?,?,?)", self._commands
+                "INSERT INTO command (idx, flow, session, decision, rule, effects, approval, subject) "
+                "VALUES (?,?,?,?,?,?,?,?)",
+                self._commands,
             )
+        if self._effects:
+            db.executemany("INSERT INTO effect (effect, flow, idx) VALUES (?,?,?)", self._effects)
         if self._outcomes:
             db.executemany("INSERT INTO outcome (idx, command) VALUES (?,?)", self._outcomes)
         if self._tallies:
@@ -94,7 +113,7 @@ class Projection:
             )
         if self._findings:
             db.executemany("INSERT INTO finding (wall_us, stream, seq, what) VALUES (?,?,?,?)", self._findings)
-        self._commands, self._outcomes, self._tallies, self._findings = [], [], {}, []
+        self._commands, self._effects, self._outcomes, self._tallies, self._findings = [], [], [], {}, []
         for cache, cap in (
             (self._intents, MAX_OPEN_INTENTS), (self._sessions, MAX_CACHED_SESSIONS),
             (self._flows, MAX_CACHED_NAMES), (self._rules, MAX_CACHED_NAMES),
@@ -112,7 +131,11 @@ class Projection:
             tally = self._tally(session, idx)
             tally.commands += 1
             tally.denied += decision != ALLOW
-        self._commands.append((idx, flow, session, decision, self._rule(found.rule)))
+        effects = {EFFECTS.get(access.effect, OTHER_EFFECT) for access in found.accesses}
+        self._effects.extend((effect, flow, idx) for effect in effects if effect != READ)
+        bits = sum(1 << effect for effect in effects)
+        rule = self._rule(found.rule)
+        self._commands.append((idx, flow, session, decision, rule, bits, found.approval, found.subject))
         self._intents[stream, found.seq] = (idx, found.command)
         return "" if known else f"The session {found.session[:40]} of this command is not open."
 

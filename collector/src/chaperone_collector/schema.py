@@ -149,7 +149,43 @@ INSERT INTO producer (namespace, pod_uid, pod, identity, reason, idx, met_us, sa
     GROUP BY namespace, pod_uid ORDER BY min(id);
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3)
+# The numbers of effects are those of `project.EFFECTS`; a header starts behind version, class and link.
+_V4: Final = """
+ALTER TABLE command ADD COLUMN effects INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE command ADD COLUMN approval TEXT NOT NULL DEFAULT '';
+ALTER TABLE command ADD COLUMN subject TEXT NOT NULL DEFAULT '';
+CREATE INDEX command_rule ON command (rule);
+CREATE INDEX command_approved ON command (idx) WHERE approval <> '';
+CREATE INDEX command_subject ON command (subject) WHERE subject <> '';
+CREATE TABLE effect (
+    effect INTEGER NOT NULL, flow INTEGER NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (effect, flow, idx)
+) WITHOUT ROWID;
+CREATE INDEX effect_idx ON effect (effect, idx);
+
+CREATE TEMP TABLE word (number INTEGER PRIMARY KEY, name TEXT NOT NULL);
+INSERT INTO word (number, name) VALUES
+    (1, 'read'), (2, 'read_sensitive'), (3, 'create'), (4, 'modify'), (5, 'delete'), (6, 'bulk_read'),
+    (7, 'bulk_write'), (8, 'schema'), (9, 'destroy'), (10, 'privilege'), (11, 'execute_code'), (12, 'external_io'),
+    (13, 'tunnel'), (14, 'session'), (15, 'transaction'), (16, 'maintain'), (17, 'unknown');
+CREATE TEMP VIEW header AS
+    SELECT c.idx AS idx, c.flow AS flow, CAST(substr(e.bytes, 35) AS TEXT) AS header
+    FROM command c JOIN entry e ON e.idx = c.idx;
+CREATE TEMP TABLE has AS
+    SELECT DISTINCT h.idx AS idx, h.flow AS flow, coalesce(w.number, 0) AS effect
+    FROM header h JOIN json_each(h.header, '$.accesses') a
+    LEFT JOIN word w ON w.name = json_extract(a.value, '$.effect');
+CREATE INDEX temp.has_idx ON has (idx);
+UPDATE command SET effects = coalesce((SELECT sum(1 << effect) FROM temp.has WHERE has.idx = command.idx), 0);
+INSERT INTO effect (effect, flow, idx) SELECT effect, flow, idx FROM temp.has WHERE effect <> 1;
+UPDATE command SET approval = coalesce(json_extract(h.header, '$.approval'), ''),
+    subject = coalesce(json_extract(h.header, '$.subject'), '')
+    FROM temp.header h WHERE h.idx = command.idx;
+DROP VIEW temp.header;
+DROP TABLE temp.has;
+DROP TABLE temp.word;
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)
 
 
 def open_writer(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> sqlite3.Connection:

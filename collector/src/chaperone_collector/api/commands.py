@@ -7,11 +7,13 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import msgspec
+
 from chaperone_collector.api.flow import Flow, Flows, choose
 from chaperone_collector.api.names import duration, index_name, micros, name_index, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
 from chaperone_collector.api.status import GROUP, VERSION
-from chaperone_collector.project import ALLOW, DECISIONS, NO_SESSION, REFUSALS
+from chaperone_collector.project import ALLOW, DECISIONS, EFFECTS, NO_SESSION, READ, REFUSALS
 from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.errors import EvidenceError
 
@@ -19,6 +21,7 @@ MAX_SCANNED: Final = 50_000  # rows looked at for one page (50 ms); a rarer answ
 MAX_MERGED_FLOWS: Final = 512  # beyond, one pass over all commands is cheaper than a merge
 MAX_TEXT_BYTES: Final = 16 << 10  # of a statement inside an object; the whole text is in the proof bundle
 MAX_CELL_CHARS: Final = 80
+NO_EFFECT: Final = 62  # a bit that no effect has
 PREFIX: Final = "c-"
 
 COLUMNS: Final[list[dict[str, Any]]] = [
@@ -37,7 +40,9 @@ COLUMNS: Final[list[dict[str, Any]]] = [
     {"name": "User", "type": "string", "format": "", "priority": 1, "description": "On whose behalf."},
 ]
 
-_COLUMNS: Final = "c.idx, c.flow, c.session, c.decision, c.rule"
+_COLUMNS: Final = "c.idx, c.flow, c.session, c.decision, c.rule, c.effects, c.approval, c.subject"
+
+type _Row = tuple[int, int, int, int, int, int, str, str]
 
 
 class Commands:
@@ -168,60 +173,98 @@ def _decode(raw: bytes) -> record.Known | record.Unknown | None:
         return None
 
 
-def _filter(
-    db: sqlite3.Connection, question: Question, flows: dict[int, Flow]
-) -> Callable[[tuple[int, int, int, int, int]], bool]:
+def _filter(db: sqlite3.Connection, question: Question, flows: dict[int, Flow]) -> Callable[[_Row], bool]:
     """A test over rows of the table, for everything but flow ids that the row source already chose."""
     decisions = [(DECISIONS.get(term.value, -1), term.is_equal) for term in question.terms("spec.decision")]
     names = [(name_index(PREFIX, term.value), term.is_equal) for term in question.terms("metadata.name")]
     sessions = [(set(_session_ids(db, term.value, flows)), term.is_equal) for term in question.terms("spec.session")]
-    rules: list[tuple[int, bool]] = []
-    for term in question.terms("spec.rule"):
-        row = db.execute("SELECT id FROM rule WHERE name = ?", (term.value,)).fetchone()
-        rules.append((row[0] if row else -1, term.is_equal))
+    rules = [(_rule_id(db, term.value), term.is_equal) for term in question.terms("spec.rule")]
 
-    def fits(row: tuple[int, int, int, int, int]) -> bool:
-        idx, flow, session, decision, rule = row
+    effects = [(1 << EFFECTS.get(term.value, NO_EFFECT), term.is_equal) for term in question.terms("spec.effect")]
+    approvals = question.terms("spec.approval")
+    people = question.terms("spec.subject")
+
+    def fits(row: _Row) -> bool:
+        idx, flow, session, decision, rule, bits, approval, subject = row
         return (
             flow in flows
             and all((decision == wanted) is equal for wanted, equal in decisions)
             and all((rule == wanted) is equal for wanted, equal in rules)
             and all((session in wanted) is equal for wanted, equal in sessions)
             and all((idx == wanted) is equal for wanted, equal in names)
+            and all(bool(bits & wanted) is equal for wanted, equal in effects)
+            and all(term.holds(approval) for term in approvals)
+            and all(term.holds(subject) for term in people)
         )
 
     return fits
 
 
-def _rows(
-    db: sqlite3.Connection, question: Question, flows: dict[int, Flow], part: Range
-) -> Iterator[tuple[int, int, int, int, int]]:
+class _Source(msgspec.Struct, frozen=True):
+    """A condition that an index serves, and the values for which its rows are merged."""
+
+    where: str
+    values: list[tuple[int | str, ...]]
+    table: str = "command c"
+    idx: str = "c.idx"
+
+
+def _rows(db: sqlite3.Connection, question: Question, flows: dict[int, Flow], part: Range) -> Iterator[_Row]:
     """Rows that may fit, in the order of the log, from the narrowest index."""
-    select = f"SELECT {_COLUMNS} FROM command c "  # noqa: S608
+    source = _source(db, question, flows)
+    select = f"SELECT {_COLUMNS} FROM {source.table} WHERE {source.where} AND {source.idx} > ? AND {source.idx} < ? "  # noqa: S608
+    select += f"ORDER BY {source.idx}"
     bounds = (part.after, part.size)
-    between = "c.idx > ? AND c.idx < ? ORDER BY c.idx"
+    yield from heapq.merge(*(db.execute(select, (*value, *bounds)) for value in source.values))
+
+
+def _source(db: sqlite3.Connection, question: Question, flows: dict[int, Flow]) -> _Source:
     for term in question.terms("metadata.name"):
         if term.is_equal:
-            yield from db.execute(select + "WHERE c.idx = ? AND c.idx > ? AND c.idx < ?",
-                                  (name_index(PREFIX, term.value), *bounds))  # fmt: skip
-            return
+            idx = name_index(PREFIX, term.value)
+            return _Source("c.idx = ?", [] if idx is None else [(idx,)])
     for term in question.terms("spec.session"):
         if term.is_equal:
-            ids = _session_ids(db, term.value, flows)
-            where = f"WHERE c.session = ? AND {between}"
-            yield from heapq.merge(*(db.execute(select + where, (number, *bounds)) for number in ids))
-            return
+            return _Source("c.session = ?", [(number,) for number in _session_ids(db, term.value, flows)])
+    # Conditions of partial indexes must stand there literally, or SQLite does not see that they serve.
+    if any(term.is_equal is bool(term.value) for term in question.terms("spec.approval")):
+        return _Source("c.approval <> ''", [()])
+    for term in question.terms("spec.subject"):
+        if term.is_equal and term.value:
+            return _Source("c.subject <> '' AND c.subject = ?", [(term.value,)])
+    rule = _rare_rule(db, question)
+    if rule is not None:
+        return _Source("c.rule = ?", [(rule,)])
+    each_flow: list[tuple[int | str, ...]] = [(flow,) for flow in flows]
     is_many = len(flows) > MAX_MERGED_FLOWS or not (question.namespace or question.labels or question.fields)
-    # `decision <> 1` must stand there literally, or SQLite does not see that the partial indexes serve.
+    for term in question.terms("spec.effect"):
+        effect = EFFECTS.get(term.value, NO_EFFECT)
+        if term.is_equal and effect != READ:
+            # From the left to the right: the other way about, SQLite would look at every command.
+            table, where = "effect f CROSS JOIN command c ON c.idx = f.idx", f"f.effect = {effect}"
+            if len(flows) > MAX_MERGED_FLOWS:
+                return _Source(where, [()], table, "f.idx")
+            return _Source(f"{where} AND f.flow = ?", each_flow, table, "f.idx")
     if _only_refused(question):
-        column, values = ("decision", [*REFUSALS]) if len(flows) > MAX_MERGED_FLOWS else ("flow", [*flows])
-        where = f"WHERE c.{column} = ? AND c.decision <> {ALLOW} AND {between}"
-    elif is_many:
-        yield from db.execute(select + f"WHERE {between}", bounds)
-        return
-    else:
-        values, where = [*flows], f"WHERE c.flow = ? AND {between}"
-    yield from heapq.merge(*(db.execute(select + where, (value, *bounds)) for value in values))
+        if len(flows) > MAX_MERGED_FLOWS:
+            return _Source(f"c.decision = ? AND c.decision <> {ALLOW}", [(one,) for one in REFUSALS])
+        return _Source(f"c.flow = ? AND c.decision <> {ALLOW}", each_flow)
+    return _Source("true", [()]) if is_many else _Source("c.flow = ?", each_flow)
+
+
+def _rare_rule(db: sqlite3.Connection, question: Question) -> int | None:
+    """A rule that is asked for and has so few commands that all of them can be looked at for one page."""
+    for term in question.terms("spec.rule"):
+        rule: int = _rule_id(db, term.value)
+        few = "SELECT count(*) FROM (SELECT 1 FROM command WHERE rule = ? LIMIT ?)"
+        if term.is_equal and db.execute(few, (rule, MAX_SCANNED)).fetchone()[0] < MAX_SCANNED:
+            return rule
+    return None
+
+
+def _rule_id(db: sqlite3.Connection, name: str) -> int:
+    row = db.execute("SELECT id FROM rule WHERE name = ?", (name,)).fetchone()
+    return int(row[0]) if row else -1
 
 
 def _only_refused(question: Question) -> bool:

@@ -18,7 +18,7 @@ FIELDS: Final = {
     ),
     "commands": (
         "metadata.name", "metadata.namespace", "spec.session", "spec.identity", "spec.target", "spec.decision",
-        "spec.rule",
+        "spec.rule", "spec.effect", "spec.approval", "spec.subject",
     ),
     "reads": ("metadata.name", "metadata.namespace", "spec.user", "spec.verb", "spec.resource"),
     "checkpoints": ("metadata.name",),
