@@ -12,6 +12,7 @@ import msgspec
 from chaperone_collector.api.flow import Flow, Flows, choose
 from chaperone_collector.api.names import duration, index_name, micros, name_index, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
+from chaperone_collector.api.selector import Term
 from chaperone_collector.api.status import GROUP, VERSION
 from chaperone_collector.project import ALLOW, DECISIONS, EFFECTS, NO_SESSION, READ, REFUSALS
 from chaperone_evidence import canonical, entry, record
@@ -22,6 +23,7 @@ MAX_MERGED_FLOWS: Final = 512  # beyond, one pass over all commands is cheaper t
 MAX_TEXT_BYTES: Final = 16 << 10  # of a statement inside an object; the whole text is in the proof bundle
 MAX_CELL_CHARS: Final = 80
 NO_EFFECT: Final = 62  # a bit that no effect has
+NO_DECISION: Final = -1
 PREFIX: Final = "c-"
 
 COLUMNS: Final[list[dict[str, Any]]] = [
@@ -174,30 +176,41 @@ def _decode(raw: bytes) -> record.Known | record.Unknown | None:
 
 
 def _filter(db: sqlite3.Connection, question: Question, flows: dict[int, Flow]) -> Callable[[_Row], bool]:
-    """A test over rows of the table, for everything but flow ids that the row source already chose."""
-    decisions = [(DECISIONS.get(term.value, -1), term.is_equal) for term in question.terms("spec.decision")]
-    names = [(name_index(PREFIX, term.value), term.is_equal) for term in question.terms("metadata.name")]
-    sessions = [(set(_session_ids(db, term.value, flows)), term.is_equal) for term in question.terms("spec.session")]
-    rules = [(_rule_id(db, term.value), term.is_equal) for term in question.terms("spec.rule")]
+    """A test over rows of the table; of what is not asked for, nothing is tested: a page may look at many rows."""
+    tests: list[Callable[[_Row], bool]] = [lambda row: row[1] in flows]
+    for term in question.fields:
+        test = _test(db, term, flows)
+        if test is not None:
+            tests.append(test)
+    if len(tests) == 1:
+        return tests[0]
+    return lambda row: all(test(row) for test in tests)
 
-    effects = [(1 << EFFECTS.get(term.value, NO_EFFECT), term.is_equal) for term in question.terms("spec.effect")]
-    approvals = question.terms("spec.approval")
-    people = question.terms("spec.subject")
 
-    def fits(row: _Row) -> bool:
-        idx, flow, session, decision, rule, bits, approval, subject = row
-        return (
-            flow in flows
-            and all((decision == wanted) is equal for wanted, equal in decisions)
-            and all((rule == wanted) is equal for wanted, equal in rules)
-            and all((session in wanted) is equal for wanted, equal in sessions)
-            and all((idx == wanted) is equal for wanted, equal in names)
-            and all(bool(bits & wanted) is equal for wanted, equal in effects)
-            and all(term.holds(approval) for term in approvals)
-            and all(term.holds(subject) for term in people)
-        )
-
-    return fits
+def _test(db: sqlite3.Connection, term: Term, flows: dict[int, Flow]) -> Callable[[_Row], bool] | None:
+    """The test of one term; None for those that choose flows."""
+    is_equal, value = term.is_equal, term.value
+    match term.field:
+        case "metadata.name":
+            idx = name_index(PREFIX, value)
+            return lambda row: (row[0] == idx) is is_equal
+        case "spec.session":
+            sessions = set(_session_ids(db, value, flows))
+            return lambda row: (row[2] in sessions) is is_equal
+        case "spec.decision":
+            decision = DECISIONS.get(value, NO_DECISION)
+            return lambda row: (row[3] == decision) is is_equal
+        case "spec.rule":
+            rule = _rule_id(db, value)
+            return lambda row: (row[4] == rule) is is_equal
+        case "spec.effect":
+            bit = 1 << EFFECTS.get(value, NO_EFFECT)
+            return lambda row: (row[5] & bit != 0) is is_equal
+        case "spec.approval":
+            return lambda row: (row[6] == value) is is_equal
+        case "spec.subject":
+            return lambda row: (row[7] == value) is is_equal
+    return None
 
 
 class _Source(msgspec.Struct, frozen=True):

@@ -38,12 +38,12 @@ def uid(stream: str, seq: int) -> str:
 
 def seconds(wall_us: int) -> str:
     """A `metav1.Time`."""
-    return _moment(wall_us).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _moment(wall_us).isoformat(timespec="seconds") + "Z"
 
 
 def micros(wall_us: int) -> str:
     """A `metav1.MicroTime`."""
-    return _moment(wall_us).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return _moment(wall_us).isoformat(timespec="microseconds") + "Z"
 
 
 def duration(us: int) -> str:
@@ -74,7 +74,8 @@ def _two(first: int, first_unit: str, second: int, second_unit: str) -> str:
 
 
 def _moment(wall_us: int) -> datetime:
+    """In UTC, which is not said again by its `isoformat`: that is twice as fast as `strftime`."""
     try:
-        return datetime.fromtimestamp(wall_us / 1_000_000, UTC)
+        return datetime.fromtimestamp(wall_us / 1_000_000, UTC).replace(tzinfo=None)
     except (ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(0, UTC)  # a gateway's clock that names no date of ours
+        return datetime(1970, 1, 1)  # a gateway's clock that names no date of ours
