@@ -9,7 +9,7 @@ from fix_collector import collector, collector_with, gateway_ca
 from fix_crds import crds
 from fix_dev import dev_gateway, gateway_with
 from fix_evidence_api import evidence_api
-from fix_interop import interop
+from fix_interop import interop, reflector
 from fix_netns import fenced, world
 from fix_opa import opa_with
 from fix_operator import installation, operator
@@ -37,6 +37,7 @@ __all__ = [
     "opa_with",
     "operator",
     "postgres",
+    "reflector",
     "versioned",
     "way",
     "world",
