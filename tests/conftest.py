@@ -9,6 +9,7 @@ from fix_collector import collector, collector_with, gateway_ca
 from fix_crds import crds
 from fix_dev import dev_gateway, gateway_with
 from fix_evidence_api import evidence_api
+from fix_faults import faults
 from fix_interop import interop, reflector
 from fix_netns import fenced, world
 from fix_opa import opa_with
@@ -28,6 +29,7 @@ __all__ = [
     "crds",
     "dev_gateway",
     "evidence_api",
+    "faults",
     "fenced",
     "gateway_ca",
     "gateway_with",
