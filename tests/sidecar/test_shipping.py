@@ -129,3 +129,22 @@ async def test_the_stream_of_a_killed_process_is_shipped_by_the_next_one(running
     assert stored(running) == recorder.next_seq + next_recorder.next_seq
     assert not (tmp_path / "streams" / dead_spool.stream).exists()
     assert not (tmp_path / "bodies" / dead_spool.stream).exists()
+
+
+async def test_the_tail_of_a_killed_process_is_shipped_though_its_first_segments_are_gone(
+    running: Collector, tmp_path: Path
+) -> None:
+    first = Pod(running.gateway_ca)
+    recorder, dead_spool = begin(first, tmp_path)
+    async with shipping_to(running, first, tmp_path, dead_spool) as shipper:
+        work(recorder, 4000)
+        await until(shipper, recorder.next_seq - 1)
+    left = sorted(path.name for path in (tmp_path / "streams" / dead_spool.stream).glob("*.seg"))
+    assert left[0] > f"{2000:016d}.seg"
+    work(recorder, 20)  # nobody has heard of these
+    second = Pod(running.gateway_ca)
+    next_recorder, spool = begin(second, tmp_path)
+    async with shipping_to(running, second, tmp_path, spool) as shipper:
+        await until(shipper, next_recorder.next_seq - 1)
+    assert stored(running) == recorder.next_seq + next_recorder.next_seq
+    assert not (tmp_path / "streams" / dead_spool.stream).exists()

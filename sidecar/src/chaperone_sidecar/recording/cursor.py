@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 READ_BYTES: Final = 1 << 20  # a batch's bound at the collector
+SUFFIX: Final = ".seg"
 
 
 class Cursor:
@@ -22,6 +23,12 @@ class Cursor:
         self._prefix = prefix_bytes
         self._file = ""
         self._offset = 0
+        self._passed = 0
+
+    @property
+    def number(self) -> int:
+        """That of the frame where the cursor stands: a segment is named by its first one's. After `peek` gave some."""
+        return int(self._file.removesuffix(SUFFIX)) + self._passed
 
     def peek(self, limit_bytes: int = READ_BYTES) -> tuple[bytes, list[int]]:
         """Whole frames from where the cursor stands, and the length of each; empty when there is nothing new.
@@ -38,9 +45,10 @@ class Cursor:
             if not self._open_next():
                 return b"", []
 
-    def advance(self, size_bytes: int) -> None:
-        """What was peeked is dealt with, as far as these bytes."""
-        self._offset += size_bytes
+    def advance(self, lengths: list[int]) -> None:
+        """What was peeked is dealt with, as far as frames of these lengths."""
+        self._offset += sum(lengths)
+        self._passed += len(lengths)
 
     def _read(self, limit_bytes: int) -> bytes:
         try:
@@ -66,8 +74,8 @@ class Cursor:
 
     def _open_next(self) -> bool:
         """Go on to the next segment, if it exists: then the present one is sealed and read to its end."""
-        following = min((path.name for path in self._folder.glob("*.seg") if path.name > self._file), default="")
+        following = min((path.name for path in self._folder.glob(f"*{SUFFIX}") if path.name > self._file), default="")
         if not following:
             return False
-        self._file, self._offset = following, 0
+        self._file, self._offset, self._passed = following, 0, 0
         return True

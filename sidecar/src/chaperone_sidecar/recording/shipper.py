@@ -84,7 +84,6 @@ class Shipper:
         acked = _acked(await self._call("GET", f"/v1/streams/{stream}", None))
         records = Cursor(self._root / "streams" / stream, 2)
         bodies = Cursor(self._root / "bodies" / stream, 4)
-        first = 0
         while True:
             batch, lengths = records.peek()
             if not lengths:
@@ -92,14 +91,14 @@ class Shipper:
                     return
                 await asyncio.sleep(IDLE_S)
                 continue
+            first = records.number  # the first segments of a stream may be gone: acknowledged, and freed
             if first + len(lengths) - 1 > acked:
                 await self._send_bodies(bodies)
                 path = f"/v1/streams/{stream}/records?from={first}"
                 acked = _acked(await self._call("POST", path, batch))
-            records.advance(sum(lengths))
-            first += len(lengths)
-            if acked < first - 1:
-                raise ShippingRefused(f"it acknowledges {acked} after having taken {first - 1}")
+            records.advance(lengths)
+            if acked < records.number - 1:
+                raise ShippingRefused(f"it acknowledges {acked} after having taken {records.number - 1}")
             if is_living:
                 self.acked_seq = acked
                 self._spool.release(acked)
@@ -110,7 +109,7 @@ class Shipper:
             if not lengths:
                 return
             await self._call("POST", "/v1/bodies", data)
-            bodies.advance(len(data))
+            bodies.advance(lengths)
 
     async def _call(self, method: str, path: str, data: bytes | None) -> bytes:
         """Ask until the collector answers: the spool is the buffer meanwhile, and its bound is the limit."""
