@@ -17,8 +17,10 @@ from fix_collector import Sender
 from fix_evidence_api import NAMESPACE, EvidenceApi
 from gateway_stream import Pod, Stream
 from pki import Authority
+from population_speaker import Speaker
 
 from chaperone_evidence import ulid
+from chaperone_evidence.population import Covered
 
 pytestmark = pytest.mark.peer
 
@@ -78,6 +80,32 @@ async def test_an_exported_session_verifies_offline(
     assert fingerprint in verified.stdout
 
 
+async def test_an_exported_coverage_verifies_offline(
+    evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
+) -> None:
+    speaker = Speaker(evidence_api, "covered")
+    pod = Pod(gateway_ca, namespace="covered", pod="billing-0", pod_uid="covered-0")
+    stream = Stream(pod)
+    stream.head("idle")
+    async with Sender(evidence_api.collector, pod) as sender:
+        await sender.ship(stream)
+    said = Covered("covered-0", "billing-0", pod.identity, stream.now_us)
+    await asyncio.to_thread(speaker.say, said)
+    done = await _chaperone(evidence_api, tmp_path, "export", "--coverage", "-n", "covered")
+    assert done.returncode == 0, done.stderr
+    assert "next: chaperone verify coverage.tar --trust" in done.stdout
+    (tmp_path / "ca.pem").write_text(gateway_ca.pem)
+    (tmp_path / "operator.vkey").write_text(speaker.signer.verifier.vkey)
+    given = ("--trust", "ca.pem", "--log-policy", "coverage.log.policy", "--operator-key", "operator.vkey")
+    verified = await _chaperone(evidence_api, tmp_path, "verify", "coverage.tar", *given)
+    assert verified.stdout.endswith("verify: OK\n"), verified.stdout
+    assert f"pod billing-0 covered-0 as {pod.identity}: Covered, stream {stream.id}" in verified.stdout
+    absent = await _chaperone(evidence_api, tmp_path, "export", "--coverage", "-n", "nobody")
+    assert "NotFound" in absent.stderr
+    (read,) = evidence_api.get("/apis/evidence.chaperone.dev/v1alpha1/namespaces/covered/reads")["items"]
+    assert (read["spec"]["resource"], read["spec"]["name"]) == ("populations/proof", "newest")
+
+
 async def test_an_auditor_who_may_not_read_the_system_namespace_gets_the_bundle_and_is_told(
     evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
 ) -> None:
@@ -129,7 +157,7 @@ async def test_names_that_could_lead_elsewhere_are_refused_before_anything_is_as
         capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PATH": ""},
     )  # fmt: skip
     assert done.returncode in (1, 2)
-    assert "is not the name of a" in done.stderr or "Missing argument" in done.stderr
+    assert "is not the name of a" in done.stderr or "Give a SESSION" in done.stderr
 
 
 async def test_without_kubectl_the_next_step_is_named(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from pki import Authority
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.schema import open_writer
 from chaperone_collector.store import Store
-from chaperone_collector.stream import LOST_AFTER_US, extend, unknown
+from chaperone_collector.stream import extend, unknown
 from chaperone_evidence import entry, merkle, policyfile, statement
+from chaperone_evidence.coverage import LOST_AFTER_US
 from chaperone_evidence.policy import open_checkpoint
 from chaperone_tools.run import run
 

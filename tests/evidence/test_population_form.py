@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -19,6 +20,7 @@ from chaperone_evidence.population import (
     Covered,
     Ended,
     Population,
+    Retention,
     Uncovered,
     note_hash,
     open_population,
@@ -36,6 +38,10 @@ USUAL = Population(
     covered=(Covered("a1", "billing-0", "billing-agent", 1_763_930_000_000_000), Covered("a3", "new", "billing", 0)),
     uncovered=(Uncovered("a2", "old", "billing-agent", "ExistedBefore"),),
     ended=(Ended("a0", "gone", "billing", 0, "Deleted", None, 5), Ended("a4", "job", "billing", 4, "Failed", 137, 6)),
+)
+
+KEPT = msgspec.structs.replace(
+    USUAL, retention=(Retention("billing-agent", 400, is_held=False), Retention("crm", 0, is_held=True))
 )
 
 _names = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,20}[a-z0-9])?", fullmatch=True)
@@ -59,6 +65,10 @@ def populations(draw: st.DrawFn) -> Population:
         ended=tuple(
             Ended(uid, *(draw(one) for one in (_names, _names, _numbers, _reasons, st.none() | _numbers, _numbers)))
             for uid in kinds[2]
+        ),
+        retention=tuple(
+            Retention(name, draw(_numbers), draw(st.booleans()))
+            for name in sorted(draw(st.lists(_names, unique=True, max_size=4)))
         ),
     )  # fmt: skip
 
@@ -97,6 +107,24 @@ def test_the_form_is_fixed() -> None:
         "ended a0 gone billing 0 Deleted - 5\nended a4 job billing 4 Failed 137 6\n"
     )
     assert USUAL.count == 3
+    assert KEPT.body == (
+        f"{USUAL.body}retention billing-agent 400 -\nretention crm 0 held\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("retention crm 0", "retention billing-agent 0"),  # twice
+        ("retention crm 0", "retention abc 0"),  # out of order
+        ("400 -", "0400 -"), ("400 -", "-1 -"), ("400 -", "400 free"), ("400 -", "9007199254740992 -"),
+        ("0 held\n", "0 held\ncovered z9 billing-1 billing-agent 5\n"),  # not in its place
+    ],
+)  # fmt: skip
+def test_another_word_on_retention_is_refused(old: str, new: str) -> None:
+    assert old in KEPT.body
+    with pytest.raises(Malformed):
+        parse(KEPT.body.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(

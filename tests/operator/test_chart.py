@@ -100,7 +100,8 @@ def test_lint_finds_nothing() -> None:
     [
         "nonsense=1", "operator.nonsense=1", "operator.resources.nonsense=1", "collector.storage.nonsense=1",
         "images.sidecar=x", "operator.replicas=0", "imagePullPolicy=Sometimes", "spoolBytes=many", "images.opa=",
-        "exemptNamespaces={UPPER}", "approvals.retentionHours=0", "approvals.notify.format=Email",
+        "exemptNamespaces={UPPER}", "approvals.retentionHours=0", "collector.retention.minimum=0",
+        "approvals.notify.format=Email",
     ],
 )  # fmt: skip
 def test_unknown_and_unfit_values_are_refused(value: str) -> None:
@@ -120,6 +121,13 @@ def test_witnesses_are_those_of_a_config_map() -> None:
     assert {"name": "witnesses", "configMap": {"name": "our-witnesses"}} in pod["volumes"]
     assert {"name": "witnesses", "mountPath": "/etc/chaperone-witnesses", "readOnly": True} in container["volumeMounts"]
     assert "witness" not in str(pod_specs(rendered())["chaperone-collector"])
+
+
+def test_the_least_retention_is_the_collectors() -> None:
+    (container,) = pod_specs(rendered())["chaperone-collector"]["containers"]
+    assert container["args"][-1] == "--min-retention=365"
+    (container,) = pod_specs(rendered("--set", "collector.retention.minimum=90"))["chaperone-collector"]["containers"]
+    assert container["args"][-1] == "--min-retention=90"
 
 
 def test_every_object_of_the_schema_is_closed() -> None:

@@ -25,12 +25,12 @@ from manifests import identity
 from pki import Authority
 
 from chaperone_evidence import note
-from chaperone_evidence.population import Covered, Ended, Population, Uncovered, open_population
+from chaperone_evidence.population import Covered, Ended, Population, Retention, Uncovered, open_population
 from chaperone_operator import kubeconfig
 from chaperone_operator.admission.names import CONTAINERS, IDENTITY_LABEL, INJECTED_ANNOTATION
 from chaperone_operator.kube import Client
 from chaperone_operator.metrics import Metrics
-from chaperone_operator.reconcile import population
+from chaperone_operator.reconcile import population, retention
 from chaperone_operator.reconcile.backlog import Backlog
 from chaperone_operator.reconcile.coverage import ENROLLED, Pod, Subject, digest, subject
 from chaperone_operator.reconcile.leadership import Leadership
@@ -38,6 +38,7 @@ from chaperone_operator.reconcile.loop import Reconciler
 from chaperone_operator.reconcile.populate import Populating
 from chaperone_operator.reconcile.population import Epoch, Member, Over
 from chaperone_operator.reconcile.resync import Resync
+from chaperone_operator.reconcile.retention import Term
 from chaperone_operator.reconcile.watch import Watches
 from chaperone_operator.reconcile.world import MAX_GONE, Change, World
 from chaperone_operator.signing import Signer
@@ -195,6 +196,38 @@ def test_the_note_is_what_the_evidence_library_reads() -> None:
     assert population.read(text, "agents", SIGNER) == Epoch(5, population.note_hash(text), present)
 
 
+def test_terms_of_retention_are_what_the_evidence_library_reads() -> None:
+    terms = {"crm": Term(0, is_held=True), "billing-agent": Term(400)}
+    last = Epoch(4, population.note_hash("before"), {})
+    text = SIGNER.sign(population.body(CLUSTER, "agents", last, {}, {}, 99, terms))
+    assert verified(text).retention == (
+        Retention("billing-agent", 400, is_held=False), Retention("crm", 0, is_held=True)
+    )  # fmt: skip
+    assert population.read(text, "agents", SIGNER) == Epoch(5, population.note_hash(text), {}, terms)
+
+
+@pytest.mark.parametrize(("text", "days"), [("", 0), ("1d", 1), ("400d", 400), ("13w", 91), ("2y", 732)])
+def test_durations_are_days_and_a_year_is_never_short_of_one(text: str, days: int) -> None:
+    assert retention.days(text) == days
+
+
+@pytest.mark.parametrize("text", ["0d", "01d", "1", "d", "1m", "1 d", "10000d", "-1d", "1d\n", "forever"])
+def test_what_is_no_duration_erases_nothing(text: str) -> None:
+    with pytest.raises(ValueError, match="is no number of"):
+        retention.days(text)
+    item = identity(evidence={"retention": text})
+    assert retention.terms([item], {}) == {}
+    assert retention.terms([item], {"billing-agent": Term(400)}) == {"billing-agent": Term(400)}
+
+
+def test_terms_are_said_once_one_asks_and_then_of_each() -> None:
+    plain, kept = identity("plain"), identity("kept", evidence={"retention": "30d", "legalHold": True})
+    assert retention.terms([plain], {}) == {}
+    assert retention.terms([plain, kept], {}) == {"plain": Term(), "kept": Term(30, is_held=True)}
+    assert retention.terms([plain], {"plain": Term(30)}) == {"plain": Term()}  # taken back: that is said, too
+    assert retention.terms([], {"gone": Term(30)}) == {}  # what was said of it last stays in force
+
+
 def test_only_an_own_population_of_the_namespace_is_gone_on_from() -> None:
     text = SIGNER.sign(population.body(CLUSTER, "agents", Epoch(), {}, {}, 99))
     other = Signer(f"{CLUSTER}/operator", Ed25519PrivateKey.generate())
@@ -311,8 +344,8 @@ class Namespace:
         self.api, self.installation = api, installation
         self.name = installation.namespace(name)
 
-    def declare(self, name: str = "billing-agent") -> None:
-        item = identity(name, self.name)
+    def declare(self, name: str = "billing-agent", **spec: Any) -> None:
+        item = identity(name, self.name, **spec)
         self.installation.apply(item | {"metadata": {"name": name, "namespace": self.name}})
 
     def run(self, name: str, phase: str = "", **more: Any) -> str:
@@ -384,6 +417,20 @@ async def test_pods_are_named_from_their_first_to_their_last_day(
     assert {name: one.exit_code for name, one in over.items()} == {"good": 137, "older": None}
     assert over["good"].since_us == AT_US
     assert [one.pod for one in notes[-1].covered] == ["starts"]
+
+
+@pytest.mark.peer
+@pytest.mark.timeout(240)
+async def test_how_long_texts_are_kept_is_said_when_it_changes(place: Namespace, operating: Start) -> None:
+    await asyncio.to_thread(place.declare, evidence={"retention": "13w"})
+    await operating()
+    first = await place.come(place.notes, lambda notes: bool(notes) and bool(notes[-1].retention))
+    assert first[-1].retention == (Retention("billing-agent", 91, is_held=False),)
+    await asyncio.to_thread(place.declare, evidence={"legalHold": True})
+    held = (Retention("billing-agent", 0, is_held=True),)
+    await place.come(place.notes, lambda notes: notes[-1].retention == held)
+    rows = place.api.collector.rows("SELECT days, held FROM retention WHERE namespace = ?", place.name)
+    assert rows == [(0, 1)]
 
 
 @pytest.mark.peer

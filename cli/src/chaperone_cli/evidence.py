@@ -5,7 +5,10 @@ tar reader knows plain files and directories and refuses everything else by name
 bundle differently.
 
 Layout: `trust.pem` · `log.policy` · `streams/<stream>/<first seq>.seg` · `bodies/<stream>/<n>.seg` ·
-`log/<stream>.tlog-proof`. A bundle also holds `README.txt` and `verify.py` for people; they are neither read nor run.
+`log/<stream>.tlog-proof`. A bundle of coverage also has `operator.vkey` ·
+`populations/<namespace>/<epoch>.seg` · `populations/<namespace>/newest.entry` · `log/populations.tlog-proof` ·
+`ends/<stream>.seg`. One of a session whose texts were erased has `certificates/<index>.entry` and `.tlog-proof`.
+Bundles also hold `README.txt` and `verify.py` for people; they are neither read nor run.
 """
 
 from __future__ import annotations
@@ -29,10 +32,17 @@ MAX_TAIL_BYTES: Final = 1 << 20  # zeros after the end of a tar; tar pads to 10 
 
 LAYOUT: Final = re.compile(r"(streams|bodies)/([0-7][0-9a-hjkmnp-tv-z]{25})/([0-9]{1,16})\.seg\Z")
 PROOF: Final = re.compile(r"log/([0-7][0-9a-hjkmnp-tv-z]{25})\.tlog-proof\Z")
+ENDS: Final = re.compile(r"ends/([0-7][0-9a-hjkmnp-tv-z]{25})\.seg\Z")
+POPULATIONS: Final = re.compile(r"populations/([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)/([0-9]{16}\.seg|newest\.entry)\Z")
+CERTIFICATE: Final = re.compile(r"certificates/([0-9]{16})\.(entry|tlog-proof)\Z")
+POPULATION_PROOF: Final = "log/populations.tlog-proof"
+OPERATOR_KEY: Final = "operator.vkey"
 TRUST: Final = "trust.pem"
 LOG_POLICY: Final = "log.policy"
 COMPANIONS: Final = frozenset({"README.txt", "verify.py"})
 
+_FOLDERS: Final = ("streams/*", "bodies/*", "populations/*", "ends", "certificates", "log")
+_FILES: Final = frozenset({TRUST, LOG_POLICY, OPERATOR_KEY, POPULATION_PROOF, *COMPANIONS})
 _SPARE: Final = re.compile(r"streams/[^/]+/spare\Z")  # room that a gateway made for its next segment: empty
 _BLOCK: Final = 512
 _OCTAL: Final = re.compile(rb" *([0-7]{1,11})[ \0]*\Z")
@@ -75,7 +85,7 @@ class Directory:
     def names(self) -> list[str]:
         """See `Source`."""
         found = []
-        for pattern in (TRUST, LOG_POLICY, "streams/*/*", "bodies/*/*", "log/*"):
+        for pattern in (TRUST, LOG_POLICY, OPERATOR_KEY, *(f"{one}/*" for one in _FOLDERS)):
             for path in self._root.glob(pattern):
                 name = path.relative_to(self._root).as_posix()
                 if path.is_symlink() or not path.is_file():
@@ -175,11 +185,59 @@ def segments(source: Source) -> dict[str, tuple[list[str], list[str]]]:
         match = LAYOUT.match(name)
         if match is not None:
             found.setdefault(match[2], ([], []))[match[1] == "bodies"].append(name)
-        elif name not in {TRUST, LOG_POLICY, *COMPANIONS} and not PROOF.match(name):
+        elif name not in _FILES and not any(form.match(name) for form in (PROOF, ENDS, POPULATIONS, CERTIFICATE)):
             raise CannotVerify(f"The file {name} does not belong to the layout.")
-    if not found:
+    if not found and OPERATOR_KEY not in source.names():
         raise CannotVerify("There is no stream here; is this an evidence directory or a bundle?")
     return dict(sorted(found.items()))
+
+
+def ends(source: Source) -> dict[str, Iterator[bytes]]:
+    """The entries of streams of which only the ends are here, by stream.
+
+    Raises:
+        CannotVerify: a stream is here as a whole, too.
+    """
+    found = {}
+    for name in source.names():
+        match = ENDS.match(name)
+        if match is not None:
+            if any(other.startswith(f"streams/{match[1]}/") for other in source.names()):
+                raise CannotVerify(f"Stream {match[1]} is here twice.")
+            found[match[1]] = entry.frames(source.read(name, MAX_SEGMENT_BYTES))
+    return found
+
+
+def certificates(source: Source) -> dict[str, tuple[bytes, bytes]]:
+    """Entries that state an erasure, and the proofs that the log has them, by their place in it.
+
+    Raises:
+        CannotVerify: one lacks its other half.
+    """
+    names = {match[1] for name in source.names() if (match := CERTIFICATE.match(name)) is not None}
+    found = {}
+    for name in sorted(names):
+        pair = [f"certificates/{name}.entry", f"certificates/{name}.tlog-proof"]
+        if not set(pair) <= set(source.names()):
+            raise CannotVerify(f"The certificate {name} is not here whole.")
+        found[name] = (source.read(pair[0], MAX_TRUST_BYTES), source.read(pair[1], MAX_TRUST_BYTES))
+    return found
+
+
+def populations(source: Source) -> tuple[str, list[str]]:
+    """The namespace whose populations are here, and the segments of them; "" and none without any.
+
+    Raises:
+        CannotVerify: they are of several namespaces.
+    """
+    found: dict[str, list[str]] = {}
+    for name in source.names():
+        match = POPULATIONS.match(name)
+        if match is not None:
+            found.setdefault(match[1], []).extend([name] if name.endswith(".seg") else [])
+    if len(found) > 1:
+        raise CannotVerify(f"There are populations of {len(found)} namespaces; a bundle is of one.")
+    return next(iter(found.items()), ("", []))
 
 
 def proofs(source: Source) -> dict[str, bytes]:

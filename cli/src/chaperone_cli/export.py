@@ -32,16 +32,16 @@ SIGNED_WITHIN_S: Final = 40.0  # a gateway signs every 10 s, and then its record
 MAX_SHOWN_CHARS: Final = 160  # of a key; one of ML-DSA-44 has 1 800
 ASK_AGAIN_S: Final = 2.0  # kubectl gives no answer but that it is too early, so there is nothing to wait on
 MAX_BUNDLE_BYTES: Final = 64 << 30
-PATH: Final = EVIDENCE_PATH + "/namespaces/{namespace}/sessions/{session}/proof"
+PATH: Final = EVIDENCE_PATH + "/namespaces/{namespace}/{what}/proof"
 
 
 class CannotExport(Exception):
     """The bundle was not fetched; the text says why and what to do."""
 
 
-def run(cluster: Cluster, session: str, namespace: str, system_namespace: str, output: Path | None) -> int:
-    """Fetch the bundle and the gateway CA, and say what is where; returns the exit status."""
-    bundle = output or Path(f"{session}.tar")
+def run(cluster: Cluster, session: str | None, namespace: str, system_namespace: str, output: Path | None) -> int:
+    """Fetch the bundle of a session, or of the namespace's coverage, and the gateway CA; returns the exit status."""
+    bundle = output or Path("coverage.tar" if session is None else f"{session}.tar")
     try:
         size = _fetch_bundle(cluster, _proof_path(cluster, session, namespace), bundle)
     except (CannotExport, CannotAsk, CannotVerify, OSError) as error:
@@ -68,10 +68,12 @@ def run(cluster: Cluster, session: str, namespace: str, system_namespace: str, o
     return 0
 
 
-def _proof_path(cluster: Cluster, session: str, namespace: str) -> str:
+def _proof_path(cluster: Cluster, session: str | None, namespace: str) -> str:
+    if session is None:
+        return PATH.format(namespace=place(cluster, namespace), what="populations/newest")
     if not is_ulid(session):
         raise CannotExport(f'"{session}" is not the name of a session; see kubectl get sessions.')
-    return PATH.format(namespace=place(cluster, namespace), session=session)
+    return PATH.format(namespace=place(cluster, namespace), what=f"sessions/{session}")
 
 
 def _fetch_bundle(cluster: Cluster, path: str, bundle: Path) -> int:

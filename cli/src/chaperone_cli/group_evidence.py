@@ -26,13 +26,25 @@ from chaperone_cli.options import where
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="The log's keys and witnesses (C2SP tlog-policy): a bundle's records must then be in that log.",
 )
+@click.option(
+    "--operator-key",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the key that signs populations; without it a bundle's own is taken, and that is said.",
+)
+@click.option("--identity", default="", help="Is it proved that this AgentIdentity did nothing --from … --to …?")
+@click.option("--from", "begin", default="", metavar="TIME", help="Such as 2026-11-27T10:00:00Z.")
+@click.option("--to", "end", default="", metavar="TIME", help="As --from.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
-def verify(evidence: Path, trust: Path | None, log_policy: Path | None, as_json: bool) -> None:
+def verify(
+    evidence: Path, trust: Path | None, log_policy: Path | None, operator_key: Path | None, identity: str, begin: str,
+    end: str, as_json: bool,
+) -> None:  # fmt: skip
     """Verify an evidence directory or a bundle (tar) offline.
 
-    Exit status: 0 everything holds, 1 something is wrong, 2 it cannot be verified.
+    Exit status: 0 everything holds, 1 something is wrong or not proved, 2 it cannot be verified.
     """
-    raise SystemExit(verification.run(evidence, trust, log_policy, as_json=as_json))
+    question = verification.Question(operator_key, identity, begin, end)
+    raise SystemExit(verification.run(evidence, trust, log_policy, question, as_json=as_json))
 
 
 @click.command()
@@ -77,21 +89,26 @@ def consistency(old: Path, new: Path, log_policy: Path, proof: Path | None, kube
 
 
 @click.command()
-@click.argument("session")
+@click.argument("session", default="")
+@click.option("--coverage", is_flag=True, help="In place of a session: who had to be heard in the namespace, and was.")
 @click.option("-n", "--namespace", default="", help="Where the session's pod is; default: that of the context.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: SESSION.tar.")
 @click.option("--kubeconfig", default="", help="As kubectl's.")
 @click.option("--context", default="", help="As kubectl's.")
 @click.option("--system-namespace", default="chaperone-system", show_default=True, help="Where Chaperone runs.")
 def export(
-    session: str, namespace: str, output: Path | None, kubeconfig: str, context: str, system_namespace: str
-) -> None:
+    session: str, coverage: bool, namespace: str, output: Path | None, kubeconfig: str, context: str,
+    system_namespace: str,
+) -> None:  # fmt: skip
     """Fetch the proof of a SESSION as a bundle for `verify`, with the gateway CA and the log's keys beside it.
 
-    SESSION is a name from `kubectl get sessions`. Uses kubectl and your rights: get on sessions/proof.
+    SESSION is a name from `kubectl get sessions`. Uses kubectl and your rights: get on sessions/proof, or with
+    --coverage on populations/proof.
     """
+    if bool(session) is coverage:
+        raise click.UsageError("Give a SESSION, or --coverage.")
     cluster = Cluster(kubeconfig, context)
-    raise SystemExit(exporting.run(cluster, session, namespace, system_namespace, output))
+    raise SystemExit(exporting.run(cluster, None if coverage else session, namespace, system_namespace, output))
 
 
 @click.command()

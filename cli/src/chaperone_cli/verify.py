@@ -11,6 +11,8 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
+from chaperone_cli import completeness
+from chaperone_cli.completeness import Completeness
 from chaperone_cli.evidence import (
     LOG_POLICY,
     MAX_TRUST_BYTES,
@@ -18,6 +20,8 @@ from chaperone_cli.evidence import (
     CannotVerify,
     Source,
     bodies,
+    certificates,
+    ends,
     entries,
     open_source,
     proofs,
@@ -25,9 +29,20 @@ from chaperone_cli.evidence import (
 )
 from chaperone_cli.say import progress, say
 from chaperone_evidence import policyfile
-from chaperone_evidence.errors import Malformed
+from chaperone_evidence.completeness import Finding
+from chaperone_evidence.erasure import explain, read_certificate
+from chaperone_evidence.errors import EvidenceError, Malformed
 from chaperone_evidence.policy import Policy
-from chaperone_evidence.verify import Logged, StreamReport, Verdict, find_in_log, join, verify_stream
+from chaperone_evidence.verify import (
+    Logged,
+    Problem,
+    StreamReport,
+    Verdict,
+    find_in_log,
+    join,
+    verify_ends,
+    verify_stream,
+)
 
 OK, FINDINGS, CANNOT = 0, 1, 2
 MAX_SHOWN: Final = 20  # lines of a kind; all of them are in the JSON
@@ -41,12 +56,26 @@ class Trust(msgspec.Struct, frozen=True):
     log: Policy | None = None
 
 
-def run(evidence: Path, trust: Path | None, log_policy: Path | None, *, as_json: bool) -> int:
+class Question(msgspec.Struct, frozen=True):
+    """What is asked of a bundle of a namespace's coverage: by the operator of this key, and whether one did nothing."""
+
+    operator_key: Path | None = None
+    identity: str = ""
+    begin: str = ""
+    end: str = ""
+
+
+def run(
+    evidence: Path, trust: Path | None, log_policy: Path | None, question: Question | None = None, *, as_json: bool
+) -> int:
     """Verify and print; returns the exit status."""
+    question = question or Question()
     try:
+        asked = completeness.read_asked(question.identity, question.begin, question.end)
         with open_source(evidence) as source:
             anchor = read_trust(source, trust, log_policy)
             verdict = judge(source, anchor.authorities, anchor.log)
+            found = completeness.cover(source, verdict, question.operator_key, anchor.log, asked)
     except (CannotVerify, OSError) as error:
         if as_json:
             click.echo(msgspec.json.encode({"verify": "CANNOT VERIFY", "why": str(error)}))
@@ -54,10 +83,22 @@ def run(evidence: Path, trust: Path | None, log_policy: Path | None, *, as_json:
             say(f"verify: CANNOT VERIFY: {error}")
         return CANNOT
     if as_json:
-        click.echo(msgspec.json.encode(_plain(verdict, anchor)))
+        click.echo(msgspec.json.encode(_plain(verdict, anchor, found)))
     else:
-        _print(verdict, anchor)
-    return FINDINGS if verdict.problems else OK
+        _print(verdict, anchor, found)
+    return FINDINGS if _problems(verdict, found) or not _is_answered(found) else OK
+
+
+def _problems(verdict: Verdict, found: Completeness | None) -> list[Problem | Finding]:
+    """Everything that is wrong. Populations that are no chain come first: nothing can be held against them."""
+    of_coverage = found.coverage.problems if found is not None else []
+    if found is not None and not found.coverage.as_of_us:
+        return [*of_coverage, *verdict.problems]
+    return [*verdict.problems, *of_coverage]
+
+
+def _is_answered(found: Completeness | None) -> bool:
+    return found is None or found.answer is None or found.answer.is_proved
 
 
 def judge(source: Source, authorities: list[x509.Certificate], log: Policy | None = None) -> Verdict:
@@ -73,15 +114,34 @@ def judge(source: Source, authorities: list[x509.Certificate], log: Policy | Non
         for number, (stream, (of_entries, of_bodies)) in enumerate(names.items(), 1):
             label = f"stream {number} of {len(names)}"
             found = entries(source, of_entries, label)
-            report = verify_stream(stream, found, authorities, bodies(source, of_bodies, label))
+            reports.append(verify_stream(stream, found, authorities, bodies(source, of_bodies, label)))
+        reports += [verify_ends(stream, found, authorities) for stream, found in ends(source).items()]
+        _explain(source, reports, log)
+        for report in reports:
             if log is not None:
-                find_in_log(report, in_log.get(stream), log)
-            elif stream in in_log:
+                find_in_log(report, in_log.get(report.stream), log)
+            elif report.stream in in_log:
                 report.remarks.append("the proof that the log has it was not checked; give --log-policy")
-            reports.append(report)
     finally:
         progress("")
     return join(reports)
+
+
+def _explain(source: Source, reports: list[StreamReport], log: Policy | None) -> None:
+    """Say of missing texts that they were erased, where certificates of the log say so. A false one is a problem."""
+    for name, (data, proof) in certificates(source).items():
+        for report in reports:
+            if report.opened is None or not report.bodies_missing:
+                continue
+            try:
+                found = read_certificate(data, proof, log, report.opened.cluster)
+            except EvidenceError as error:
+                what = f"the certificate {int(name)} gives no reason for it: {error}"
+                report.problems.append(
+                    Problem(report.stream, min(report.missing.values()), f"its text is missing, and {what}")
+                )
+                continue
+            explain(report, found)
 
 
 def read_trust(source: Source, given: Path | None, log_policy: Path | None = None) -> Trust:
@@ -118,7 +178,7 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
-def _print(verdict: Verdict, trust: Trust) -> None:
+def _print(verdict: Verdict, trust: Trust, found: Completeness | None) -> None:
     for certificate in trust.authorities[:MAX_SHOWN]:
         say(f"trust: {certificate.subject.rfc4514_string()} SHA-256 {fingerprint(certificate)}")
     if not trust.is_given:
@@ -131,11 +191,17 @@ def _print(verdict: Verdict, trust: Trust) -> None:
         say(f"note: {remark}")
     if len(verdict.notes) > MAX_SHOWN:
         say(f"note: {len(verdict.notes) - MAX_SHOWN} more notes; --json shows all")
-    for problem in verdict.problems[1 : MAX_SHOWN + 1]:
+    for line in completeness.lines(found) if found is not None else ():
+        say(line)
+    problems = _problems(verdict, found)
+    for problem in problems[1 : MAX_SHOWN + 1]:
         say(f"also: {problem}")
-    if len(verdict.problems) > MAX_SHOWN + 1:
-        say(f"also: {len(verdict.problems) - MAX_SHOWN - 1} more problems; --json shows all")
-    say(f"verify: FAILED at {verdict.problems[0]}" if verdict.problems else "verify: OK")
+    if len(problems) > MAX_SHOWN + 1:
+        say(f"also: {len(problems) - MAX_SHOWN - 1} more problems; --json shows all")
+    if problems:
+        say(f"verify: FAILED at {problems[0]}")
+    else:
+        say("verify: OK" if _is_answered(found) else "verify: FAILED at the question, see silence")
 
 
 def _line(report: StreamReport) -> str:
@@ -155,10 +221,11 @@ def _logged(report: StreamReport, found: Logged) -> str:
     )
 
 
-def _plain(verdict: Verdict, trust: Trust) -> dict[str, object]:
+def _plain(verdict: Verdict, trust: Trust, found: Completeness | None) -> dict[str, object]:
+    is_ok = not _problems(verdict, found) and _is_answered(found)
     return {
-        "verify": "FAILED" if verdict.problems else "OK",
-        "ok": not verdict.problems,
+        "verify": "OK" if is_ok else "FAILED",
+        "ok": is_ok,
         "problems": [msgspec.structs.asdict(problem) for problem in verdict.problems],
         "notes": verdict.notes,
         "trust": {
@@ -166,6 +233,13 @@ def _plain(verdict: Verdict, trust: Trust) -> dict[str, object]:
             "sha256": [fingerprint(certificate) for certificate in trust.authorities],
         },
         "streams": [_plain_stream(report) for report in verdict.streams],
+        **(
+            {}
+            if found is None
+            else {
+                "coverage": completeness.plain(found) | {"problems": [str(one) for one in found.coverage.problems]},
+            }
+        ),
     }
 
 
@@ -186,5 +260,6 @@ def _plain_stream(report: StreamReport) -> dict[str, object]:
         "without_outcome": [msgspec.structs.asdict(one) for one in report.open_listed],
         "texts": report.bodies_checked,
         "texts_missing": report.bodies_missing,
+        "texts_erased": report.bodies_erased,
         "records_without_text": report.missing_listed,
     }

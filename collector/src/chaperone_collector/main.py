@@ -21,6 +21,7 @@ from chaperone_collector.api.authorize import Authorizer
 from chaperone_collector.api.frontproxy import FrontProxy
 from chaperone_collector.api.kubernetes import Kubernetes
 from chaperone_collector.api.server import Api
+from chaperone_collector.erasing import keep_retention
 from chaperone_collector.errors import StoreUnusable
 from chaperone_collector.ingest import Ingest
 from chaperone_collector.metrics import CONTENT_TYPE, Metrics
@@ -64,6 +65,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--metrics-port", type=int, default=9090, help="port of /metrics, plain HTTP")
     add("--witnesses", type=Path, help="C2SP tlog-policy file: witnesses with a URL are asked to sign the log, too")
     add("--witness-ca", type=Path, help="PEM file of the CA of https witnesses; default: those of the system")
+    add("--min-retention", type=int, default=365, metavar="DAYS", help="texts are kept so long at least; default: 365")
     add("--kubernetes", default=_in_cluster(), help="URL of the Kubernetes API; default: that of the pod's cluster")
     add("--kubernetes-ca", type=Path, default=_SERVICE_ACCOUNT / "ca.crt", help="PEM file of its CA")
     add("--kubernetes-token", type=Path, default=_SERVICE_ACCOUNT / "token", help="file of the service account's token")
@@ -111,6 +113,7 @@ async def _run(options: argparse.Namespace) -> int:
             )  # fmt: skip
             await _listen(runners, api.application(), options, options.api_port, api_tls.outer)
         tasks += [asyncio.create_task(store.keep_checkpoints()), asyncio.create_task(store.keep_watch())]
+        tasks.append(asyncio.create_task(keep_retention(store, options.min_retention)))
         tasks.append(asyncio.create_task(Witnessing(store, witnesses, metrics, witness_tls).run()))
         ingest = Ingest(store, ca, Peers(ca, tls.is_current), metrics)
         await _listen(runners, ingest.application(), options, options.ingest_port, tls.outer)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import sqlite3
-from enum import StrEnum
 from typing import Final
 
 import msgspec
 
+from chaperone_collector import retention
 from chaperone_collector.errors import Refused
 from chaperone_evidence import entry, population
+from chaperone_evidence.coverage import Said
 from chaperone_evidence.population import Population
 from chaperone_evidence.record import Commitment
 from chaperone_evidence.statement import PopulationEpoch
@@ -31,16 +32,6 @@ ON CONFLICT (namespace, pod_uid) DO UPDATE SET
     said_us = iif(state = excluded.state, said_us, excluded.said_us)
     WHERE state <> 'Ended' OR excluded.state <> 'Ended'
 """
-
-
-class Said(StrEnum):
-    """What the newest population says of a pod."""
-
-    UNNAMED = "Unnamed"  # nothing yet, and none before it
-    COVERED = "Covered"
-    UNCOVERED = "Uncovered"
-    ENDED = "Ended"
-    DROPPED = "Dropped"  # nothing any more, and none said that it had ended
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -101,6 +92,7 @@ def keep(db: sqlite3.Connection, given: Given, idx: int, now_us: int) -> None:
         "INSERT INTO population (idx, namespace, epoch, hash) VALUES (?,?,?,?)",
         (idx, said.namespace, said.epoch, digest),
     )
+    retention.hear(db, said)
     there = "SELECT pod_uid FROM producer WHERE namespace = ? AND state IN ('Covered', 'Uncovered')"
     before = {row[0] for row in db.execute(there, (said.namespace,))}
     rows = [

@@ -1,8 +1,9 @@
 """The tables, and how a database of another version is treated.
 
 `entry` is the log: the bytes as they came, numbered in the order of storage; those of stream 0 are the collector's own.
-Everything else is read off it (streams, sessions, commands, readings, tallies, populations, producers and the indexes
-over them) or stands beside it (bodies, quarantine, findings). `access` held reads of evidence before they were entries.
+Everything else is read off it (streams, sessions, commands, readings, tallies, populations, producers, retention and
+the indexes over them) or stands beside it (bodies, what was erased of them, quarantine, findings). `access` held reads
+of evidence before they were entries.
 
 Versions: `PRAGMA user_version` counts the steps of `MIGRATIONS` that were applied. An empty file gets all of them, an
 older one those it lacks, each in a transaction of its own; a newer one, or a file of another program, is refused. A
@@ -183,6 +184,17 @@ UPDATE command SET approval = coalesce(json_extract(h.header, '$.approval'), '')
 DROP VIEW temp.header;
 DROP TABLE temp.has;
 DROP TABLE temp.word;
+
+CREATE TABLE retention (
+    namespace TEXT NOT NULL, identity TEXT NOT NULL, days INTEGER NOT NULL, held INTEGER NOT NULL,
+    epoch INTEGER NOT NULL,
+    PRIMARY KEY (namespace, identity)
+) WITHOUT ROWID;
+CREATE TABLE erased_flow (
+    flow INTEGER PRIMARY KEY, changed INTEGER NOT NULL, command INTEGER NOT NULL, stray INTEGER NOT NULL
+);
+CREATE TABLE erasure (session INTEGER NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (session, idx)) WITHOUT ROWID;
+CREATE INDEX session_flow_changed ON session (flow, changed);
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)
@@ -203,6 +215,7 @@ def open_writer(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> sqlite3
         _use_wal(connection, path)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA mmap_size=0")
+        connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten; see retention.py
         connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit={WAL_LIMIT_BYTES}")
         connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")

@@ -28,9 +28,9 @@ from chaperone_collector.errors import CollectorError, StoreBusy, StoreUnusable
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.readers import Readers
 from chaperone_collector.schema import open_writer
-from chaperone_collector.stream import LOST_AFTER_US
 from chaperone_collector.transaction import Transaction, Unnamed
 from chaperone_evidence import policyfile
+from chaperone_evidence.coverage import LOST_AFTER_US
 from chaperone_evidence.policy import Policy
 from chaperone_evidence.policyfile import Witness
 
@@ -52,13 +52,14 @@ _ERROR_CODE_MASK: Final = 0xFF  # extended result codes carry the primary one in
 
 
 class Job:
-    """One write and who waits for it."""
+    """One write and who waits for it; or what is done after the commit, in no transaction."""
 
-    __slots__ = ("apply", "future")
+    __slots__ = ("apply", "future", "is_after")
 
-    def __init__(self, apply: Callable[[Transaction], Any], future: asyncio.Future[Any]) -> None:
+    def __init__(self, apply: Callable[[Transaction], Any], future: asyncio.Future[Any], *, is_after: bool) -> None:
         self.apply = apply
         self.future = future
+        self.is_after = is_after
 
 
 class Store:
@@ -115,15 +116,26 @@ class Store:
         Raises:
             StoreBusy: nothing was written, try again. StoreUnusable: the store has failed. What the job raises.
         """
+        return await self._put(apply, is_after=False)
+
+    async def _put[T](self, apply: Callable[[Transaction], T], *, is_after: bool) -> T:
         if self.failure is not None:
             raise StoreUnusable(self.failure)
         future: asyncio.Future[T] = self._loop.create_future()
         try:
-            self._jobs.put_nowait(Job(apply, future))
+            self._jobs.put_nowait(Job(apply, future, is_after=is_after))
         except queue.Full as error:
             raise StoreBusy("Too many writes wait.") from error
         # The job cannot be taken back: who is cancelled here leaves it to run.
         return await asyncio.shield(future)
+
+    async def forget(self) -> bool:
+        """Empty the write-ahead log of what was erased; False: a reader still needs it.
+
+        Raises:
+            StoreBusy: try again. StoreUnusable: the store has failed.
+        """
+        return await self._put(lambda tx: tx.forget(), is_after=True)
 
     async def keep_checkpoints(self) -> None:
         """Sign the log whenever it has grown, until cancelled."""
@@ -229,11 +241,14 @@ class Store:
         try:
             self._transaction.begin()
             for job in group:
+                if job.is_after:
+                    continue
                 try:
                     answers.append((job, job.apply(self._transaction), None))
                 except CollectorError as error:
                     answers.append((job, None, error))
             self._transaction.commit()
+            answers += [(job, job.apply(self._transaction), None) for job in group if job.is_after]
         except Exception as error:  # whatever happened: it is undone and somebody is told
             self._undo(group, error)
             return

@@ -20,8 +20,6 @@ from chaperone_evidence.certificate import Subject, check_issued
 from chaperone_evidence.errors import EvidenceError, NotCanonical
 from chaperone_evidence.ulid import is_ulid
 
-LOST_AFTER_US: Final = 60_000_000  # six heads that did not come: nobody waits for them any more
-
 _RECORD_PREFIX: Final = bytes((entry.VERSION, entry.CLASS_RECORD))
 _MAX_FINDING_CHARS: Final = 300
 

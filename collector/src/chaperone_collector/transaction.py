@@ -10,10 +10,11 @@ from typing import Final
 
 import msgspec
 
-from chaperone_collector import checkpoint, population
+from chaperone_collector import checkpoint, population, retention
 from chaperone_collector.checkpoint import LogKeys
 from chaperone_collector.errors import ChainBroken, Refused
 from chaperone_collector.project import Projection, named_bodies
+from chaperone_collector.schema import BUSY_TIMEOUT_S
 from chaperone_collector.stream import Extension, Stored
 from chaperone_collector.tree import Tree
 from chaperone_evidence import canonical, entry, statement
@@ -80,6 +81,7 @@ class Transaction:
         self.size = int(connection.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
         self._own = _length(connection, OWN_STREAM)
         self._first = self.size
+        self._has_erased = True  # by a process before this one, perhaps
 
     def begin(self) -> None:
         """Start."""
@@ -233,6 +235,27 @@ class Transaction:
     def thin_checkpoints(self) -> int:
         """Let go of old checkpoints, but for one an hour; returns how many."""
         return checkpoint.thin(self._db, self._now_us())
+
+    def erase(self, minimum_days: int) -> retention.Step:
+        """Erase texts that are due, some of one identity, and certify that in the log."""
+        self._projection.flush()  # what came in this transaction is younger, and has to be seen so
+        step = retention.erase(self._db, self._now_us(), minimum_days)
+        if step.said is not None:
+            retention.certify(self._db, step, step.said, self.say(step.said))
+            self._has_erased = True
+        return step
+
+    def forget(self) -> bool:
+        """Empty the write-ahead log, between transactions, so that what is erased is gone; False: a reader needs it."""
+        if not self._has_erased:
+            return True
+        self._db.execute("PRAGMA busy_timeout=0")  # who reads is not waited for: gateways would wait along
+        try:
+            busy = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            self._db.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+        self._has_erased = bool(busy)
+        return not busy
 
     def secret(self, key: str, fresh: bytes) -> bytes:
         """A value that is made once for this database."""

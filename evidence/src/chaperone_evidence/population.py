@@ -10,9 +10,13 @@ one a pod, sorted by the pods' uids within each kind, so that it has one form an
     covered <pod uid> <pod> <identity> <µs since which a gateway of it is admitted; 0: it has not started>
     uncovered <pod uid> <pod> <identity> <reason>
     ended <pod uid> <pod> <identity> <µs, as of covered> <reason> <exit code of the gateway, or -> <µs when it ended>
+    retention <identity> <days for which its texts are kept; 0: for ever> <held, or ->
 
 Each population names all pods there are; `ended` are those that ended since the one before. So whoever has two that
 follow each other sees that no pod went silently, and whoever has the newest sees which streams there must be.
+
+Lines of retention stand there once an identity of the namespace asks for one, and then for each; the newest population
+that names an identity decides. Before there were such lines all texts were kept for ever.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ _UNCOVERED: Final = re.compile(rf"uncovered ({_NAME}) ({_NAME}) ({_IDENTITY}) ({
 _ENDED: Final = re.compile(
     rf"ended ({_NAME}) ({_NAME}) ({_IDENTITY}) ({_NUMBER}) ({_REASON}) (-|{_NUMBER}) ({_NUMBER})"
 )
+_RETENTION: Final = re.compile(rf"retention ({_IDENTITY}) ({_NUMBER}) (held|-)")
 
 
 class Covered(msgspec.Struct, frozen=True, order=True, gc=False):
@@ -97,6 +102,19 @@ class Ended(msgspec.Struct, frozen=True, order=True, gc=False):
         )
 
 
+class Retention(msgspec.Struct, frozen=True, order=True, gc=False):
+    """For how many days the texts of an identity are kept, 0 for ever; nothing of one that is held is erased."""
+
+    identity: str
+    days: int
+    is_held: bool
+
+    @property
+    def line(self) -> str:
+        """The line, without its newline."""
+        return f"retention {self.identity} {self.days} {'held' if self.is_held else '-'}"
+
+
 type Pod = Covered | Uncovered | Ended
 
 
@@ -111,6 +129,7 @@ class Population(msgspec.Struct, frozen=True, kw_only=True):
     covered: tuple[Covered, ...] = ()
     uncovered: tuple[Uncovered, ...] = ()
     ended: tuple[Ended, ...] = ()
+    retention: tuple[Retention, ...] = ()
 
     @property
     def count(self) -> int:
@@ -120,11 +139,11 @@ class Population(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def body(self) -> str:
         """The body of the note."""
-        pods: tuple[Pod, ...] = (*self.covered, *self.uncovered, *self.ended)
+        lines: tuple[Pod | Retention, ...] = (*self.covered, *self.uncovered, *self.ended, *self.retention)
         return (
             f"{SUBJECT}/{self.cluster}/{self.namespace}\nepoch {self.epoch}\n"
             f"previous {base64.b64encode(self.previous).decode()}\ntime {self.wall_us}\n"
-            + "".join(f"{one.line}\n" for one in pods)
+            + "".join(f"{one.line}\n" for one in lines)
         )
 
 
@@ -167,16 +186,19 @@ def parse(body: str) -> Population:
     uncovered = _take(lines, len(covered), _UNCOVERED, Uncovered)
     ended = _take(lines, len(covered) + len(uncovered), _ENDED, _ended)
     pods: tuple[Pod, ...] = (*covered, *uncovered, *ended)
-    if len(pods) != len(lines):
-        raise Malformed(f"Line {5 + len(pods)} of the population is not well formed, or not in its place.")
+    retention = _take(lines, len(pods), _RETENTION, lambda name, days, held: Retention(name, int(days), held == "held"))
+    if len(pods) + len(retention) != len(lines):
+        raise Malformed(
+            f"Line {5 + len(pods) + len(retention)} of the population is not well formed, or not in its place."
+        )
     if len({one.pod_uid for one in pods}) != len(pods):
         raise Malformed("The population names a pod twice.")
     cluster, namespace, epoch, previous, wall_us = head.groups()
     found = Population(
         cluster=cluster, namespace=namespace, epoch=int(epoch), previous=decode_base64(previous), wall_us=int(wall_us),
-        covered=covered, uncovered=uncovered, ended=ended,
+        covered=covered, uncovered=uncovered, ended=ended, retention=retention,
     )  # fmt: skip
-    numbers = [found.epoch, found.wall_us, *(one.since_us for one in covered)]
+    numbers = [found.epoch, found.wall_us, *(one.since_us for one in covered), *(one.days for one in retention)]
     numbers += [number for one in ended for number in (one.since_us, one.exit_code or 0, one.finished_us)]
     if found.epoch < 1 or max(numbers) > MAX_INTEGER:
         raise Malformed("A number of the population is out of range.")
@@ -185,17 +207,17 @@ def parse(body: str) -> Population:
     return found
 
 
-def _take[One: (Covered, Uncovered, Ended)](
+def _take[One: (Covered, Uncovered, Ended, Retention)](
     lines: list[str], first: int, form: re.Pattern[str], make: Callable[..., One]
 ) -> tuple[One, ...]:
-    """The lines of one form from `first` on, sorted by uid."""
+    """The lines of one form from `first` on, sorted by what they begin with: the uid of a pod, or an identity."""
     found: list[One] = []
     for line in lines[first:]:
         match = form.fullmatch(line)
         if match is None:
             break
         found.append(make(*match.groups()))
-    _need_order(one.pod_uid for one in found)
+    _need_order(one.line.split(" ", 2)[1] for one in found)
     return tuple(found)
 
 
@@ -203,7 +225,7 @@ def _need_order(uids: Iterable[str]) -> None:
     last = ""
     for uid in uids:
         if uid <= last:
-            raise Malformed("The pods of the population are not in the order of their uids.")
+            raise Malformed("The lines of the population are not in their order.")
         last = uid
 
 

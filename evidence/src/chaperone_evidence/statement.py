@@ -5,6 +5,8 @@ They stand between the records of gateways in the one tree, and are signed with 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -17,6 +19,7 @@ from chaperone_evidence.record import Commitment, Integer
 CLASS_POPULATION: Final = 3
 CLASS_STATEMENT: Final = 4
 CLASS_READ: Final = 6
+CLASS_ERASURE: Final = 9
 NO_LINK: Final = bytes(LINK_BYTES)
 MAX_HEADER_BYTES: Final = MAX_ENTRY_BYTES - PREFIX_BYTES
 
@@ -65,12 +68,36 @@ class PopulationEpoch(Statement, frozen=True, kw_only=True, tag="population.epoc
     body: Commitment
 
 
-type Known = EvidenceRead | StreamLost | PopulationEpoch
+class BodiesErased(Statement, frozen=True, kw_only=True, tag="bodies.erased"):
+    """Texts of an identity were erased in the transaction that wrote this: class 9.
 
+    They are those of sessions whose last record came before `until_us` by the keeper's clock. Who has the records can
+    make `hash` again from what they commit to (`erased_hash`).
+    """
+
+    namespace: str
+    identity: str
+    until_us: Integer
+    count: Integer
+    hash: str  # base64, of the texts' commitments
+    retention_days: Integer  # what the operator asked for, in the population of this epoch
+    minimum_days: Integer  # what the keeper was told to keep at least; the longer of both was in force
+    epoch: Integer
+
+
+type Known = EvidenceRead | StreamLost | PopulationEpoch | BodiesErased
+
+_ERASED_DOMAIN: Final = b"chaperone.dev/erased/v1\n"
 _decoder: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known.__value__)
 _CLASSES: Final[dict[type[Known], int]] = {
     EvidenceRead: CLASS_READ, StreamLost: CLASS_STATEMENT, PopulationEpoch: CLASS_POPULATION,
+    BodiesErased: CLASS_ERASURE,
 }  # fmt: skip
+
+
+def erased_hash(commits: Iterable[bytes]) -> bytes:
+    """By what a certificate names the texts that were erased: SHA-256 over their commitments in order."""
+    return hashlib.sha256(b"".join((_ERASED_DOMAIN, *sorted(commits)))).digest()
 
 
 def encode(said: Known) -> Entry:

@@ -14,7 +14,15 @@ import msgspec
 from chaperone_evidence.errors import BadSignature, EvidenceError, Malformed
 from chaperone_evidence.policy import Policy
 from chaperone_evidence.proof import parse_proof
-from chaperone_evidence.stream import BodyVerifier, Logged, Problem, StreamReport, StreamVerifier, verify_stream
+from chaperone_evidence.stream import (
+    BodyVerifier,
+    Logged,
+    Problem,
+    StreamReport,
+    StreamVerifier,
+    verify_ends,
+    verify_stream,
+)
 
 __all__ = [
     "BodyVerifier",
@@ -25,6 +33,7 @@ __all__ = [
     "Verdict",
     "find_in_log",
     "join",
+    "verify_ends",
     "verify_stream",
 ]
 
@@ -140,9 +149,10 @@ def _judge(report: StreamReport, notes: list[str]) -> None:
     if report.open_intents:
         where = _some([one.seq for one in report.open_listed], report.open_intents)
         notes.append(f"stream {stream}: {report.open_intents} allowed commands have no outcome here ({where})")
-    if report.bodies_missing:
-        where = _some(report.missing_listed, report.bodies_missing)
-        notes.append(f"stream {stream}: {report.bodies_missing} texts that records name are not here ({where})")
+    if report.bodies_missing > report.bodies_erased:
+        missing = report.bodies_missing - report.bodies_erased
+        where = _some(report.missing_listed, missing)
+        notes.append(f"stream {stream}: {missing} texts that records name are not here ({where})")
     if report.end == "open":
         notes.append(f"stream {stream} is still open: what came after its last head is not here")
 

@@ -104,7 +104,7 @@ class Commands:
         if not isinstance(intent, record.CommandIntent):  # only intents are projected into this table
             raise TypeError(f"entry {idx} is no command")
         changed = idx if done_idx is None else int(done_idx)
-        text = _text(db, intent)
+        text, is_erased = _text(db, intent)
         effects = list(dict.fromkeys(access.effect for access in intent.accesses))
         spec: dict[str, Any] = {
             "session": session or intent.session, "identity": flow.identity, "target": flow.target,
@@ -117,6 +117,8 @@ class Commands:
             "stream": stream, "seq": seq,
         }  # fmt: skip
         status, rows = _outcome(intent, done)
+        if is_erased:
+            status["erased"] = True
         name = index_name(PREFIX, idx)
         value = {
             "kind": "Command", "apiVersion": f"{GROUP}/{VERSION}",
@@ -127,7 +129,8 @@ class Commands:
             "spec": {key: item for key, item in spec.items() if item not in ("", None, [])}, "status": status,
         }  # fmt: skip
         cells = [name, flow.identity, flow.target, intent.kind, ",".join(effects), intent.decision,
-                 intent.rule or "<none>", duration(self._now_us() - intent.wall_us), _cell(text), rows,
+                 intent.rule or "<none>", duration(self._now_us() - intent.wall_us),
+                 _cell(text, is_erased=is_erased), rows,
                  intent.sha256[:16], intent.approval or "<none>", intent.subject or "<none>"]  # fmt: skip
         return Found(idx, changed, value, cells)
 
@@ -149,21 +152,27 @@ def _outcome(intent: record.CommandIntent, raw: bytes | None) -> tuple[dict[str,
     return status, done.rows
 
 
-def _text(db: sqlite3.Connection, intent: record.CommandIntent) -> str | None:
-    if not isinstance(intent.body, record.Commitment) or intent.body.size > MAX_TEXT_BYTES:
-        return None
+def _text(db: sqlite3.Connection, intent: record.CommandIntent) -> tuple[str | None, bool]:
+    """The text, if it is here and short; and whether it was erased."""
+    if not isinstance(intent.body, record.Commitment):
+        return None, False
     try:
         commit = canonical.decode_base64(intent.body.commit)
     except EvidenceError:
-        return None
+        return None, False
+    if intent.body.size > MAX_TEXT_BYTES:
+        row = db.execute("SELECT length(bytes) FROM body WHERE hash = ?", (commit,)).fetchone()
+        return None, row is not None and not row[0]
     row = db.execute("SELECT bytes FROM body WHERE hash = ?", (commit,)).fetchone()
-    return None if row is None else bytes(row[0])[entry.SALT_BYTES :].decode(errors="backslashreplace")
+    if row is None or not row[0]:
+        return None, row is not None
+    return bytes(row[0])[entry.SALT_BYTES :].decode(errors="backslashreplace"), False
 
 
-def _cell(text: str | None) -> str:
+def _cell(text: str | None, *, is_erased: bool) -> str:
     """One line, without anything that a terminal would obey."""
     if text is None:
-        return "<not kept>"
+        return "<erased>" if is_erased else "<not kept>"
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * MAX_CELL_CHARS]).split())
     return line if len(line) <= MAX_CELL_CHARS else line[: MAX_CELL_CHARS - 1] + "…"
 

@@ -9,8 +9,7 @@ from typing import Any, Final
 from chaperone_collector.api.names import duration, micros, seconds, uid
 from chaperone_collector.api.question import Found, Page, Question, Range, paged
 from chaperone_collector.api.status import GROUP, VERSION
-from chaperone_collector.coverage import Producer, Run, Verdict, judge
-from chaperone_collector.population import Said
+from chaperone_evidence.coverage import Producer, Run, Said, Verdict, judge
 
 RESOURCE: Final = "coverages"
 MAX_SCANNED: Final = 5000  # pods looked at for one page; a rarer answer goes on with `continue`

@@ -10,6 +10,7 @@ from chaperone_collector.api.status import GROUP, VERSION
 
 _GROUP_VERSION: Final = f"{GROUP}/{VERSION}"
 _STRING: Final = {"type": "string"}
+_BOOLEAN: Final = {"type": "boolean"}
 _INTEGER: Final = {"type": "integer", "format": "int64"}
 _STRINGS: Final = {"type": "array", "items": {"type": "string"}}
 
@@ -87,6 +88,7 @@ _COMMAND: Final[dict[str, Any]] = {
         "rows": _field(_INTEGER, "Rows of the result."),
         "bytes": _field(_INTEGER, "Bytes of the result."),
         "durationMicroseconds": _field(_INTEGER, "From decision to end."),
+        "erased": _field(_BOOLEAN, "True: the text was erased, as a certificate in the log states."),
     },
 }
 _READ: Final[dict[str, Any]] = {
@@ -191,7 +193,7 @@ _SERVED: Final = (
     ),
     Served(
         "populations", "Population", "The operator's signed word on which pods of a namespace have to have a stream.",
-        _POPULATION, verbs=("create", "get", "list"),
+        _POPULATION, verbs=("create", "get", "list"), parts=("proof",),
     ),
     Served(
         "coverages", "Coverage", "Whether a pod that has to be recorded is.", _COVERAGE, verbs=("get", "list")

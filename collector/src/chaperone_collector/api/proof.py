@@ -4,7 +4,8 @@ The bundle is an evidence directory as a tar: `streams/<id>/<first seq>.seg`, `b
 `log/<id>.tlog-proof`. It holds all records of the stream (a chain has no parts) but only the bodies of the session
 asked for. The proof shows that the last record here is in the log that the checkpoint in it signs; that record's link
 speaks for all before it. The CA and the log's keys that all this is checked against are not in it: an auditor brings
-them along. `README.txt` and a verifier of its own, `verify.py`, are for who has the bundle and nothing else.
+them along. `certificates/` holds the entries of the log that say that texts of the session were erased, if any were.
+`README.txt` and a verifier of its own, `verify.py`, are for who has the bundle and nothing else.
 
 Where it ends: a stream that lives ends with its last signed head, because the records after it are proved by the next
 one, seconds later; until that head has come, a session that ended after the last one has no proof. One that has gone
@@ -22,11 +23,11 @@ from typing import Final
 import msgspec
 
 from chaperone_collector.api.status import unavailable
+from chaperone_collector.retention import commits
 from chaperone_collector.store import Store
-from chaperone_collector.stream import LOST_AFTER_US
 from chaperone_collector.tree import read_proof
-from chaperone_evidence import canonical, entry, record
-from chaperone_evidence.errors import EvidenceError
+from chaperone_evidence import entry
+from chaperone_evidence.coverage import LOST_AFTER_US
 from chaperone_evidence.proof import LogProof
 
 SEGMENT_ENTRIES: Final = 2000  # entries in one file of the bundle: at most 32 MiB, usually 1
@@ -57,21 +58,34 @@ async def bundle(store: Store, namespace: str, session: str, now_us: int) -> Asy
 
 async def _stream(store: Store, parts: list[Part], namespace: str, session: str) -> AsyncIterator[bytes]:
     for name in COMPANIONS:
-        yield _file(name, _COMPANION.joinpath(name).read_bytes())
+        yield member(name, _COMPANION.joinpath(name).read_bytes())
     for part in parts:
         for first in range(0, part.count, SEGMENT_ENTRIES):
             last = min(first + SEGMENT_ENTRIES, part.count) - 1
-            data = await store.read(lambda db, p=part, a=first, z=last: _entries(db, p.id, a, z))  # type: ignore[misc]
-            yield _file(f"streams/{part.name}/{first:016d}.seg", data)
-        yield _file(f"log/{part.name}.tlog-proof", part.proof)
+            data = await store.read(lambda db, p=part, a=first, z=last: read_frames(db, p.id, a, z))  # type: ignore[misc]
+            yield member(f"streams/{part.name}/{first:016d}.seg", data)
+        yield member(f"log/{part.name}.tlog-proof", part.proof)
     after, number = -1, 0
     while True:
         after, data = await store.read(lambda db, a=after: _bodies(db, parts[0], namespace, session, a))  # type: ignore[misc]
         if not data:
             break
-        yield _file(f"bodies/{parts[0].name}/{number:08d}.seg", data)
+        yield member(f"bodies/{parts[0].name}/{number:08d}.seg", data)
         number += 1
+    for idx, data, proof in await store.read(lambda db: _certificates(db, namespace, session)):
+        yield member(f"certificates/{idx:016d}.entry", data)
+        yield member(f"certificates/{idx:016d}.tlog-proof", proof)
     yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+def _certificates(db: sqlite3.Connection, namespace: str, session: str) -> list[tuple[int, bytes, bytes]]:
+    """Entries that state that texts of the session were erased, and that the log has them."""
+    rows = db.execute(
+        "SELECT e.idx, e.bytes FROM session s JOIN erasure g ON g.session = s.idx JOIN entry e ON e.idx = g.idx "
+        "WHERE s.namespace = ? AND s.name = ? ORDER BY e.idx",
+        (namespace, session),
+    ).fetchall()
+    return [(idx, bytes(data), _prove(db, idx)) for idx, data in rows]
 
 
 def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) -> list[Part]:
@@ -103,17 +117,27 @@ def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) ->
 def _part(db: sqlite3.Connection, stream: int, name: str, count: int) -> Part:
     """A stream's beginning, with the proof that the log has its last record."""
     index = db.execute("SELECT idx FROM entry WHERE stream = ? AND seq = ?", (stream, count - 1)).fetchone()[0]
+    return Part(stream, name, count, _prove(db, index))
+
+
+def _prove(db: sqlite3.Connection, index: int) -> bytes:
+    """That the log has an entry.
+
+    Raises:
+        ApiError: 503, no checkpoint covers it yet.
+    """
     # Of those that cover it, the one that most witnesses have signed, and then the newest.
     row = db.execute(
         "SELECT size, note FROM checkpoint WHERE size > ? ORDER BY witnesses DESC, size DESC LIMIT 1", (index,)
     ).fetchone()
     if row is None:
-        raise unavailable("The log's checkpoint over the session's last records is not signed yet. Ask again.")
+        raise unavailable("The log's checkpoint over what belongs to the session is not signed yet. Ask again.")
     size, note = row
-    return Part(stream, name, count, LogProof(index, tuple(read_proof(db, index, size)), bytes(note)).encode())
+    return LogProof(index, tuple(read_proof(db, index, size)), bytes(note)).encode()
 
 
-def _entries(db: sqlite3.Connection, stream: int, first: int, last: int) -> bytes:
+def read_frames(db: sqlite3.Connection, stream: int, first: int, last: int) -> bytes:
+    """The entries of a stream from `first` to `last`, both included, as they stand in a file of a bundle."""
     rows = db.execute(
         "SELECT bytes FROM entry WHERE stream = ? AND seq BETWEEN ? AND ? ORDER BY seq", (stream, first, last)
     )
@@ -131,11 +155,11 @@ def _bodies(db: sqlite3.Connection, part: Part, namespace: str, session: str, af
     size = 0
     for idx, raw in rows:
         after = idx
-        for commit in _commits(raw):
+        for commit in commits(bytes(raw)):
             if commit in frames:
                 continue
             found = db.execute("SELECT bytes FROM body WHERE hash = ?", (commit,)).fetchone()
-            if found is not None:
+            if found is not None and found[0]:
                 body = bytes(found[0])
                 frames[commit] = entry.body_frame(body[: entry.SALT_BYTES], body[entry.SALT_BYTES :])
                 size += len(body)
@@ -144,24 +168,8 @@ def _bodies(db: sqlite3.Connection, part: Part, namespace: str, session: str, af
     return after, b"".join(frames.values())
 
 
-def _commits(raw: bytes) -> list[bytes]:
-    try:
-        found = record.decode(raw[entry.PREFIX_BYTES :])
-    except EvidenceError:
-        return []
-    if not isinstance(found, record.CommandIntent):
-        return []
-    commits = []
-    for commitment in (found.body, found.params):
-        if isinstance(commitment, record.Commitment):
-            try:
-                commits.append(canonical.decode_base64(commitment.commit))
-            except EvidenceError:
-                continue  # the verifier says so
-    return commits
-
-
-def _file(name: str, data: bytes) -> bytes:
+def member(name: str, data: bytes) -> bytes:
+    """A file of a bundle."""
     info = tarfile.TarInfo(name)
     info.size = len(data)
     info.mode = 0o444

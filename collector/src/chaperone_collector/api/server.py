@@ -19,6 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from chaperone_collector.api import (
+    census,
     checkpoints,
     commands,
     coverages,
@@ -256,7 +257,10 @@ class Api:
             raise ApiError(429, "TooManyRequests", "too many bundles are being sent; try again", retry_after_s=5)
         self._proofs += 1
         try:
-            pieces = await proof.bundle(self._store, question.namespace, asked.name, self._now_us())
+            if question.resource == populations.RESOURCE:
+                pieces = await census.bundle(self._store, question.namespace, self._now_us())
+            else:
+                pieces = await proof.bundle(self._store, question.namespace, asked.name, self._now_us())
             await self._record(asked, request, 0 if pieces is None else 1)
             if pieces is None:
                 raise not_found(question.resource, asked.name)
@@ -308,7 +312,8 @@ def _ask(user: User, match: re.Match[str], request: web.Request) -> Asked:
     namespace, resource = match["namespace"] or "", match["resource"]
     name, subresource = match["name"] or "", match["sub"] or ""
     is_placed = bool(namespace) or (resource not in _CLUSTERED and not name)
-    if is_placed is (resource in _CLUSTERED) or (subresource and (resource, subresource) != ("sessions", "proof")):
+    has_proof = resource == "sessions" or (resource, name) == (populations.RESOURCE, populations.NEWEST)
+    if is_placed is (resource in _CLUSTERED) or (subresource and (subresource != "proof" or not has_proof)):
         raise ApiError(404, "NotFound", "the server could not find the requested resource")
     verb = "get" if name else "watch" if read_flag(request.query, "watch") else "list"
     return Asked(user, verb, read_question(resource, namespace, name, request.query), name, subresource)

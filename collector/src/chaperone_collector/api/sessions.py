@@ -13,8 +13,8 @@ from chaperone_collector.api.flow import Flow, Flows, choose
 from chaperone_collector.api.names import duration, micros, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
 from chaperone_collector.api.status import GROUP, VERSION
-from chaperone_collector.stream import LOST_AFTER_US
 from chaperone_evidence import entry, record
+from chaperone_evidence.coverage import LOST_AFTER_US
 from chaperone_evidence.errors import EvidenceError
 
 MAX_SCANNED: Final = 20_000  # sessions looked at for one page; a rarer answer goes on with `continue`

@@ -23,8 +23,9 @@ try:
 except ImportError:  # of an older version: those signatures are not checked, and that is said
     mldsa = None  # type: ignore[assignment]
 
+INDEX = r"[0-9]{16}\.(?:entry|tlog-proof)"  # of an entry that states an erasure
 ULID, NUMBER = "([0-7][0-9a-hjkmnp-tv-z]{25})", "(0|[1-9][0-9]{0,18})"
-LAYOUT = re.compile(rf"(streams|bodies)/{ULID}/([0-9]{{1,16}})\.seg|log/{ULID}\.tlog-proof")
+LAYOUT = re.compile(rf"(streams|bodies)/{ULID}/([0-9]{{1,16}})\.seg|log/{ULID}\.tlog-proof|certificates/{INDEX}")
 BESIDE = {"trust.pem", "log.policy", "verify.py", "README.txt"}  # not believed, and not run
 HEAD = rf"chaperone\.dev/stream/([^/\s]+)/{ULID}\n{NUMBER}\n(.{{44}})\ntime {NUMBER}\nstate (open|idle|closed)\n"
 PROOF = rf"(?s)c2sp\.org/tlog-proof@v1\n(?:extra [!-~]+\n)?index {NUMBER}\n((?:[!-~]{{44}}\n){{0,63}})\n(.*)"
@@ -193,6 +194,8 @@ class Stream:
         self.sessions: dict[str, bool] = {}  # whether it is open
         self.waiting: dict[int, tuple[str, str]] = {}  # session and command of intents without outcome
         self.texts: dict[bytes, tuple[int, int, str]] = {}  # by commitment: record, size, hash if the text is whole
+        self.named_us: dict[bytes, int] = {}  # by commitment: when it was named last
+        self.missing: dict[bytes, int] = {}  # by commitment: record whose text is not here
         self.problems: list[tuple[int, str]] = []
         self.notes: list[str] = []
         self.unnamed: list[tuple[int, str]] = []
@@ -262,6 +265,7 @@ class Stream:
                 is_whole = part is said.get("body") and part["size"] == said["size_bytes"]
                 of_text = (self.count, part["size"], said["sha256"] if is_whole else "")
                 self.texts.setdefault(unbase64(part["commit"]), of_text)
+                self.named_us[unbase64(part["commit"])] = said["wall_us"]
         if kind in KNOWN:
             clock_us = said["wall_us"] - said["mono_us"]
             step_us, self.clock_us = clock_us - self.clock_us, clock_us
@@ -295,11 +299,23 @@ class Stream:
         if unnamed and (self.end == "closed" or left):
             seq = suspect if suspect in left else min(left, default=self.count)
             self.unnamed = [(seq, f"its text may have been changed: {unnamed} texts are here that no record names")]
-        if left:
-            self.notes.append(f"{len(missing)} texts that records name are not here (records {left[:5]})")
+        self.missing = {commit: seq for commit, (seq, _, _) in missing.items()}
 
-    def find_in_log(self, proof: bytes, logs: list[Key], witnesses: list[Key], quorum: int) -> None:
-        """The last entry, whose link speaks for all before it, is in the tree that log and witnesses have signed."""
+    def read_certificate(self, entry: bytes, proof: bytes, policy: tuple[list[Key], list[Key], int] | None) -> None:
+        """The log's word that texts were erased, which says why they are missing; without one they may be withheld."""
+        said = json.loads(entry[34:])
+        need(entry[:34] == b"\1\x09" + bytes(32) and said["type"] == "bodies.erased", "it states no erasure")
+        if policy is not None:
+            self.find_in_log(sha(b"\0", entry), proof, *policy)
+        is_ours = all(said[name] == self.opened[name] for name in ("namespace", "identity"))
+        old = [one for one in self.missing if is_ours and self.named_us[one] < said["until_us"] + 60_000_000]
+        for commit in old:
+            del self.missing[commit]
+        if old:
+            self.notes.append(f"{len(old)} texts are not here: older ones were erased, says the log ({said})")
+
+    def find_in_log(self, leaf: bytes, proof: bytes, logs: list[Key], witnesses: list[Key], quorum: int) -> None:
+        """An entry is in the tree that log and witnesses have signed; the last one's link speaks for all before it."""
         index, lines, note = re.fullmatch(PROOF, proof.decode("latin-1")).groups()  # type: ignore[union-attr]
         body, signed = open_note(note.encode("latin-1"), logs + witnesses, 16)
         origin, size, root = re.fullmatch(rf"([^\n]+)\n{NUMBER}\n(.{{44}})\n", body).groups()  # type: ignore[union-attr]
@@ -311,14 +327,14 @@ class Stream:
         if len(by) < quorum or all(signed[key] < 0 for key in logs):
             raise Cannot("this version of cryptography has no ML-DSA, and no other signature is enough")
         self.notes.extend(f"the ML-DSA-44 signature by {name} was not checked" for name in unchecked)
-        node, at, last, proofs = self.leaf, int(index), int(size) - 1, [unbase64(line) for line in lines.split()]
+        node, at, last, proofs = leaf, int(index), int(size) - 1, [unbase64(line) for line in lines.split()]
         inner = (at ^ last).bit_length()
         need(at <= last < 2**63 - 1, "the tree has no such leaf")
         need(len(proofs) == inner + (at >> inner).bit_count(), "the proof has another length")
         for level, one in enumerate(proofs):
             is_left = level < inner and not at >> level & 1
             node = sha(b"\1", node, one) if is_left else sha(b"\1", one, node)
-        self.root = (int(size), node)
+        self.root = (int(size), node) if leaf == self.leaf else self.root
         need(node == unbase64(root), "the proof does not lead to the root of the checkpoint")
 
 
@@ -375,9 +391,17 @@ def verify(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo], trust: Path,
         if policy is not None and not one.problems:
             try:
                 need(f"log/{name}.tlog-proof" in files, "there is no proof of it")
-                one.find_in_log(read(f"log/{name}.tlog-proof"), *policy)
+                one.find_in_log(one.leaf, read(f"log/{name}.tlog-proof"), *policy)
             except Exception as error:
                 one.problems.append((one.count - 1, f"nothing shows that the log has it: {why(error)}"))
+        for path in sorted(path for path in files if path.endswith(".entry") and one.missing):
+            try:
+                one.read_certificate(read(path), read(path.replace("entry", "tlog-proof")), policy)
+            except Exception as error:
+                what = f"its text is missing, and {path} gives no reason for it: {why(error)}"
+                one.problems.append((min(one.missing.values()), what))
+        if left := sorted({*one.missing.values()}):
+            one.notes.append(f"{len(one.missing)} texts that records name are not here (records {left[:5]})")
     problems, lines = join(streams), list[str]()
     for one in streams.values():
         lines.append(f"stream {one.name}: {one.count} records, {one.signed} signed, end {one.end}")

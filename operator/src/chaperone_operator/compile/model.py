@@ -45,9 +45,11 @@ class Ingress(Part, frozen=True):
 
 
 class Evidence(Part, frozen=True):
-    """How durable a record is before its command runs."""
+    """How durable a record is before its command runs, and for how long its text is kept (reconcile.retention)."""
 
     durability: Literal["Written", "Synced", "Witnessed"] = "Written"
+    retention: str = ""
+    legal_hold: bool = False
 
 
 class Suspension(Part, frozen=True):
@@ -340,7 +342,6 @@ _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
     "AgentIdentity": (
         ("evidence", "results"),
         ("evidence", "maxResultBytes"),
-        ("evidence", "retention"),
     ),
     "AccessTarget": (("inspection",),),
     "AccessPolicy": _POLICY_FIELDS,

@@ -12,7 +12,7 @@ import time
 from typing import Final
 
 from chaperone_operator.kube import AGENT_IDENTITIES, PODS, POPULATIONS, ApiError, Client, Object
-from chaperone_operator.reconcile import population
+from chaperone_operator.reconcile import population, retention
 from chaperone_operator.reconcile.backlog import Backlog
 from chaperone_operator.reconcile.coverage import Pod, digest, subject
 from chaperone_operator.reconcile.leadership import Leadership
@@ -113,13 +113,14 @@ class Populating:
         present = population.members(subjects, pods)
         deleted, told = self._world.gone_pods(namespace), self._told.get(namespace, set())
         over = population.ended(last.members, present, pods, deleted, told, now_us)
-        if not over and present == last.members and now_s < said_s + self._period_s:
+        terms = retention.terms(identities, last.terms)
+        if not over and present == last.members and terms == last.terms and now_s < said_s + self._period_s:
             return said_s + self._period_s - now_s
-        note = signer.sign(population.body(cluster, namespace, last, present, over, now_us))
+        note = signer.sign(population.body(cluster, namespace, last, present, over, now_us, terms))
         if len(note.encode()) > population.MAX_NOTE_BYTES:
             raise ApiError(f"It has {len(present)} pods of agents, more than a population holds.")
         await self._client.create(POPULATIONS, _posted(namespace, note, signer), namespace)
-        self._keep(namespace, Epoch(last.number + 1, population.note_hash(note), present), now_s)
+        self._keep(namespace, Epoch(last.number + 1, population.note_hash(note), present, terms), now_s)
         self._told[namespace] = (told | over.keys()) & {pod.uid for pod in (*pods, *deleted)}
         return self._period_s
 

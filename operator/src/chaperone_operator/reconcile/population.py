@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+import types
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final
@@ -21,6 +22,7 @@ from typing import Final
 import msgspec
 
 from chaperone_operator.reconcile.coverage import Pod, Subject, who
+from chaperone_operator.reconcile.retention import Term
 from chaperone_operator.signing import Signer
 
 SUBJECT: Final = "chaperone.dev/population"
@@ -62,6 +64,7 @@ class Epoch(msgspec.Struct, frozen=True):
     number: int = 0
     hash: bytes = FIRST
     members: Mapping[str, Member] = {}
+    terms: Mapping[str, Term] = {}  # of retention, by identity
 
 
 def members(subjects: Sequence[Subject], pods: Iterable[Pod]) -> dict[str, Member]:
@@ -119,7 +122,13 @@ def _over(member: Member, pod: Pod, now_us: int) -> Over:
 
 
 def body(
-    cluster: str, namespace: str, last: Epoch, present: Mapping[str, Member], over: Mapping[str, Over], now_us: int
+    cluster: str,
+    namespace: str,
+    last: Epoch,
+    present: Mapping[str, Member],
+    over: Mapping[str, Over],
+    now_us: int,
+    terms: Mapping[str, Term] = types.MappingProxyType({}),
 ) -> str:
     """The body of the note that follows `last`."""
     lines = [
@@ -135,6 +144,8 @@ def body(
         lines.append(
             f"ended {uid} {member.pod} {member.identity} {member.since_us} {one.reason} {code} {one.finished_us}"
         )
+    for identity, term in sorted(terms.items()):
+        lines.append(f"retention {identity} {term.days} {'held' if term.is_held else '-'}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -144,17 +155,21 @@ def read(note: str, namespace: str, signer: Signer) -> Epoch:
     Raises:
         ValueError: it is another's, of another namespace, or no population.
     """
-    subject, number, _, _, *pods = signer.body(note).splitlines()
+    subject, number, _, _, *said = signer.body(note).splitlines()
     if not subject.startswith(f"{SUBJECT}/") or subject.rpartition("/")[2] != namespace:
         raise ValueError("The note is no population of this namespace.")
-    found = {}
-    for line in pods:
+    found, terms = {}, {}
+    for line in said:
+        if line.startswith("retention "):
+            _, name, days, held = line.split(" ")
+            terms[name] = Term(int(days), held == "held")
+            continue
         kind, uid, pod, identity, more, *_ = line.split(" ")
         if kind == "covered":
             found[uid] = Member(pod, identity, int(more))
         elif kind == "uncovered":
             found[uid] = Member(pod, identity, 0, more)
-    return Epoch(int(number.removeprefix("epoch ")), note_hash(note), found)
+    return Epoch(int(number.removeprefix("epoch ")), note_hash(note), found, terms)
 
 
 def note_hash(note: str) -> bytes:

@@ -21,10 +21,19 @@ from typing import Final
 
 import msgspec
 
-from chaperone_collector.population import Said
-
 GRACE_US: Final = 60_000_000  # between what is said and what has to come
 SILENT_AFTER_US: Final = 30_000_000  # three heads that did not come
+LOST_AFTER_US: Final = 60_000_000  # six heads that did not come: nobody waits for them any more
+
+
+class Said(StrEnum):
+    """What the newest population says of a pod."""
+
+    UNNAMED = "Unnamed"  # nothing yet, and none before it
+    COVERED = "Covered"
+    UNCOVERED = "Uncovered"
+    ENDED = "Ended"
+    DROPPED = "Dropped"  # nothing any more, and none said that it had ended
 
 
 class State(StrEnum):
@@ -42,7 +51,7 @@ class State(StrEnum):
 
 
 class Producer(msgspec.Struct, frozen=True):
-    """What populations say of a pod. Times are the collector's; 0: never."""
+    """What populations say of a pod. Times are those of who judges; 0: never."""
 
     said: Said
     said_us: int  # since when

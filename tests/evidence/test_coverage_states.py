@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from chaperone_collector.coverage import GRACE_US, SILENT_AFTER_US, Producer, Run, Span, State, judge
-from chaperone_collector.population import Said
+from chaperone_evidence.coverage import GRACE_US, SILENT_AFTER_US, Producer, Run, Said, Span, State, judge
 
 NOW = 10_000_000_000
 OLD = NOW - GRACE_US - 1  # a grace ago
