@@ -15,6 +15,7 @@ from pki import Authority
 from sealed_bundle import VERIFIER, Sealed, pack, seal, unpack
 
 from chaperone_cli.main import main
+from chaperone_evidence import frames
 
 WITHOUT_ML_DSA = """
 import runpy, sys
@@ -64,6 +65,29 @@ def test_a_bundle_carries_its_verifier_and_what_it_is_in_words(auditor: Auditor)
     for name in _files(auditor):
         assert name.split("/")[0] in readme
     assert "WHAT IT DOES NOT MEAN" in readme
+
+
+def test_both_verifiers_find_a_changed_part_of_a_recording(tmp_path: Path) -> None:
+    ca = Authority("gateway CA")
+    stream = Stream(Pod(ca))
+    session = stream.open_session()
+    first = stream.intend(session, "SELECT 1")
+    stream.show(session, [frames.Rows(t_us=1, rows=(("of the first part",),))], command=first[1])
+    stream.show(session, [frames.Rows(t_us=2, rows=(("of the second part",),))], command=first[1], number=1)
+    stream.conclude(session, first)
+    stream.close_session(session, 1)
+    stream.close()
+    sealed = seal(tmp_path / "store", ca, [stream], {"it": session})
+    auditor = Auditor(tmp_path, ca, sealed, sealed.bundles["it"])
+    arguments = [str(tmp_path / one) if "." in one else one for one in auditor.arguments]
+    assert auditor.run().stdout.endswith("verify: OK\n")
+    assert CliRunner().invoke(main, ["verify", *arguments]).output.endswith("verify: OK\n")
+    files = _files(auditor)
+    (name,) = [name for name in files if name.startswith("bodies/")]
+    files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
+    (tmp_path / "bundle.tar").write_bytes(pack(files))
+    for output in (auditor.run().stdout, CliRunner().invoke(main, ["verify", *arguments]).output):
+        assert output.splitlines()[-1].startswith(f"verify: FAILED at stream {stream.id} record 4: ")
 
 
 def test_chaperone_verify_never_looks_at_what_a_bundle_brings_to_be_run(auditor: Auditor) -> None:

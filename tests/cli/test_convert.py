@@ -18,7 +18,9 @@ from gateway_stream import Pod, Stream
 from ocsf_schema import check
 from pki import Authority
 
-from chaperone_evidence import chain, entry, merkle
+from chaperone_cli.evidence import open_source
+from chaperone_cli.policy_history import History
+from chaperone_evidence import chain, entry, frames, merkle
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 TRACE_ID = TRACEPARENT.split("-")[1]
@@ -148,3 +150,22 @@ def test_what_a_gateway_recorded_becomes_valid_events(gateway_with: Callable[...
     assert asked[1]["metadata"]["correlation_uid"] == other.split("-")[1]
     assert (asked[2]["action_id"], asked[2]["activity_name"]) == (2, "Delete")
     assert {event["class_uid"] for event in events} >= {3002, 6002, 6005}
+
+
+def test_the_texts_behind_parts_of_a_recording_are_found(tmp_path: Path) -> None:
+    authority = Authority("gateway CA")
+    stream = Stream(Pod(authority))
+    session = stream.open_session()
+    for number in range(2):
+        command = stream.intend(session, f"SELECT {number} /*traceparent='{TRACEPARENT}'*/")
+        stream.show(session, [frames.Rows(t_us=1, rows=((str(number),),))], command=command[1], number=number)
+        stream.conclude(session, command)
+    stream.close_session(session, 2)
+    stream.close()
+    write_stream(tmp_path, stream)
+    (tmp_path / "ca.pem").write_text(authority.pem)
+    done = convert(tmp_path, "--to", "jsonl", "--trust", str(tmp_path / "ca.pem"))
+    found = [line for line in lines(done.stdout) if line["record"]["type"] == "command.intent"]
+    assert [line["traceparent"] for line in found] == [TRACEPARENT] * 2
+    with open_source(tmp_path) as source:
+        assert [one.text is None for one in History(source, has_texts=True)] == [False, False]

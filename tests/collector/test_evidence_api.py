@@ -86,7 +86,7 @@ async def test_wide_tables_show_owner_pod_text_rows_and_hash(evidence_api: Evide
     assert "OWNER" in text
     assert "billing@example.com" in text
     assert "wide-agent-0" in text
-    assert [line.split()[-2] for line in text.splitlines()] == ["USER", "user-7", "<none>"]
+    assert [line.split()[-3] for line in text.splitlines()] == ["USER", "user-7", "<none>"]
     text = await _kubectl(evidence_api, "get", "commands", *selector)
     assert text.splitlines()[0].split() == [
         "NAME", "AGENT", "TARGET", "KIND", "EFFECTS", "DECISION", "RULE", "AGE", "COMMAND", "ROWS", "HASH",

@@ -25,13 +25,14 @@ BY_TYPE: dict[object, st.SearchStrategy[object]] = {
     bool: st.booleans(),
     record.Integer: INTEGER,
     tuple[record.AccessEntry, ...]: ACCESSES,
+    record.Commitment: COMMITMENT,
     record.Commitment | msgspec.UnsetType: COMMITMENT | st.just(msgspec.UNSET),
     record.Delegated | msgspec.UnsetType: DELEGATED | st.just(msgspec.UNSET),
 }
 KINDS: list[type[record.Record]] = [
     record.StreamOpen, record.StreamClose, record.SessionOpen, record.SessionClose, record.CommandIntent,
     record.CommandOutcome, record.ApprovalRequest, record.ApprovalOutcome, record.IdentitySuspension,
-    record.EgressDenied, record.DnsDenied,
+    record.EgressDenied, record.DnsDenied, record.RecordingChunk,
 ]  # fmt: skip
 
 

@@ -101,6 +101,26 @@ def test_an_untouched_stream_holds(check: Check, written: list[bytes]) -> None:
     assert (report.end, report.commands, report.sessions, report.open_intents) == ("closed", 3, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("session", "numbers", "why"),
+    [("s", (0, 2), "part 2 of its session's recording, which has 1"), ("s", (1,), "part 1 of"),
+     ("s", (0, 0), "part 0 of"), ("x", (0,), "its session x is not open"), ("s", (0, 1), "")],
+)  # fmt: skip
+def test_parts_of_a_recording_follow_each_other_within_their_session(
+    authority: Authority, check: Check, session: str, numbers: tuple[int, ...], why: str
+) -> None:
+    writer = Writer(authority)
+    writer.add(record.SessionOpen(**writer.times(), session="s", target="orders-db", protocol="PostgreSQL"))
+    body = record.Commitment("A" * 43 + "=", 0)
+    for number in numbers:
+        writer.add(record.RecordingChunk(**writer.times(), session=session, number=number, codec="zstd", body=body))
+    writer.add(record.SessionClose(**writer.times(), session="s", reason="done"))
+    writer.close()
+    problems = check(writer.entries).problems
+    assert bool(problems) is bool(why)
+    assert why in str(problems[0]) if why else not problems
+
+
 def test_every_flipped_byte_is_found_at_its_record(check: Check, written: list[bytes]) -> None:
     for index, one in enumerate(written):
         for position in range(0, len(one), 1 if len(one) < 400 else 7):

@@ -166,6 +166,16 @@ def test_identities_and_targets_are_refused_what_is_not_built_yet(kind: str, cha
     assert fragment in alone(item)[0].message
 
 
+@pytest.mark.parametrize("size", [1023, 0, -1, "65Mi", "1", "1Gi", "some", "1.5Mi"])
+def test_results_are_kept_within_bounds(size: int | str) -> None:
+    assert [problem.reason for problem in alone(identity(evidence={"maxResultBytes": size}))] == ["BadResultBytes"]
+
+
+def test_results_are_kept_in_full_or_not_at_all() -> None:
+    (problem,) = alone(identity(evidence={"results": "Some"}))
+    assert problem.message.endswith("use None or Full.")
+
+
 ISSUER = {"issuer": "https://login.example.com/realms/a", "audience": "billing-agent"}
 
 

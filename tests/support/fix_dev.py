@@ -96,7 +96,7 @@ def write_manifests(
     tls_mode: str = "VerifyFull", ca_pem: str | None = None, with_secret: bool = True,
     limits: dict[str, object] | None = None, masks: list[dict[str, object]] | None = None,
     classified: list[dict[str, object]] | None = None, unmaskable: str | None = None,
-    mode: str = "Enforce",
+    mode: str = "Enforce", evidence: dict[str, object] | None = None,
 ) -> None:  # fmt: skip
     """The manifests of one agent with one database, in two files."""
     policy = {
@@ -122,7 +122,7 @@ def write_manifests(
     )
     if classified is not None:
         database["spec"]["classified"] = classified
-    objects = [identity(), database, policy]
+    objects = [identity(evidence={} if evidence is None else evidence), database, policy]
     if unmaskable is not None:  # what a target classifies no policy of a namespace may loosen
         objects.append(cluster_policy([], "showing", unmaskable=unmaskable))
     (folder / "agents.yaml").write_text(yaml.safe_dump_all(objects))

@@ -102,7 +102,7 @@ def _manifests(collector: Collector) -> str:
             "rules": [{
                 "apiGroups": ["evidence.chaperone.dev"],
                 "resources": [
-                    "sessions", "sessions/proof", "commands", "reads",
+                    "sessions", "sessions/proof", "sessions/recording", "commands", "reads",
                     "populations", "populations/proof", "coverages", "checkpoints", "checkpoints/checkpoint",
                     "checkpoints/entries", "checkpoints/policy", "checkpoints/tile",
                 ],

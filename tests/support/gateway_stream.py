@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pki import Authority, key_pem
 
-from chaperone_evidence import certificate, entry, record, ulid
+from chaperone_evidence import certificate, entry, frames, record, ulid
 from chaperone_evidence.chain import Chain, HeadState
 from chaperone_evidence.note import Signer
 
@@ -147,6 +147,24 @@ class Stream:
                 rows=rows, bytes=rows * 10, duration_us=1500,
             )
         )  # fmt: skip
+
+    def show(
+        self, session: str, shown: list[frames.Known], *, command: str = "", number: int = 0, with_body: bool = True
+    ) -> bytes:
+        """A part of the session's recording; returns its commitment."""
+        packed = frames.pack(b"".join(map(frames.encode, shown)))
+        body = os.urandom(entry.SALT_BYTES) + packed
+        commit = entry.body_commit(body)
+        if with_body:
+            self.bodies[commit] = body
+        self.add(
+            record.RecordingChunk(
+                seq=0, wall_us=0, mono_us=0, session=session, command=command, number=number, frames=len(shown),
+                first_us=shown[0].t_us, last_us=shown[-1].t_us, codec="zstd",
+                body=record.Commitment(base64.b64encode(commit).decode(), len(packed)),
+            )
+        )  # fmt: skip
+        return commit
 
     def close_session(self, session: str, commands: int, denied: int = 0) -> None:
         """A session's end."""

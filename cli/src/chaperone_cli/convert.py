@@ -122,6 +122,8 @@ def _stream(found: Iterator[bytes], verifier: StreamVerifier, texts: Texts, form
 
 
 def _trace(found: record.Known | record.Unknown, texts: Texts) -> Trace | None:
+    if isinstance(found, record.RecordingChunk):
+        texts.take(found.body)
     if not isinstance(found, record.CommandIntent):
         return None
     text = texts.find(found.body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -166,4 +167,56 @@ def stream(
     raise SystemExit(streaming.run(Cluster(kubeconfig, context), place, options))
 
 
-COMMANDS = (verify, convert, consistency, export, witness, stream)
+def _session(command: Callable[..., None]) -> Callable[..., None]:
+    """The argument and options that say which session is meant, and where it is read from."""
+    existing = click.Path(exists=True, path_type=Path)
+    for option in (
+        click.option("--log-policy", type=existing, help="With --bundle: the log's keys, as for verify."),
+        click.option("--trust", type=existing, help="With --bundle: certificate of the gateway CA, as for verify."),
+        click.option(
+            "--bundle", type=existing, help="An evidence directory or bundle; without it the cluster is asked."
+        ),
+        click.argument("session"),
+    ):
+        command = option(command)
+    return where(command)
+
+
+@click.command()
+@click.option("--speed", type=click.FloatRange(0, min_open=True), help="Play it so many times as fast as it was.")
+@click.option("--idle-limit", type=click.FloatRange(0), help="Seconds: no pause is longer.")
+@click.option("--from", "from_s", type=click.FloatRange(0, 10**9), default=0.0, help="Seconds from its beginning.")
+@click.option("--cast", type=click.Path(dir_okay=False, path_type=Path), help="Write asciicast v2 instead of printing.")
+@_session
+def replay(
+    session: str, bundle: Path | None, trust: Path | None, log_policy: Path | None, speed: float | None,
+    idle_limit: float | None, from_s: float, cast: Path | None, namespace: str, kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Show what happened in a SESSION: statements, decisions, what the agent was shown, and approvals.
+
+    With kubectl and your rights: get on sessions/recording. With --bundle offline, and verified on the way; exit status
+    0 all of it holds, 1 something does not and nothing after it is shown, 2 it cannot be shown.
+    """
+    from chaperone_cli import replay as replaying  # noqa: PLC0415 - verify needs no decompressor
+
+    where_from = replaying.Where(session, bundle, trust, log_policy, Cluster(kubeconfig, context), namespace)
+    raise SystemExit(replaying.replay(where_from, replaying.Pace(speed or 0, idle_limit, from_s), cast))
+
+
+@click.command()
+@_session
+def show(
+    session: str, bundle: Path | None, trust: Path | None, log_policy: Path | None, namespace: str, kubeconfig: str,
+    context: str,
+) -> None:  # fmt: skip
+    """Show a SESSION on one page: who, where, on whose behalf, and each command with its decision and end.
+
+    With kubectl and your rights: get on sessions/recording. With --bundle offline, and verified on the way.
+    """
+    from chaperone_cli import replay as replaying  # noqa: PLC0415 - verify needs no decompressor
+
+    where_from = replaying.Where(session, bundle, trust, log_policy, Cluster(kubeconfig, context), namespace)
+    raise SystemExit(replaying.show(where_from))
+
+
+COMMANDS = (verify, convert, consistency, export, witness, stream, replay, show)

@@ -79,6 +79,8 @@ class History:
                     texts.find(intent.params)
                     protocol = protocols.get(intent.session, "")
                     yield Seen(opened.namespace, opened.identity, protocol, intent, text)
+                case record.RecordingChunk(body=body):
+                    texts.take(body)
                 case _:
                     pass
 
@@ -101,16 +103,23 @@ class Texts:
         if kept is not None:
             self._kept.move_to_end(commit)
             return kept
-        if self._next is None:
-            self._next = self._take()
-        if self._next is None or self._next[0] != commit:
+        text = self.take(named)
+        if text is None:
             return None
-        (_, text), self._next = self._next, None
         self._kept[commit] = text
         self._size_bytes += len(text)
         while self._size_bytes > MAX_TEXT_BYTES:
             self._size_bytes -= len(self._kept.popitem(last=False)[1])
         return text
+
+    def take(self, named: record.Commitment) -> bytes | None:
+        """A body that no later record names again, as parts of recordings; None when it is not here."""
+        if self._next is None:
+            self._next = self._take()
+        if self._next is None or self._next[0] != canonical.decode_base64(named.commit):
+            return None
+        (_, body), self._next = self._next, None
+        return body
 
     def _take(self) -> tuple[bytes, bytes] | None:
         body = next(self._found, None)

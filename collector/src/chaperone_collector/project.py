@@ -67,6 +67,7 @@ class Projection:
         self._commands: list[tuple[int, int, int, int, int, int, str, str]] = []
         self._effects: list[tuple[int, int, int]] = []
         self._outcomes: list[tuple[int, int]] = []
+        self._chunks: list[tuple[int, int]] = []
         self._findings: list[tuple[int, str, int, str]] = []
 
     def apply(self, extension: Extension, stream: int, first_idx: int, now_us: int) -> None:
@@ -82,6 +83,8 @@ class Projection:
                     flaw = self._intent(found, idx, stream, namespace, identity)
                 case record.CommandOutcome() as found:
                     flaw = self._outcome(found, idx, stream)
+                case record.RecordingChunk() as found:
+                    flaw = self._chunk(found, idx, stream)
                 case record.SessionOpen() as found:
                     flaw = self._open(found, idx, stream, namespace, identity)
                 case record.SessionClose() as found:
@@ -105,6 +108,8 @@ class Projection:
             db.executemany("INSERT INTO effect (effect, flow, idx) VALUES (?,?,?)", self._effects)
         if self._outcomes:
             db.executemany("INSERT INTO outcome (idx, command) VALUES (?,?)", self._outcomes)
+        if self._chunks:
+            db.executemany("INSERT INTO chunk (idx, session) VALUES (?,?)", self._chunks)
         if self._tallies:
             db.executemany(
                 "UPDATE session SET commands = commands + ?, denied = denied + ?, changed = max(changed, ?), "
@@ -113,7 +118,8 @@ class Projection:
             )
         if self._findings:
             db.executemany("INSERT INTO finding (wall_us, stream, seq, what) VALUES (?,?,?,?)", self._findings)
-        self._commands, self._effects, self._outcomes, self._tallies, self._findings = [], [], [], {}, []
+        self._commands, self._effects, self._outcomes, self._chunks = [], [], [], []
+        self._tallies, self._findings = {}, []
         for cache, cap in (
             (self._intents, MAX_OPEN_INTENTS), (self._sessions, MAX_CACHED_SESSIONS),
             (self._flows, MAX_CACHED_NAMES), (self._rules, MAX_CACHED_NAMES),
@@ -159,6 +165,14 @@ class Projection:
         session = self._session(stream, found.session)
         if session is not None:
             self._tally(session[0], idx)
+        return ""
+
+    def _chunk(self, found: record.RecordingChunk, idx: int, stream: int) -> str:
+        known = self._session(stream, found.session)
+        if known is None:
+            return f"The session {found.session[:40]} that this is a recording of is not open."
+        self._chunks.append((idx, known[0]))
+        self._tally(known[0], idx)
         return ""
 
     def _open(self, found: record.SessionOpen, idx: int, stream: int, namespace: str, identity: str) -> str:
@@ -227,9 +241,8 @@ class Projection:
 
 
 def named_bodies(extension: Extension) -> Iterator[str]:
-    """The commitments (base64) that the batch's commands name."""
+    """The commitments (base64) that the batch's commands and recordings name."""
     for checked in extension.entries:
-        if isinstance(checked.record, record.CommandIntent):
-            for commitment in (checked.record.body, checked.record.params):
-                if isinstance(commitment, record.Commitment):
-                    yield commitment.commit
+        if checked.record is not None:
+            for commitment in record.commitments(checked.record):
+                yield commitment.commit

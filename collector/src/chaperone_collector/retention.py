@@ -36,9 +36,10 @@ _DUE: Final = (
 _SESSIONS: Final = (
     "SELECT idx, changed FROM session WHERE flow = ? AND changed >= ? AND changed < ? ORDER BY changed LIMIT ?"
 )
-_COMMANDS: Final = (
-    "SELECT c.idx, e.bytes FROM command c JOIN entry e ON e.idx = c.idx "
-    "WHERE c.session = ? AND c.idx > ? ORDER BY c.idx LIMIT ?"
+_NAMING: Final = (
+    "SELECT n.idx, e.bytes FROM (SELECT idx FROM command WHERE session = ?1 AND idx > ?2 "
+    "UNION ALL SELECT idx FROM chunk WHERE session = ?1 AND idx > ?2) n JOIN entry e ON e.idx = n.idx "
+    "ORDER BY n.idx LIMIT ?3"
 )
 _STRAY: Final = (
     "SELECT c.idx, e.bytes FROM command c INDEXED BY command_session JOIN entry e ON e.idx = c.idx "
@@ -134,7 +135,7 @@ def _flow(db: sqlite3.Connection, step: Step, flow: int, before: int) -> None:
         if step.left <= 0:
             break
         after = command if its_changed == changed else -1
-        rows = db.execute(_COMMANDS, (session, after, step.left)).fetchall()
+        rows = db.execute(_NAMING, (session, after, step.left)).fetchall()
         step.left -= len(rows) + (its_changed > start[0])  # what was looked at before costs nothing
         _empty(db, step, session, rows)
         changed, command = its_changed, rows[-1][0] if rows else max(after, session)
@@ -170,18 +171,15 @@ def _is_emptied(db: sqlite3.Connection, commit: bytes) -> bool:
 
 
 def commits(raw: bytes) -> list[bytes]:
-    """What an entry commits to: the texts of a command."""
+    """What an entry commits to: the texts of a command, or a part of a recording."""
     try:
         found = record.decode(raw[entry.PREFIX_BYTES :])
     except EvidenceError:
         return []
-    if not isinstance(found, record.CommandIntent):
-        return []
     named = []
-    for commitment in (found.body, found.params):
-        if isinstance(commitment, record.Commitment):
-            try:
-                named.append(canonical.decode_base64(commitment.commit))
-            except EvidenceError:
-                continue  # the verifier says so
+    for commitment in record.commitments(found):
+        try:
+            named.append(canonical.decode_base64(commitment.commit))
+        except EvidenceError:
+            continue  # the verifier says so
     return named

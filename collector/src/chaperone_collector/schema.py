@@ -1,9 +1,9 @@
 """The tables, and how a database of another version is treated.
 
 `entry` is the log: the bytes as they came, numbered in the order of storage; those of stream 0 are the collector's own.
-Everything else is read off it (streams, sessions, commands, readings, tallies, populations, producers, retention and
-the indexes over them) or stands beside it (bodies, what was erased of them, quarantine, findings). `access` held reads
-of evidence before they were entries.
+Everything else is read off it (streams, sessions, commands, chunks, readings, tallies, populations, producers,
+retention and the indexes over them) or stands beside it (bodies, what was erased of them, quarantine, findings).
+`access` held reads of evidence before they were entries.
 
 Versions: `PRAGMA user_version` counts the steps of `MIGRATIONS` that were applied. An empty file gets all of them, an
 older one those it lacks, each in a transaction of its own; a newer one, or a file of another program, is refused. A
@@ -195,6 +195,9 @@ CREATE TABLE erased_flow (
 );
 CREATE TABLE erasure (session INTEGER NOT NULL, idx INTEGER NOT NULL, PRIMARY KEY (session, idx)) WITHOUT ROWID;
 CREATE INDEX session_flow_changed ON session (flow, changed);
+
+CREATE TABLE chunk (idx INTEGER PRIMARY KEY, session INTEGER NOT NULL);
+CREATE INDEX chunk_session ON chunk (session);
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)

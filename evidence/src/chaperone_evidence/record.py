@@ -142,6 +142,23 @@ class CommandOutcome(Record, frozen=True, kw_only=True, tag="command.outcome"):
     subject: str = ""
 
 
+class RecordingChunk(Record, frozen=True, kw_only=True, tag="recording.chunk"):
+    """Part of what the client was shown, written before it was; frames.py says what the body holds.
+
+    `number` counts the session's chunks from 0. The times are of its first and last frame, since the session was opened
+    by the monotonic clock.
+    """
+
+    session: str
+    number: Integer = 0
+    frames: Integer = 0
+    first_us: Integer = 0
+    last_us: Integer = 0
+    codec: str
+    body: Commitment  # over the bytes as they are kept: compressed
+    command: str = ""  # what was shown belongs to none
+
+
 class ApprovalRequest(Record, frozen=True, kw_only=True, tag="approval.request"):
     """A command waits for people; `binding` is what their word will be bound to."""
 
@@ -211,6 +228,7 @@ type Known = (
     | SessionClose
     | CommandIntent
     | CommandOutcome
+    | RecordingChunk
     | ApprovalRequest
     | ApprovalOutcome
     | IdentitySuspension
@@ -219,6 +237,16 @@ type Known = (
 )
 
 _decoder: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known.__value__)
+
+
+def commitments(found: Known | Unknown) -> tuple[Commitment, ...]:
+    """The bodies that a record names."""
+    match found:
+        case CommandIntent(body=body, params=params):
+            return tuple(one for one in (body, params) if isinstance(one, Commitment))
+        case RecordingChunk(body=body):
+            return (body,)
+    return ()
 
 
 def decode(header: bytes) -> Known | Unknown:
@@ -258,6 +286,7 @@ TYPES: Final = frozenset(
         "session.close",
         "command.intent",
         "command.outcome",
+        "recording.chunk",
         "approval.request",
         "approval.outcome",
         "identity.suspension",

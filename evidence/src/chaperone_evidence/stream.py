@@ -101,6 +101,7 @@ class StreamVerifier:
         self._cluster = ""
         self._waiting: dict[int, tuple[str, str]] = {}
         self._sessions: dict[str, bool] = {}
+        self._chunks: dict[str, int] = {}  # of a session, so far
         self._clock_us = 0
         self._is_last_said = False
         self._is_closed = False
@@ -204,6 +205,9 @@ class StreamVerifier:
             case record.SessionClose(session=session):
                 self._need_session(session)
                 self._sessions[session] = False
+                self._chunks.pop(session, None)
+            case record.RecordingChunk():
+                self._chunk(found)
 
     def _open(self, found: record.Known | record.Unknown) -> None:
         if not isinstance(found, record.StreamOpen):
@@ -235,17 +239,26 @@ class StreamVerifier:
         else:
             report.denied += 1
         if isinstance(found.body, record.Commitment):
-            commit = canonical.decode_base64(found.body.commit)
-            report.bodies.setdefault(commit, found.seq)
-            report.named_us[commit] = found.wall_us
-            report.sizes.setdefault(commit, found.body.size)
+            commit = self._body(found.body, found)
             if found.body.size == found.size_bytes:
                 report.texts.setdefault(commit, found.sha256)
         if isinstance(found.params, record.Commitment):
-            commit = canonical.decode_base64(found.params.commit)
-            report.bodies.setdefault(commit, found.seq)
-            report.named_us[commit] = found.wall_us
-            report.sizes.setdefault(commit, found.params.size)
+            self._body(found.params, found)
+
+    def _chunk(self, found: record.RecordingChunk) -> None:
+        self._need_session(found.session)
+        expected = self._chunks.get(found.session, 0)
+        if found.number != expected:
+            raise EvidenceError(f"it says it is part {found.number} of its session's recording, which has {expected}")
+        self._chunks[found.session] = expected + 1
+        self._body(found.body, found)
+
+    def _body(self, named: record.Commitment, by: record.Record) -> bytes:
+        commit = canonical.decode_base64(named.commit)
+        self.report.bodies.setdefault(commit, by.seq)
+        self.report.named_us[commit] = by.wall_us
+        self.report.sizes.setdefault(commit, named.size)
+        return commit
 
     def _need_session(self, session: str) -> None:
         if not self._sessions.get(session, False):

@@ -35,6 +35,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     team: str = ""
     purpose: str = ""
     durability: Literal["Written"] = "Written"
+    max_result_bytes: int = 0  # kept of what one command shows; 0: results are not kept
 
 
 class Host(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Future
 from functools import partial
 from types import CoroutineType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -62,6 +62,9 @@ from chaperone_sidecar.link import Link
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.recorder import Recorder, SessionLog
 
+if TYPE_CHECKING:
+    from chaperone_sidecar.recording.results import ResultLog
+
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 15.0  # from connect to a session that is open; a client on the same node needs milliseconds
@@ -99,6 +102,14 @@ class Session(Protocol):
 
     def fatal(self, error: Exception) -> bytes:
         """The native last word."""
+        ...
+
+    def record(self, log: ResultLog) -> None:
+        """Say to the log what the client is shown from now on."""
+        ...
+
+    def show(self, data: bytes | bytearray | memoryview) -> None:
+        """The client is about to get this; raises `SpoolFull`."""
         ...
 
 
@@ -166,6 +177,9 @@ class _Direction:
                     continue
                 if type(found) is CoroutineType:  # an instance check of an abstract class costs a microsecond
                     driver.commit()
+                    if driver.is_over:  # what the client was to be shown could not be recorded
+                        found.close()
+                        return
                     if self.link is not None:
                         # While people think, a client may go: who does not read from it does not see that.
                         self.link.pause(type(effect) is not Hold or driver.is_choked(self.link))
@@ -233,6 +247,7 @@ class Driver:
         estimate: how many rows a command in a database will reach, for policies that ask.
         users: says who is behind a token; None where nobody is asked for one.
         on_refused: told when a session is refused for want of one.
+        max_result_bytes: kept of what each command shows; 0: nothing is.
     """
 
     def __init__(
@@ -250,6 +265,7 @@ class Driver:
         estimate: Callable[[str, Command], Awaitable[int | None]],
         users: Users | None = None,
         on_refused: Callable[[], None] = lambda: None,
+        max_result_bytes: int = 0,
     ) -> None:
         self.target = target
         self._session = session
@@ -268,6 +284,8 @@ class Driver:
         self._expiry: asyncio.TimerHandle | None = None
         self._log: SessionLog = recorder.new_session(target.name)
         self._opened: Opened | None = None
+        self._max_result_bytes = max_result_bytes
+        self._results: ResultLog | None = None  # from when the session is open on
         self._place = Place(self._log.id, target.name, target.protocol)
         self._to_upstream: list[bytes | bytearray | memoryview] = []
         self._to_client: list[bytes | bytearray | memoryview] = []
@@ -323,10 +341,19 @@ class Driver:
         return self._handlers[type(effect)](effect)
 
     def commit(self) -> None:
-        """Upstream, then client; what covers these bytes is in the spool since its effect was executed."""
+        """Upstream, then client; what covers these bytes is in the spool since its effect was executed.
+
+        What the client is shown is recorded before it is written, where it is recorded; without room the session ends.
+        """
         if self._to_upstream:
             self._log.bytes_in += _hand_over(self.upstream, self._to_upstream)
         if self._to_client:
+            if self._results is not None:
+                try:
+                    self._results.flush()
+                except SpoolFull as error:
+                    self.fail(error)
+                    return
             self._log.bytes_out += _hand_over(self.client, self._to_client)
         self._changed.set()
 
@@ -343,8 +370,25 @@ class Driver:
             return
         metrics.session_failed(self.target.name, type(error).__name__)
         self._to_upstream.clear()
-        self._to_client.append(self._session.fatal(error))
+        words = self._session.fatal(error)
+        if self._results is not None and not self._is_recorded(words, error):
+            self._to_client.clear()
+        self._to_client.append(words)
         self._end(str(error) if isinstance(error, Suspended) else type(error).__name__)
+
+    def _is_recorded(self, words: bytes, error: Exception) -> bool:
+        """Whether what the client has not got yet, and the last words after it, are in the spool.
+
+        Our own words are said also where they are not: that the session ends for want of room is in its last record.
+        """
+        if self._results is None or isinstance(error, SpoolFull):
+            return False
+        try:
+            self._session.show(words)
+            self._results.flush()
+        except SpoolFull:
+            return False
+        return True
 
     def is_choked(self, link: Link) -> bool:
         """Whether reading from `link` has to wait for the other side to drain."""
@@ -407,6 +451,8 @@ class Driver:
         self._to_upstream.append(effect.data)
 
     def _send_client(self, effect: ToClient) -> None:
+        if self._results is not None:
+            self._session.show(effect.data)
         self._to_client.append(effect.data)
 
     def _start_tls(self, effect: StartTls) -> None:
@@ -447,6 +493,8 @@ class Driver:
             self._log, protocol=self.target.protocol, client=self.client.peer, upstream=address, user=user,
             database=database, application=application,
         )  # fmt: skip
+        if self._max_result_bytes:
+            self._record_results(self._max_result_bytes)
         self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
         self._place = msgspec.structs.replace(
             self._place, user=effect.user, database=effect.database, delegated=self._log.user
@@ -458,6 +506,12 @@ class Driver:
         if early:
             self._upstream_side.deliver(early)
         return self._opened
+
+    def _record_results(self, max_bytes: int) -> None:
+        from chaperone_sidecar.recording.results import ResultLog  # noqa: PLC0415 - it loads a compressor
+
+        self._results = ResultLog(self._recorder, self._log, max_bytes)
+        self._session.record(self._results)
 
     def _watch(self) -> None:
         """Look at how long the present command runs, for as long as that is limited and the session lives."""
@@ -536,6 +590,11 @@ class Driver:
             self._expiry.cancel()
         is_running = self._is_cut and self._session.running() is not None
         self._holds.leave(self._log.id)  # before the session's last record
+        if self._results is not None:
+            try:
+                self._results.flush()
+            except SpoolFull:
+                self._to_client.clear()
         try:
             for intent in self._session.abandoned():
                 self._recorder.conclude(self._log, intent, "aborted")

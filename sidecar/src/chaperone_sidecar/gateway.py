@@ -112,6 +112,7 @@ class Gateway:
             lambda database, command: self.catalogs.of(target, database).estimate(command),
             users,
             lambda: self.deny_egress("tcp", target.name, target.port, "no user"),
+            self.config.identity.max_result_bytes,
         )
         self._drivers.add(driver)
         metrics.SESSIONS.set(len(self._drivers))
@@ -122,6 +123,7 @@ class Gateway:
         suspended = config.suspended
         self._note_suspension(config)
         is_other_delegation = config.delegation != self.config.delegation
+        is_other_recording = config.identity.max_result_bytes != self.config.identity.max_result_bytes
         self.config = config
         self.mask_key = mask_key
         if suspended is not None:  # before anything that may fail
@@ -131,6 +133,9 @@ class Gateway:
             self._users = self._users_of(config)
             for driver in tuple(self._drivers):
                 driver.cut(UserRefused("Another delegation of the agent's identity is in force; connect again."))
+        if is_other_recording:
+            for driver in tuple(self._drivers):
+                driver.cut(ChaperoneError("Results are recorded in another way from now on; connect again."))
         current = {target.name: target for target in config.targets}
         self.catalogs.follow(config.targets)
         self._readers.clear()

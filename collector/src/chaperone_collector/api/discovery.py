@@ -54,6 +54,7 @@ _SESSION: Final[dict[str, Any]] = {
         "bytesIn": _field(_INTEGER, "Bytes from the client."),
         "bytesOut": _field(_INTEGER, "Bytes to the client."),
         "lastSeq": _field(_INTEGER, "The newest record of the stream."),
+        "recorded": _field({"type": "boolean"}, "Whether what the client was shown is kept: sessions/recording."),
         "findings": _field(_INTEGER, "Records of the stream that were stored although something is wrong with them."),
         "chainBreaks": _field(_INTEGER, "Batches refused because they would have broken the stream's chain."),
     },
@@ -181,7 +182,7 @@ class Served(msgspec.Struct, frozen=True):
 _SERVED: Final = (
     Served(
         "sessions", "Session", "A connection of an agent to a target, read off the tamper-evident log.", _SESSION,
-        parts=("proof",),
+        parts=("proof", "recording"),
     ),
     Served(
         "commands", "Command", "One command of an agent: what was asked, decided, and what came of it.", _COMMAND
@@ -311,6 +312,13 @@ def _paths(prefix: str, *, is_v3: bool) -> dict[str, Any]:
                 "x-kubernetes-action": action,
                 "x-kubernetes-group-version-kind": {"group": GROUP, "version": VERSION, "kind": kind},
             }
+            found[path] = {"get": operation, "parameters": _parameters(path, is_v3=is_v3)}
+        for part in one.parts if one.is_namespaced else ():
+            path = f"{placed}/{{name}}/{part}"
+            operation = {
+                "operationId": f"getNamespaced{kind}{part.capitalize()}", "description": f"get {resource}/{part}",
+                "responses": {"200": {"description": "OK"}}, "x-kubernetes-action": "get",
+            }  # fmt: skip
             found[path] = {"get": operation, "parameters": _parameters(path, is_v3=is_v3)}
     return found
 

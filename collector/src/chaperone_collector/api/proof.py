@@ -145,10 +145,12 @@ def read_frames(db: sqlite3.Connection, stream: int, first: int, last: int) -> b
 
 
 def _bodies(db: sqlite3.Connection, part: Part, namespace: str, session: str, after: int) -> tuple[int, bytes]:
-    """Body frames of the session's commands after an index, up to a segment's size; and the index looked at last."""
+    """Body frames of the session's commands and recording after an index, up to a segment's size; the last index."""
     rows = db.execute(
-        "SELECT c.idx, e.bytes FROM session s JOIN command c ON c.session = s.idx JOIN entry e ON e.idx = c.idx "
-        "WHERE s.namespace = ? AND s.name = ? AND c.idx > ? AND e.seq < ? ORDER BY c.idx",
+        "SELECT n.idx, e.bytes FROM (SELECT c.idx FROM session s JOIN command c ON c.session = s.idx "
+        "WHERE s.namespace = ?1 AND s.name = ?2 AND c.idx > ?3 UNION ALL SELECT k.idx FROM session s "
+        "JOIN chunk k ON k.session = s.idx WHERE s.namespace = ?1 AND s.name = ?2 AND k.idx > ?3) n "
+        "JOIN entry e ON e.idx = n.idx WHERE e.seq < ?4 ORDER BY n.idx",
         (namespace, session, after, part.count),
     )
     frames: dict[bytes, bytes] = {}

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Final
 
 import msgspec
@@ -27,6 +27,7 @@ from chaperone_collector.api import (
     populations,
     proof,
     reads,
+    recording,
     render,
     sessions,
     tallies,
@@ -54,7 +55,7 @@ from chaperone_evidence.tiles import ENTRIES
 
 log = logging.getLogger(__name__)
 
-MAX_PROOFS: Final = 4  # bundles being sent at once: each may be gigabytes
+MAX_STREAMED: Final = 4  # bundles and recordings being sent at once: each may be gigabytes
 MAX_QUERY_CHARS: Final = 2048  # of a query kept in the record of a read
 MAX_GROUPS_CHARS: Final = 8192  # of the reader's groups kept there
 
@@ -72,6 +73,11 @@ _COLUMNS: Final = {
     checkpoints.RESOURCE: checkpoints.COLUMNS, populations.RESOURCE: populations.COLUMNS,
     coverages.RESOURCE: coverages.COLUMNS,
 }  # fmt: skip
+_PARTS: Final = {  # of a session: their media types, and what their files are called
+    "proof": ("application/x-tar", "tar"),
+    "recording": (recording.MEDIA_TYPE, "jsonl"),
+}
+_CENSUS: Final = (populations.RESOURCE, populations.NEWEST, "proof")
 _HEALTH: Final = ("/healthz", "/livez", "/readyz")
 
 
@@ -130,7 +136,7 @@ class Api:
             populations.RESOURCE: self._populations, coverages.RESOURCE: coverages.Coverages(now_us, store.started_us),
         }  # fmt: skip
         self._watches = watches.Watches(store, metrics)
-        self._proofs = 0
+        self._streamed = 0
 
     def application(self) -> web.Application:
         """The aiohttp application."""
@@ -217,7 +223,7 @@ class Api:
             Attributes(asked.verb, question.resource, asked.subresource, question.namespace, asked.name),
         )
         if asked.subresource:
-            return await self._prove(asked, request)
+            return await self._stream(asked, request)
         form = render.negotiate(",".join(request.headers.getall("Accept", [])), request.query.get("includeObject", ""))
         if asked.verb == "watch":
             return await self._watch(asked, form, request)
@@ -251,23 +257,22 @@ class Api:
         await self._record(asked, request, 0)
         return await self._watches.send(request, user, reader, question, order, form, _COLUMNS[question.resource])
 
-    async def _prove(self, asked: Asked, request: web.Request) -> web.StreamResponse:
-        question = asked.question
-        if self._proofs >= MAX_PROOFS:
-            raise ApiError(429, "TooManyRequests", "too many bundles are being sent; try again", retry_after_s=5)
-        self._proofs += 1
+    async def _stream(self, asked: Asked, request: web.Request) -> web.StreamResponse:
+        """A part of a session that may be long: sent as it is read."""
+        if self._streamed >= MAX_STREAMED:
+            what = "too many bundles and recordings are being sent; try again"
+            raise ApiError(429, "TooManyRequests", what, retry_after_s=5)
+        self._streamed += 1
         try:
-            if question.resource == populations.RESOURCE:
-                pieces = await census.bundle(self._store, question.namespace, self._now_us())
-            else:
-                pieces = await proof.bundle(self._store, question.namespace, asked.name, self._now_us())
+            pieces = await self._pieces(asked, request)
             await self._record(asked, request, 0 if pieces is None else 1)
             if pieces is None:
-                raise not_found(question.resource, asked.name)
+                raise not_found(asked.question.resource, asked.name)
+            media_type, ending = _PARTS[asked.subresource]
             answer = web.StreamResponse(
                 headers={
-                    "Content-Type": "application/x-tar",
-                    "Content-Disposition": f'attachment; filename="{asked.name}.tar"',
+                    "Content-Type": media_type,
+                    "Content-Disposition": f'attachment; filename="{asked.name}.{ending}"',
                 }
             )
             answer.enable_chunked_encoding()
@@ -278,7 +283,20 @@ class Api:
             await answer.write_eof()
             return answer
         finally:
-            self._proofs -= 1
+            self._streamed -= 1
+
+    async def _pieces(self, asked: Asked, request: web.Request) -> AsyncIterator[bytes] | None:
+        """What is sent of a session, or of a namespace's population; None when there is none."""
+        question = asked.question
+        if question.resource == populations.RESOURCE:
+            return await census.bundle(self._store, question.namespace, self._now_us())
+        if asked.subresource == "proof":
+            return await proof.bundle(self._store, question.namespace, asked.name, self._now_us())
+        from_us = recording.read_from(request.query)
+        page = await self._page(question, Range(self._store.size, -1, 1))
+        if not page.found:
+            return None
+        return await recording.recording(self._store, question.namespace, asked.name, page.found[0].value, from_us)
 
     async def _record(self, asked: Asked, request: web.Request, rows: int) -> None:
         """Keep the read before anything of it is given."""
@@ -312,8 +330,8 @@ def _ask(user: User, match: re.Match[str], request: web.Request) -> Asked:
     namespace, resource = match["namespace"] or "", match["resource"]
     name, subresource = match["name"] or "", match["sub"] or ""
     is_placed = bool(namespace) or (resource not in _CLUSTERED and not name)
-    has_proof = resource == "sessions" or (resource, name) == (populations.RESOURCE, populations.NEWEST)
-    if is_placed is (resource in _CLUSTERED) or (subresource and (subresource != "proof" or not has_proof)):
+    is_part = (resource == "sessions" and subresource in _PARTS) or (resource, name, subresource) == _CENSUS
+    if is_placed is (resource in _CLUSTERED) or (subresource and not is_part):
         raise ApiError(404, "NotFound", "the server could not find the requested resource")
     verb = "get" if name else "watch" if read_flag(request.query, "watch") else "list"
     return Asked(user, verb, read_question(resource, namespace, name, request.query), name, subresource)

@@ -41,12 +41,14 @@ COLUMNS: Final[list[dict[str, Any]]] = [
     {"name": "Pod", "type": "string", "format": "", "priority": 1, "description": "The agent's pod."},
     {"name": "User", "type": "string", "format": "", "priority": 1, "description": "On whose behalf."},
     {"name": "Revision", "type": "string", "format": "", "priority": 1, "description": "Policy when the stream began."},
+    {"name": "Recorded", "type": "boolean", "format": "", "priority": 1, "description": "What was shown is kept."},
 ]
 
 _SELECT: Final = (
     "SELECT s.idx, s.flow, s.changed, s.name, s.started_us, s.ended_us, s.commands, s.denied, s.close_idx, "
     "st.name, st.pod, st.pod_uid, st.node, st.service_account, st.owner, st.revision, st.count, st.state, "
-    "st.superseded, st.seen_us, s.subject FROM session s JOIN stream st ON st.id = s.stream "
+    "st.superseded, st.seen_us, s.subject, EXISTS (SELECT 1 FROM chunk k WHERE k.session = s.idx) "
+    "FROM session s JOIN stream st ON st.id = s.stream "
 )
 
 
@@ -100,7 +102,7 @@ class Sessions:
 
     def _show(self, db: sqlite3.Connection, row: tuple[Any, ...], flow: Flow) -> Found:
         (idx, _, changed, name, started_us, ended_us, commands, denied, close_idx, stream, pod, pod_uid, node,
-         account, owner, revision, count, _, _, seen_us, subject) = row  # fmt: skip
+         account, owner, revision, count, _, _, seen_us, subject, is_recorded) = row  # fmt: skip
         seq, raw = db.execute("SELECT seq, bytes FROM entry WHERE idx = ?", (idx,)).fetchone()
         opened = _record(raw)
         now_us = self._now_us()
@@ -120,7 +122,7 @@ class Sessions:
                 }
         status: dict[str, Any] = {
             "state": state, "startedAt": micros(started_us), "commands": commands, "denied": denied,
-            "lastSeq": count - 1, **_doubts(db, stream),
+            "lastSeq": count - 1, "recorded": bool(is_recorded), **_doubts(db, stream),
         }  # fmt: skip
         until_us = now_us if state == "Open" else seen_us
         if ended_us is not None:
@@ -135,7 +137,7 @@ class Sessions:
             "spec": {key: item for key, item in spec.items() if item != ""}, "status": status,
         }  # fmt: skip
         cells = [name, flow.identity, flow.target, flow.protocol, seconds(started_us), duration(until_us - started_us),
-                 commands, denied, state, owner, pod, subject or "<none>", revision]  # fmt: skip
+                 commands, denied, state, owner, pod, subject or "<none>", revision, bool(is_recorded)]  # fmt: skip
         return Found(idx, changed, value, cells)
 
 

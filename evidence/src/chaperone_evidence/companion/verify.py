@@ -34,7 +34,7 @@ SCHEME = "chaperone-stream-key:"
 WHO = ("cluster", "namespace", "pod", "pod_uid", "identity", "vkey")
 KEY_BYTES = {1: 33, 4: 33, 6: 1313}  # by type, which is the first of them: Ed25519, its cosignature, ML-DSA-44
 KNOWN = {"approval.request", "approval.outcome", "identity.suspension", "egress.denied", "dns.denied", "stream.open"}
-KNOWN |= {"stream.close", "session.open", "session.close", "command.intent", "command.outcome"}
+KNOWN |= {"stream.close", "session.open", "session.close", "command.intent", "command.outcome", "recording.chunk"}
 Key = tuple[str, bytes, int, bytes]  # name, id, type, public key
 
 
@@ -192,6 +192,7 @@ class Stream:
         self.link = sha(b"chaperone.dev/stream/v1\n", name.encode())
         self.opened: dict[str, Any] = {}
         self.sessions: dict[str, bool] = {}  # whether it is open
+        self.chunks: dict[str, int] = {}  # of its recording
         self.waiting: dict[int, tuple[str, str]] = {}  # session and command of intents without outcome
         self.texts: dict[bytes, tuple[int, int, str]] = {}  # by commitment: record, size, hash if the text is whole
         self.named_us: dict[bytes, int] = {}  # by commitment: when it was named last
@@ -252,7 +253,7 @@ class Stream:
         elif kind == "session.open":
             need(session not in self.sessions, "its session is opened twice")
             self.sessions[session] = True
-        elif kind in ("session.close", "command.intent", "command.outcome"):
+        elif kind in ("session.close", "command.intent", "command.outcome", "recording.chunk"):
             need(self.sessions.get(session), "its session is not open")
             self.sessions[session] = kind != "session.close"
         if kind == "command.outcome":
@@ -266,6 +267,11 @@ class Stream:
                 of_text = (self.count, part["size"], said["sha256"] if is_whole else "")
                 self.texts.setdefault(unbase64(part["commit"]), of_text)
                 self.named_us[unbase64(part["commit"])] = said["wall_us"]
+        elif kind == "recording.chunk":
+            need(said.get("number", 0) == self.chunks.get(session, 0), "it is another part of its session's recording")
+            self.chunks[session] = self.chunks.get(session, 0) + 1
+            self.texts.setdefault(unbase64(said["body"]["commit"]), (self.count, said["body"]["size"], ""))
+            self.named_us[unbase64(said["body"]["commit"])] = said["wall_us"]
         if kind in KNOWN:
             clock_us = said["wall_us"] - said["mono_us"]
             step_us, self.clock_us = clock_us - self.clock_us, clock_us

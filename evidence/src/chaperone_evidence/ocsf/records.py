@@ -115,6 +115,8 @@ class Records:
                 return self._intent(found, uid, trace)
             case record.CommandOutcome():
                 return self._outcome(found, uid)
+            case record.RecordingChunk():
+                return self._chunk(found, uid)
             case record.ApprovalRequest() | record.ApprovalOutcome():
                 return self._approval(found, uid)
             case record.IdentitySuspension():
@@ -126,6 +128,15 @@ class Records:
             case record.Unknown():
                 other = Activity(Class.BASE_EVENT, OTHER, found.type or "Other")
                 return event(other, _time_us(header), uid, agent=self._agent, message=f"a record of type {found.type}")
+
+    def _chunk(self, found: record.RecordingChunk, uid: str) -> Event:
+        said = msgspec.to_builtins(found)
+        keys = ("session", "command", "number", "frames", "first_us", "last_us", "codec", "body")
+        return event(
+            Activity(Class.BASE_EVENT, OTHER, "Recording"), found.wall_us, uid, agent=self._agent,
+            message=f"what the client of session {found.session} is shown, part {found.number}",
+            unmapped={key: said.get(key) for key in keys},
+        )  # fmt: skip
 
     def _process(self, found: record.StreamOpen | record.StreamClose, uid: str) -> Event:
         is_open = isinstance(found, record.StreamOpen)

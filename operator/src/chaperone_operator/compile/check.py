@@ -20,6 +20,7 @@ from chaperone_operator.compile import (
     limits,
     masks,
     prove,
+    recording,
     rego,
     require,
     window,
@@ -95,6 +96,8 @@ def identity_problems(identity: Identity) -> Iterator[Problem]:
         yield identity.problem("EmptySelector", "spec.selector: selects every pod of the namespace; name labels.")
     if not identity.spec.owner.name.strip():
         yield identity.problem("NoOwner", "spec.owner.name: name the human who answers for this agent.")
+    for reason, message in recording.problems(identity.spec.evidence):
+        yield identity.problem(reason, message)
     if identity.spec.delegation is not None:
         for reason, message in delegation.problems(identity.spec.delegation):
             yield identity.problem(reason, message)

@@ -45,11 +45,13 @@ class Ingress(Part, frozen=True):
 
 
 class Evidence(Part, frozen=True):
-    """How durable a record is before its command runs, and for how long its text is kept (reconcile.retention)."""
+    """How durable records are, for how long texts are kept (reconcile.retention), and how much of results."""
 
     durability: Literal["Written", "Synced", "Witnessed"] = "Written"
     retention: str = ""
     legal_hold: bool = False
+    results: Literal["None", "Full"] = "None"
+    max_result_bytes: int | str = "1Mi"
 
 
 class Suspension(Part, frozen=True):
@@ -339,10 +341,6 @@ type _Path = tuple[str, ...]  # "[]" steps into each member of a list
 
 _POLICY_FIELDS: Final[tuple[_Path, ...]] = (("rules", "[]", "durability"),)
 _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
-    "AgentIdentity": (
-        ("evidence", "results"),
-        ("evidence", "maxResultBytes"),
-    ),
     "AccessTarget": (("inspection",),),
     "AccessPolicy": _POLICY_FIELDS,
     "ClusterAccessPolicy": _POLICY_FIELDS,
@@ -360,6 +358,7 @@ _CHOICES: Final = {
     "mode": "Enforce or Observe",
     "protocol": "PostgreSQL",
     "durability": "Written",
+    "results": "None or Full",
     "method": 'Redact, Partial, Hash or "Null"',
     "unmaskable": "Deny, Redact or Allow",
     "operator": "In, NotIn, Exists or DoesNotExist",

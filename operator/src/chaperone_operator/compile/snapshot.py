@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_operator.compile import approvals, check, delegation, grants, limits, masks, rego
+from chaperone_operator.compile import approvals, check, delegation, grants, limits, masks, recording, rego
 from chaperone_operator.compile.address import VirtualHost, parse_host, virtual_hosts
 from chaperone_operator.compile.binding import bind, bind_cluster
 from chaperone_operator.compile.credential import MADE_PER_SESSION, Credential, Place, reference
@@ -296,6 +296,7 @@ def _identity(identity: Identity) -> dict[str, Any]:
         "team": spec.team,
         "purpose": spec.purpose,
         "durability": spec.evidence.durability,
+        **recording.told(spec.evidence),
     }
 
 

@@ -41,7 +41,7 @@ MAX_ACCESSES_BYTES: Final = 12 << 10  # of them as JSON: a record is at most 16 
 class SessionLog:
     """What the recorder remembers of one session: its id, counts, and the bodies it already kept."""
 
-    __slots__ = ("bodies", "bytes_in", "bytes_out", "commands", "denied", "id", "target", "user")
+    __slots__ = ("bodies", "bytes_in", "bytes_out", "chunks", "commands", "denied", "id", "opened_us", "target", "user")
 
     def __init__(self, session_id: str, target: str) -> None:
         self.id = session_id
@@ -51,6 +51,8 @@ class SessionLog:
         self.denied = 0
         self.bytes_in = 0
         self.bytes_out = 0
+        self.chunks = 0
+        self.opened_us = 0  # monotonic
         self.bodies: OrderedDict[bytes, record.Commitment] = OrderedDict()
 
 
@@ -125,6 +127,7 @@ class Recorder:
             SpoolFull: no room.
         """
         seq, wall_us, mono_us = self._next(owed=False)
+        log.opened_us = mono_us
         return self._append(
             record.SessionOpen(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, target=log.target, protocol=protocol,
@@ -194,6 +197,27 @@ class Recorder:
                 duration_us=mono_us - intent.started_us, subject=_subject(log.user),
             )
         )  # fmt: skip
+
+    def since_open_us(self, log: SessionLog) -> int:
+        """Time since the session was opened, by the monotonic clock."""
+        return self._mono_ns() // 1000 - log.opened_us
+
+    def keep_chunk(
+        self, log: SessionLog, command: str, packed: bytes, codec: str, frames: int, first_us: int, last_us: int
+    ) -> None:
+        """Record what the client is about to be shown; `command` is "" where it belongs to none.
+
+        Raises:
+            SpoolFull: no room; it must not be shown.
+        """
+        seq, wall_us, mono_us = self._next(owed=False)
+        self._append(
+            record.RecordingChunk(
+                seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, command=command, number=log.chunks,
+                frames=frames, first_us=first_us, last_us=last_us, codec=codec, body=self._commit(packed),
+            )
+        )  # fmt: skip
+        log.chunks += 1
 
     def request_approval(self, session: str, name: str, request: Request) -> None:
         """Record that people are asked.
@@ -319,16 +343,18 @@ class Recorder:
             log.bodies.move_to_end(plain)
             self._spool.pin_body()
             return known
-        kept = plain[:MAX_BODY_BYTES]
-        salt = self._ids.random(entry.SALT_BYTES)
-        self._spool.append_body(entry.body_frame(salt, kept))
-        commit = binascii.b2a_base64(entry.body_commit(salt + kept), newline=False).decode("ascii")
-        commitment = record.Commitment(commit, len(kept))
+        commitment = self._commit(plain[:MAX_BODY_BYTES])
         if len(plain) <= MAX_KNOWN_BODY_BYTES:
             log.bodies[plain] = commitment
             if len(log.bodies) > MAX_KNOWN_BODIES:
                 log.bodies.popitem(last=False)
         return commitment
+
+    def _commit(self, kept: bytes) -> record.Commitment:
+        salt = self._ids.random(entry.SALT_BYTES)
+        self._spool.append_body(entry.body_frame(salt, kept))
+        commit = binascii.b2a_base64(entry.body_commit(salt + kept), newline=False).decode("ascii")
+        return record.Commitment(commit, len(kept))
 
 
 def _subject(user: User | None) -> str:

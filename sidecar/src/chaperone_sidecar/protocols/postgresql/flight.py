@@ -49,13 +49,14 @@ class Step(msgspec.Struct, gc=False, eq=False):
     endings: int = 0  # statements of it that the backend has run to their end
     is_unread: bool = False  # its text was not parsed, so which names it changes is not known
     code: str = ""
+    recorded: Statement | None = None  # whose columns are described, where results are recorded
     is_over: bool = False  # answered to its end, or skipped by the backend
     # Only where results are masked:
     plans: tuple[Plan, ...] = ()  # of the statements of a simple query, in order
     described: int = -1  # the last of them that the backend has described
     cursors: tuple[Change[Plan], ...] = ()  # that it declares
     answer: Answer | None = None  # of the statement that is described or executed
-    formats: tuple[int, ...] = ()  # of the columns, as the client asked in Bind
+    formats: tuple[int, ...] = ()  # of the columns, as the client asked in Bind; also where they are recorded
     mask: RowMask | CopyMask | None = None  # of the rows that come now
     is_hidden: bool = False  # the gateway's own question: the client hears no answer
 

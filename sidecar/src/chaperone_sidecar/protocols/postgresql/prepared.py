@@ -49,6 +49,7 @@ class Statement(msgspec.Struct, gc=False, eq=False):
     generation: int
     answer: Answer | None = None
     types: tuple[int, ...] = ()  # of its parameters, as Parse says them
+    description: bytes = b""  # the RowDescription, where results are recorded and the backend has said it
 
 
 class Portal(msgspec.Struct, gc=False, eq=False):

@@ -187,6 +187,10 @@ class Results:
             self._catalog.invalidate()  # whoever tries again learns what is there now
             raise Unmaskable(_DISAGREES)
 
+    def classified(self, step: Step) -> tuple[int, ...]:
+        """The columns of the present rows that are masked as a whole."""
+        return step.mask.classified if isinstance(step.mask, RowMask) else ()
+
     def finish(self, step: Step) -> bytes:
         """What is left of a COPY's data."""
         return step.mask.finish() if isinstance(step.mask, CopyMask) else b""

@@ -122,6 +122,11 @@ class RowMask:
         self._hidden = [i for i, column in enumerate(self._columns) if column.hides]
         self._looked_at = [i for i, column in enumerate(self._columns) if not column.is_classified]
 
+    @property
+    def classified(self) -> tuple[int, ...]:
+        """The columns that are masked as a whole, by their places."""
+        return tuple(self._classified)
+
     def rows(self, data: bytes | memoryview) -> bytes | memoryview:
         """Mask a run of whole DataRow frames; the same object comes back when there is nothing to mask.
 

@@ -19,7 +19,7 @@ ends the command is given to the client.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -54,6 +54,9 @@ from chaperone_sidecar.protocols.postgresql.prepared import Answer, Names, Porta
 from chaperone_sidecar.protocols.postgresql.preview import preview
 from chaperone_sidecar.protocols.postgresql.reading import Reader, changes_schema, runs_code
 from chaperone_sidecar.protocols.postgresql.upstream_side import UpstreamSide
+
+if TYPE_CHECKING:  # it loads a compressor, which a gateway that records no results does not carry
+    from chaperone_sidecar.recording.results import ResultLog
 
 MAX_UNCOVERED_BYTES: Final = 1 << 20  # Parse and Bind waiting for their cover; past this they get a record of their own
 
@@ -152,6 +155,21 @@ class Session:
         """The native last word to the client before the connection is closed."""
         # Inside a row there is no place for words: the client would read them as a value.
         return b"" if self._upstream.is_inside_row else answers.fatal(error)
+
+    def record(self, log: ResultLog) -> None:
+        """Record what the client is shown from when the session is open on."""
+        from chaperone_sidecar.protocols.postgresql.tape import Tape  # noqa: PLC0415 - it loads a compressor
+
+        self._upstream.tape = Tape(log)
+
+    def show(self, data: bytes | bytearray | memoryview) -> None:
+        """The client is about to get this.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        if self._upstream.tape is not None:
+            self._upstream.tape.show(data)
 
     def _begin(self, opened: Opened) -> Effects[None]:
         """The backend is there: tell the client, and from now on decide on what it sends."""
@@ -393,6 +411,8 @@ class Session:
         if self._names.is_masked:
             yield from self._settle_fetched(statement.classified)
         self._follow(step, statement.classified, portal)
+        if self._upstream.tape is not None:
+            step.recorded, step.formats = statement, messages.result_formats(portal.params)
         if self._names.is_masked:
             yield from self._describe_result(step, message.portal, portal)
         self._uncovered_parses = [
@@ -417,6 +437,8 @@ class Session:
         step = Step("describe", self._flight.segment)
         found = names.find(message.name)
         statement = found.statement if isinstance(found, Portal) else found
+        if self._upstream.tape is not None:
+            step.recorded = statement
         if statement is not None and statement.answer is not None:
             step.answer = statement.answer
             statement.answer.asked_segment = self._flight.segment
@@ -603,7 +625,7 @@ class Session:
         step.formats = messages.result_formats(portal.params)
         if answer.shape is None and answer.asked_segment != self._flight.segment:
             answer.asked_segment = self._flight.segment
-            asked = Step("describe", self._flight.segment, answer=answer, is_hidden=True)
+            asked = Step("describe", self._flight.segment, answer=answer, is_hidden=True, recorded=step.recorded)
             yield from self._later(asked, messages.encode_describe_portal(name))
 
     def _answer(self, classified: Classified, types: tuple[int, ...]) -> Answer | None:

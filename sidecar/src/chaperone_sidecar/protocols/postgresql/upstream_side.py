@@ -26,6 +26,7 @@ from chaperone_sidecar.protocols.postgresql.namespace import Namespace
 
 if TYPE_CHECKING:  # it loads RE2, which a gateway without masks does not carry
     from chaperone_sidecar.protocols.postgresql.results import Results
+    from chaperone_sidecar.protocols.postgresql.tape import Tape  # and this one a compressor, which few need
 
 MAX_ENDING_BYTES: Final = 64 << 10  # asynchronous messages kept back with an ending; more of them go ahead of it
 _FATAL: Final = frozenset({"FATAL", "PANIC"})
@@ -40,6 +41,7 @@ class UpstreamSide:
         self._names = names
         self._meter = meter
         self.results: Results | None = None  # the masks, where there are any
+        self.tape: Tape | None = None  # records what the client is shown, where the identity asks for it
         self._out = bytearray()
         self._ending = b""
         self._behind = b""  # asynchronous messages that came after the ending
@@ -62,6 +64,8 @@ class UpstreamSide:
         codec = self._codec
         codec.feed(data)
         while (item := codec.next()) is not None:
+            if self.tape is not None:
+                self.tape.at(len(self._out), self._flight.first())
             if isinstance(item, Rows):
                 if self.results is None:
                     self._rows(item)
@@ -71,16 +75,32 @@ class UpstreamSide:
                 step = self._step(item.type)
                 if self.results is not None:
                     yield from self._described(self.results, step, item)
+                if self.tape is not None:
+                    self._note_columns(self.tape, step, item)
                 self._detail(step, item)
             else:
                 yield from self._frame(item)
         if self._out:
-            out, self._out = self._out, bytearray()
-            yield ToClient(out)
+            yield self._told()
         if self._must_stop:
             yield from self._stop()
         if self._is_last:
             yield Close("the target ended the session")
+
+    def _told(self) -> ToClient:
+        """What the client is to be told next."""
+        out, self._out = self._out, bytearray()
+        if self.tape is not None:
+            self.tape.release()
+        return ToClient(out)
+
+    def _note_columns(self, tape: Tape, step: Step, frame: Frame) -> None:
+        if frame.type != messages.ROW_DESCRIPTION:
+            return
+        if step.recorded is not None:
+            step.recorded.description = bytes(frame.raw)
+        if self.results is not None:
+            tape.at(len(self._out), step, self.results.classified(step))
 
     def running(self) -> Step | None:
         """The command that the backend works on now, if any."""
@@ -167,6 +187,8 @@ class UpstreamSide:
                 raise results.too_long()
             if step.mask is None:
                 step.mask = yield from results.of_execute(step)
+                if self.tape is not None:
+                    self.tape.at(len(self._out), step, results.classified(step))
             self._show(step, (yield from results.rows(step.mask, rows.data)), rows.count)
         except Unmaskable as error:
             self._cut_whole(step, error)
@@ -339,7 +361,7 @@ class UpstreamSide:
         elif follower is not None and follower.kind == "sync":
             self._out += error
         else:
-            yield ToClient(self._out)  # answers of commands before it
+            yield self._told()  # answers of commands before it
             raise reached if isinstance(reached, Unmaskable) else LimitReached(reached)
 
     def _said(self, *, is_complete: bool) -> bool | None:
