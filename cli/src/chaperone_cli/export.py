@@ -43,7 +43,7 @@ def run(cluster: Cluster, session: str | None, namespace: str, system_namespace:
     """Fetch the bundle of a session, or of the namespace's coverage, and the gateway CA; returns the exit status."""
     bundle = output or Path("coverage.tar" if session is None else f"{session}.tar")
     try:
-        size = _fetch_bundle(cluster, _proof_path(cluster, session, namespace), bundle)
+        size = fetch_bundle(cluster, proof_path(cluster, session, namespace), bundle)
     except (CannotExport, CannotAsk, CannotVerify, OSError) as error:
         say(f"export: FAILED: {error}", err=True)
         return 1
@@ -51,13 +51,13 @@ def run(cluster: Cluster, session: str | None, namespace: str, system_namespace:
     trust, policy = bundle.with_suffix(".trust.pem"), bundle.with_suffix(".log.policy")
     shown_trust, shown_policy = "FILE", "FILE"
     try:
-        for authority in _fetch_trust(cluster, system_namespace, trust):
+        for authority in fetch_trust(cluster, system_namespace, trust):
             say(f"trust: {trust} {authority.subject.rfc4514_string()} SHA-256 {fingerprint(authority)}")
         shown_trust = str(trust)
     except (CannotExport, CannotAsk, OSError) as error:
         say(f"note: the gateway CA was not fetched; use the one that you were given: {error}")
     try:
-        for key in _fetch_policy(cluster, policy):
+        for key in fetch_policy(cluster, policy):
             say(f"trust: {policy} {key.vkey if len(key.vkey) < MAX_SHOWN_CHARS else key.vkey[:MAX_SHOWN_CHARS] + '…'}")
         shown_policy = str(policy)
     except (CannotExport, CannotAsk, OSError) as error:
@@ -68,7 +68,12 @@ def run(cluster: Cluster, session: str | None, namespace: str, system_namespace:
     return 0
 
 
-def _proof_path(cluster: Cluster, session: str | None, namespace: str) -> str:
+def proof_path(cluster: Cluster, session: str | None, namespace: str) -> str:
+    """Where the API gives the bundle of a session, or of the namespace's coverage.
+
+    Raises:
+        CannotExport: it is no session's name. CannotAsk: no namespace is meant.
+    """
     if session is None:
         return PATH.format(namespace=place(cluster, namespace), what="populations/newest")
     if not is_ulid(session):
@@ -76,7 +81,7 @@ def _proof_path(cluster: Cluster, session: str | None, namespace: str) -> str:
     return PATH.format(namespace=place(cluster, namespace), what=f"sessions/{session}")
 
 
-def _fetch_bundle(cluster: Cluster, path: str, bundle: Path) -> int:
+def fetch_bundle(cluster: Cluster, path: str, bundle: Path) -> int:
     """Write the bundle, whole or not at all; returns its size. Waits for the head that signs the session."""
     timeout = f"--request-timeout={int(EXPORT_TIMEOUT_S)}s"
     command = cluster.command("get", "--raw", path, timeout)
@@ -97,7 +102,12 @@ def _fetch_bundle(cluster: Cluster, path: str, bundle: Path) -> int:
     return size
 
 
-def _fetch_trust(cluster: Cluster, system_namespace: str, trust: Path) -> list[x509.Certificate]:
+def fetch_trust(cluster: Cluster, system_namespace: str, trust: Path) -> list[x509.Certificate]:
+    """Write the gateway CA; returns its certificates.
+
+    Raises:
+        CannotExport: the ConfigMap holds none. CannotAsk: it is not given.
+    """
     arguments = ("get", "configmap", "chaperone-trust", "-n", system_namespace, "-o", "json")
     try:
         found = msgspec.json.decode(ask(cluster, *arguments), type=_ConfigMap)
@@ -110,7 +120,12 @@ def _fetch_trust(cluster: Cluster, system_namespace: str, trust: Path) -> list[x
     return authorities
 
 
-def _fetch_policy(cluster: Cluster, path: Path) -> tuple[Key, ...]:
+def fetch_policy(cluster: Cluster, path: Path) -> tuple[Key, ...]:
+    """Write the log's keys as a tlog-policy; returns them.
+
+    Raises:
+        CannotExport: it is none. CannotAsk: it is not given.
+    """
     text = ask(cluster, "get", "--raw", f"{LOG_PATH}/policy")
     try:
         policy = policyfile.parse(text.decode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from chaperone_cli import group_evidence, group_people, group_policy
+from chaperone_cli import group_evidence, group_people, group_policy, group_report
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,7 +13,9 @@ def main() -> None:
     """Chaperone: what AI agents do, decided, recorded and provable."""
 
 
-for _command in (*group_evidence.COMMANDS, *group_people.COMMANDS, *group_policy.COMMANDS):
+for _command in (
+    *group_evidence.COMMANDS, *group_people.COMMANDS, *group_policy.COMMANDS, *group_report.COMMANDS,
+):  # fmt: skip
     main.add_command(_command)
 
 

@@ -1,0 +1,1 @@
+"""`chaperone report`: a package of controls and evidence for auditors of SOC 2, and its check, offline."""
