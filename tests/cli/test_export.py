@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import aiohttp
 import pytest
 from evidence_directory import pack, write_stream
 from fix_collector import Sender
@@ -19,10 +20,15 @@ from gateway_stream import Pod, Stream
 from pki import Authority
 from population_speaker import Speaker
 
-from chaperone_evidence import ulid
+from chaperone_cli import export
+from chaperone_evidence import policyfile, receipt, ulid
+from chaperone_evidence.cosignature import ED25519, Key
+from chaperone_evidence.policy import Policy
 from chaperone_evidence.population import Covered
 
 pytestmark = pytest.mark.peer
+
+OTHER = Key("chaperone.dev/log/other", ED25519, bytes(range(32)))
 
 
 async def _chaperone(
@@ -104,6 +110,33 @@ async def test_an_exported_coverage_verifies_offline(
     assert "NotFound" in absent.stderr
     (read,) = evidence_api.get("/apis/evidence.chaperone.dev/v1alpha1/namespaces/covered/reads")["items"]
     assert (read["spec"]["resource"], read["spec"]["name"]) == ("populations/proof", "newest")
+
+
+async def test_a_receipt_in_cose_proves_a_record_of_the_bundle_offline(
+    evidence_api: EvidenceApi, gateway_ca: Authority, tmp_path: Path
+) -> None:
+    session = await _session(evidence_api, gateway_ca, "receipted-agent")
+    other = await _session(evidence_api, gateway_ca, "other-agent")
+    for name in (session, other):
+        done = await _chaperone(
+            evidence_api, tmp_path, "export", name, "-n", "agents", "--receipt", f"{name}.cose"
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"receipt: {name}.cose" in done.stdout
+    policy = ("--log-policy", f"{session}.log.policy")
+    check = ("receipt", "check", f"{session}.cose", "--entry")
+    checked = await _chaperone(evidence_api, tmp_path, *check, f"{session}.tar", *policy)
+    assert re.match(r"receipt: OK: record \d+ of stream \w+ is entry \d+ of \d+ of chaperone.dev/log/", checked.stdout)
+    assert (await _chaperone(evidence_api, tmp_path, *check, f"{other}.tar", *policy)).returncode == 1
+    (tmp_path / "keys").write_text(policyfile.render(Policy(OTHER.name, (OTHER,))))
+    assert (await _chaperone(evidence_api, tmp_path, *check, f"{session}.tar", "--log-policy", "keys")).returncode == 1
+    (tmp_path / f"{session}.cose").write_bytes(b"\xd2")
+    assert (await _chaperone(evidence_api, tmp_path, *check, f"{session}.tar", *policy)).returncode == 2
+    async with evidence_api.proxy() as url, aiohttp.ClientSession() as http:
+        path = f"{url}{export.PATH.format(namespace='agents', session=session)}"
+        async with http.get(path, headers={"Accept": "application/cose"}) as answer:
+            assert answer.headers["Content-Type"] == receipt.MEDIA_TYPE
+            receipt.parse(await answer.read())
 
 
 async def test_an_auditor_who_may_not_read_the_system_namespace_gets_the_bundle_and_is_told(

@@ -18,7 +18,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
-from chaperone_evidence import merkle, note, tiles
+from chaperone_evidence import merkle, note, receipt, tiles
 from chaperone_evidence.checkpoint import Checkpoint
 from chaperone_evidence.cosignature import ED25519, ED25519_COSIGNATURE, MLDSA44, CheckpointSigner, Key, sign_checkpoint
 from chaperone_evidence.errors import BadSignature
@@ -189,3 +189,19 @@ def test_the_published_log_of_tessera_grows_from_checkpoint_to_checkpoint(intero
     shutil.copy(TESSERA / "checkpoint.15", tmp_path / "checkpoint")
     found = json.loads(run(interop, "check", tmp_path, "7", "3", TESSERA_KEY))
     assert decoded(found["Inclusion"]) == [merkle.inclusion_proof(7, 15, read)]
+
+
+def test_go_cose_reads_our_receipts(interop: Path, tmp_path: Path) -> None:
+    entries = [b"entry %d" % number for number in range(300)]
+    read, point = write_log(tmp_path, entries)
+    key = private_keys(SEEDS[ORIGIN])[0]
+    for index in (0, 17, 255, 299):
+        path = tuple(merkle.inclusion_proof(index, point.size, read))
+        made = receipt.make(index, point.size, path, point.root, LOG.key.id, key.sign)
+        (tmp_path / "receipt.cose").write_bytes(made.encode())
+        said = json.loads(run(interop, "cose", tmp_path / "receipt.cose", LOG.key.vkey, point.root.hex()))
+        assert (said["Size"], said["Index"]) == (point.size, index)
+        assert tuple(base64.b64decode(one) for one in said["Path"]) == path
+        receipt.parse(made.encode()).verify(merkle.leaf_hash(entries[index]), POLICY)
+    with pytest.raises(ToolsError):
+        run(interop, "cose", tmp_path / "receipt.cose", LOG.key.vkey, bytes(32).hex())

@@ -155,7 +155,6 @@ def test_what_is_not_built_yet_is_refused_and_never_ignored(changed: Object, fra
 @pytest.mark.parametrize(
     ("kind", "changed", "fragment"),
     [
-        ("identity", {"evidence": {"durability": "Synced"}}, "spec.evidence.durability: Synced is not supported yet"),
         ("target", {"inspection": {"mode": "x"}}, "spec.inspection is not supported yet"),
         ("target", {"protocol": "MySQL"}, "spec.protocol: MySQL is not supported yet; use PostgreSQL"),
     ],

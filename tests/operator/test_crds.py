@@ -64,7 +64,7 @@ GOOD: dict[str, Object] = {
         purpose="Reconciles invoices",
         ingress={"ports": [8080]},
         evidence={
-            "durability": "Written",
+            "durability": "Witnessed",
             "retention": "400d",
             "legalHold": True,
             "results": "Full",
@@ -207,7 +207,7 @@ BAD: dict[str, tuple[Object, str]] = {
     "few result bytes": (manifests.identity(evidence={"maxResultBytes": 1023}), "from 1Ki to 64Mi"),
     "many result bytes": (manifests.identity(evidence={"maxResultBytes": "65Mi"}), "from 1Ki to 64Mi"),
     "no result bytes": (manifests.identity(evidence={"maxResultBytes": "some"}), "from 1Ki to 64Mi"),
-    "durability": (manifests.identity(evidence={"durability": "Synced"}), "other than Written is not supported yet"),
+    "durability": (manifests.identity(evidence={"durability": "Remembered"}), "supported values"),
     "unknown field": (manifests.identity(trusted=True), "unknown field"),
     "protocol": (manifests.target(protocol="MySQL"), "other than PostgreSQL is not supported yet"),
     "hosts": (manifests.target(hosts=[]), "name at least one host"),

@@ -76,6 +76,11 @@ def test_a_rule_that_is_not_supported_yet_starts_nothing(postgres: Postgres, tmp
     assert "not supported yet" in _refused(tmp_path, tmp_path)
 
 
+def test_records_that_a_log_would_have_to_sign_start_nothing(postgres: Postgres, tmp_path: Path) -> None:
+    write_manifests(tmp_path, postgres, evidence={"durability": "Witnessed"})
+    assert "Witnessed, and only in a cluster is a collector" in _refused(tmp_path, tmp_path)
+
+
 def test_a_wrong_database_password_says_whose_credential_to_check(gateway_with: Make) -> None:
     gateway = gateway_with(password="not-the-password")
     with pytest.raises(psycopg.OperationalError, match='"orders-db" cannot be used: the password in its credential'):

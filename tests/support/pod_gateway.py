@@ -37,9 +37,9 @@ def compiled(broker: Broker, postgres: Postgres, *effects: str, **spec: object) 
 
 def ruled(
     broker: Broker, postgres: Postgres, rules: list[Object], *, is_suspended: bool = False,
-    delegation: Object | None = None, **spec: object,
+    delegation: Object | None = None, durability: str = "Written", **spec: object,
 ) -> Snapshot:  # fmt: skip
-    """A policy of those rules for both identities at the real database; `delegation` is that of billing-agent."""
+    """A policy of those rules for both identities at the real database; the rest is of billing-agent."""
     database = target(
         port=postgres.port,
         upstream={"host": "orders-db.data.svc", "port": postgres.port, "database": "orders"},
@@ -48,7 +48,8 @@ def ruled(
         allowedNamespaces={"names": [broker.agents]},
     )
     subjects: list[Object] = [{"identity": "billing-agent"}, {"identity": "other-agent"}]
-    more = {} if delegation is None else {"delegation": delegation}
+    more: Object = {"evidence": {"durability": durability}}
+    more |= {} if delegation is None else {"delegation": delegation}
     billing = identity(namespace=broker.agents, suspended=is_suspended, **more)
     snapshot = compile_namespace(
         broker.agents, [billing, identity("other-agent", namespace=broker.agents)],

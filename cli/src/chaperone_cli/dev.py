@@ -118,6 +118,11 @@ def _config(snapshot: Snapshot, identity: str, local: dict[str, str]) -> Gateway
             f"AgentIdentity {identity} has spec.delegation, and only in a cluster is a broker that checks tokens; "
             "leave it out here."
         )
+    if config.identity.durability == "Witnessed":
+        raise Unusable(
+            f"AgentIdentity {identity} has spec.evidence.durability Witnessed, and only in a cluster is a collector "
+            "whose log signs records; write Synced or Written here."
+        )
     replace = msgspec.structs.replace
     targets = tuple(
         replace(target, upstream=replace(target.upstream, host=local[target.name])) if target.name in local else target

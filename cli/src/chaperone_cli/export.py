@@ -23,6 +23,7 @@ from chaperone_cli.kubectl import EVIDENCE_PATH, LOG_PATH, CannotAsk, Cluster, N
 from chaperone_cli.say import progress, say
 from chaperone_cli.verify import fingerprint
 from chaperone_evidence import policyfile
+from chaperone_evidence import receipt as cose
 from chaperone_evidence.cosignature import Key
 from chaperone_evidence.errors import Malformed
 from chaperone_evidence.ulid import is_ulid
@@ -39,15 +40,26 @@ class CannotExport(Exception):
     """The bundle was not fetched; the text says why and what to do."""
 
 
-def run(cluster: Cluster, session: str | None, namespace: str, system_namespace: str, output: Path | None) -> int:
-    """Fetch the bundle of a session, or of the namespace's coverage, and the gateway CA; returns the exit status."""
+def run(
+    cluster: Cluster, session: str | None, namespace: str, system_namespace: str, output: Path | None,
+    receipt: Path | None,
+) -> int:  # fmt: skip
+    """Fetch the bundle of a session, or of the namespace's coverage, the gateway CA and what else is wanted.
+
+    Returns the exit status.
+    """
     bundle = output or Path("coverage.tar" if session is None else f"{session}.tar")
     try:
-        size = fetch_bundle(cluster, proof_path(cluster, session, namespace), bundle)
+        path = proof_path(cluster, session, namespace)
+        size = fetch_bundle(cluster, path, bundle)
+        if receipt is not None:
+            _fetch_receipt(cluster, path, receipt)
     except (CannotExport, CannotAsk, CannotVerify, OSError) as error:
         say(f"export: FAILED: {error}", err=True)
         return 1
     say(f"bundle: {bundle} ({size} bytes)")
+    if receipt is not None:
+        say(f"receipt: {receipt}")
     trust, policy = bundle.with_suffix(".trust.pem"), bundle.with_suffix(".log.policy")
     shown_trust, shown_policy = "FILE", "FILE"
     try:
@@ -100,6 +112,16 @@ def fetch_bundle(cluster: Cluster, path: str, bundle: Path) -> int:
         with open_source(Path(file.name)) as source:  # reads the tar to its end
             source.names()
     return size
+
+
+def _fetch_receipt(cluster: Cluster, path: str, file: Path) -> None:
+    data = ask(cluster, "get", "--raw", f"{path}?form=cose")
+    try:
+        cose.parse(data)
+    except Malformed as error:
+        raise CannotExport(f"what the collector gives as a receipt is none: {error}") from error
+    with _beside(file) as fresh:
+        fresh.write(data)
 
 
 def fetch_trust(cluster: Cluster, system_namespace: str, trust: Path) -> list[x509.Certificate]:

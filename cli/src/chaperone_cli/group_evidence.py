@@ -10,6 +10,7 @@ import click
 from chaperone_cli import consistency as comparing
 from chaperone_cli import convert as converting
 from chaperone_cli import export as exporting
+from chaperone_cli import receipt as checking
 from chaperone_cli import verify as verification
 from chaperone_cli.kubectl import Cluster
 from chaperone_cli.options import where
@@ -94,11 +95,15 @@ def consistency(old: Path, new: Path, log_policy: Path, proof: Path | None, kube
 @click.option("--coverage", is_flag=True, help="In place of a session: who had to be heard in the namespace, and was.")
 @click.option("-n", "--namespace", default="", help="Where the session's pod is; default: that of the context.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Default: SESSION.tar.")
+@click.option(
+    "--receipt", type=click.Path(dir_okay=False, path_type=Path), help="Fetch a COSE receipt (RFC 9942) there, too."
+)
 @click.option("--kubeconfig", default="", help="As kubectl's.")
 @click.option("--context", default="", help="As kubectl's.")
 @click.option("--system-namespace", default="chaperone-system", show_default=True, help="Where Chaperone runs.")
 def export(
-    session: str, coverage: bool, namespace: str, output: Path | None, kubeconfig: str, context: str,
+    session: str, coverage: bool, namespace: str, output: Path | None, receipt: Path | None, kubeconfig: str,
+    context: str,
     system_namespace: str,
 ) -> None:  # fmt: skip
     """Fetch the proof of a SESSION as a bundle for `verify`, with the gateway CA and the log's keys beside it.
@@ -109,7 +114,38 @@ def export(
     if bool(session) is coverage:
         raise click.UsageError("Give a SESSION, or --coverage.")
     cluster = Cluster(kubeconfig, context)
-    raise SystemExit(exporting.run(cluster, None if coverage else session, namespace, system_namespace, output))
+    if coverage and receipt is not None:
+        raise click.UsageError("A receipt is of a SESSION.")
+    wanted = None if coverage else session
+    raise SystemExit(exporting.run(cluster, wanted, namespace, system_namespace, output, receipt))
+
+
+@click.group()
+def receipt() -> None:
+    """Receipts of the log in COSE (RFC 9942)."""
+
+
+@receipt.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--entry",
+    "evidence",
+    type=click.Path(exists=True, path_type=Path),
+    required=True,
+    help="The evidence (a directory or a bundle) that has the record.",
+)
+@click.option(
+    "--log-policy",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    required=True,
+    help="The log's keys (C2SP tlog-policy).",
+)
+def check(file: Path, evidence: Path, log_policy: Path) -> None:
+    """Check offline that the receipt in FILE proves a record to be in the log.
+
+    Exit status: 0 it does, 1 it proves nothing of this evidence, 2 that cannot be told.
+    """
+    raise SystemExit(checking.run(file, evidence, log_policy))
 
 
 @click.command()
@@ -219,4 +255,4 @@ def show(
     raise SystemExit(replaying.show(where_from))
 
 
-COMMANDS = (verify, convert, consistency, export, witness, stream, replay, show)
+COMMANDS = (verify, convert, consistency, export, receipt, witness, stream, replay, show)

@@ -20,12 +20,16 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from chaperone_collector.errors import StoreUnusable
 from chaperone_collector.tree import Tree, read_root
+from chaperone_evidence import receipt
 from chaperone_evidence.checkpoint import Checkpoint
 from chaperone_evidence.cosignature import ED25519, MLDSA44, CheckpointSigner, sign_checkpoint
+from chaperone_evidence.receipt import Receipt
 
 FILE: Final = "log.key"
 INTERVAL_S: Final = 5.0  # between two checkpoints of a log that grows
-KEPT_WHOLE_US: Final = 86_400_000_000  # for so long all checkpoints are kept: 17 000, of 3 KiB each
+HURRIED_INTERVAL_S: Final = 0.2  # when gateways wait for one
+KEPT_WHOLE_US: Final = 86_400_000_000  # for so long one per interval is kept: 17 000, of 3 KiB each
+KEPT_HURRIED_US: Final = 600_000_000  # for so long those between are kept, too
 _SECOND_US: Final = 1_000_000
 _HOUR_US: Final = 3_600_000_000
 
@@ -67,6 +71,11 @@ class LogKeys:
         except OSError as error:
             raise StoreUnusable(f"{path} cannot be read or written: {error.strerror}.") from error
 
+    def receipt(self, origin: str, index: int, size: int, hashes: tuple[bytes, ...], root: bytes) -> Receipt:
+        """The COSE receipt of an entry in the tree of a checkpoint."""
+        key = CheckpointSigner(origin, self._ed25519, ED25519).key
+        return receipt.make(index, size, hashes, root, key.id, self._ed25519.sign)
+
     def signers(self, origin: str) -> tuple[CheckpointSigner, CheckpointSigner]:
         """What signs for the log of that origin, which is the keys' name, too."""
         return (
@@ -107,15 +116,27 @@ def cosign(connection: sqlite3.Connection, size: int, lines: str) -> bool:
 def thin(connection: sqlite3.Connection, now_us: int) -> int:
     """Of the checkpoints of more than a day ago keep the last one of each hour; returns how many went.
 
+    Of those that were signed in a hurry, after ten minutes the one of each interval that most witnesses have signed.
+
     They can be made again from the tree, but for their signatures: whoever needs one of a moment keeps it. In a
     transaction.
     """
-    old_us = (now_us // _HOUR_US) * _HOUR_US - KEPT_WHOLE_US
-    return connection.execute(
-        "DELETE FROM checkpoint WHERE wall_us < ? AND size NOT IN "
-        "(SELECT max(size) FROM checkpoint WHERE wall_us < ? GROUP BY wall_us / ?)",
-        (old_us, old_us, _HOUR_US),
+    hurried_us, interval_us = now_us - KEPT_HURRIED_US, int(INTERVAL_S * _SECOND_US)
+    hurried = connection.execute(
+        "DELETE FROM checkpoint WHERE size IN (SELECT size FROM (SELECT size, row_number() OVER "
+        "(PARTITION BY wall_us / ? ORDER BY witnesses DESC, size DESC) AS place FROM checkpoint "
+        "WHERE wall_us < ?) WHERE place > 1)",
+        (interval_us, hurried_us // interval_us * interval_us),
     ).rowcount
+    old_us = (now_us // _HOUR_US) * _HOUR_US - KEPT_WHOLE_US
+    return (
+        hurried
+        + connection.execute(
+            "DELETE FROM checkpoint WHERE wall_us < ? AND size NOT IN "
+            "(SELECT max(size) FROM checkpoint WHERE wall_us < ? GROUP BY wall_us / ?)",
+            (old_us, old_us, _HOUR_US),
+        ).rowcount
+    )
 
 
 def read_origin(connection: sqlite3.Connection) -> str:

@@ -4,6 +4,7 @@
     GET  /v1/streams/<id>                                       → 200 {"acked": n, "credit": bytes}, −1 for unknown
     POST /v1/bodies                            body frames      → 204, many at once
     PUT  /v1/bodies/<commitment, hex>          salt ‖ plain     → 204
+    GET  /v1/streams/<id>/receipt, /v1/log/policy               see receipts.py
 
 A batch that does not continue its stream is answered 409 with what is acknowledged; it is counted, and a copy is kept
 in quarantine. Requests for one stream are worked on one after the other; streams share commits.
@@ -26,6 +27,7 @@ from chaperone_collector.budget import Budget
 from chaperone_collector.errors import ChainBroken, CollectorError, Refused, StoreBusy
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.peer import GatewayCa, Peers
+from chaperone_collector.receipts import Receipts
 from chaperone_collector.store import Store
 from chaperone_collector.stream import Extension, Stored, extend, unknown
 from chaperone_collector.transaction import read_entries, read_stored
@@ -54,6 +56,7 @@ class Ingest:
         self._store = store
         self._ca = ca
         self._peers = peers
+        self._receipts = Receipts(store, peers)
         self._metrics = metrics
         self._budget = Budget(metrics)
         self._ends: OrderedDict[str, Stored] = OrderedDict()
@@ -68,6 +71,7 @@ class Ingest:
                 web.get("/v1/streams/{stream}", self.stream),
                 web.post("/v1/bodies", self.bodies),
                 web.put("/v1/bodies/{commit}", self.body),
+                *self._receipts.routes(),
             ]
         )
         return app

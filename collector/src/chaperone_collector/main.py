@@ -31,7 +31,7 @@ from chaperone_collector.tls import ServerTls
 from chaperone_collector.witnessing import Witnessing
 from chaperone_evidence import policyfile
 from chaperone_evidence.errors import Malformed
-from chaperone_evidence.policyfile import Witness
+from chaperone_evidence.policyfile import Quorum, Witness
 
 log = logging.getLogger("chaperone_collector")
 
@@ -63,7 +63,11 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--ingest-port", type=int, default=8443, help="port for gateways")
     add("--api-port", type=int, default=6443, help="port for kube-apiserver's aggregation layer; −1: no API")
     add("--metrics-port", type=int, default=9090, help="port of /metrics, plain HTTP")
-    add("--witnesses", type=Path, help="C2SP tlog-policy file: witnesses with a URL are asked to sign the log, too")
+    add(
+        "--witnesses",
+        type=Path,
+        help="C2SP tlog-policy file: witnesses with a URL are asked to sign the log, too; receipts wait for its quorum",
+    )
     add("--witness-ca", type=Path, help="PEM file of the CA of https witnesses; default: those of the system")
     add("--min-retention", type=int, default=365, metavar="DAYS", help="texts are kept so long at least; default: 365")
     add("--kubernetes", default=_in_cluster(), help="URL of the Kubernetes API; default: that of the pod's cluster")
@@ -87,9 +91,9 @@ async def _run(options: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     metrics = Metrics()
-    witnesses = _witnesses(options.witnesses)
+    witnesses, quorum = _witnesses(options.witnesses)
     witness_tls = _client_tls(options.witness_ca)
-    store = Store(options.data, metrics, _now_us, witnesses)
+    store = Store(options.data, metrics, _now_us, witnesses, quorum)
     runners: list[web.AppRunner] = []
     tasks: list[asyncio.Task[None]] = []
     kubernetes = None
@@ -133,9 +137,10 @@ async def _run(options: argparse.Namespace) -> int:
         await store.close()
 
 
-def _witnesses(path: Path | None) -> tuple[Witness, ...]:
+def _witnesses(path: Path | None) -> tuple[tuple[Witness, ...], Quorum]:
     try:
-        return policyfile.parse_witnesses(path.read_text()) if path is not None else ()
+        text = path.read_text() if path is not None else ""
+        return policyfile.parse_witnesses(text), policyfile.parse_quorum(text)
     except (OSError, UnicodeDecodeError, Malformed) as error:
         raise StoreUnusable(f"The witnesses in {path} cannot be read: {error}") from error
 

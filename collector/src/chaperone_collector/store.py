@@ -18,7 +18,8 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +33,8 @@ from chaperone_collector.transaction import Transaction, Unnamed
 from chaperone_evidence import policyfile
 from chaperone_evidence.coverage import LOST_AFTER_US
 from chaperone_evidence.policy import Policy
-from chaperone_evidence.policyfile import Witness
+from chaperone_evidence.policyfile import Quorum, Witness
+from chaperone_evidence.receipt import Receipt
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Store:
         metrics: where commits are counted.
         now_us: the collector's clock, microseconds since 1970.
         witnesses: who else signs the log.
+        quorum: whose signatures receipts need besides the log's own.
 
     Raises:
         StoreUnusable: see `schema.open_writer`; or another collector holds the directory.
@@ -81,10 +84,12 @@ class Store:
         metrics: Metrics,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         witnesses: tuple[Witness, ...] = (),
+        quorum: Quorum = policyfile.NO_QUORUM,
     ) -> None:
         log.info("sqlite %s, database %s", sqlite3.sqlite_version, directory / "evidence.db")
         self._metrics = metrics
         self._witnesses = tuple(key for one in witnesses for key in one.keys)
+        self._quorum = quorum
         self._now_us = now_us
         self._lock_fd = _lock(directory)
         self._path = directory / "evidence.db"
@@ -92,15 +97,20 @@ class Store:
         try:
             self._unnamed = Unnamed(self._db)
             self._transaction = self._opened()
+            self.signed_size = checkpoint.newest(self._db)
         except sqlite3.Error as error:
             raise StoreUnusable(f"The log of {self._path} cannot be read: {error}.") from error
         self.size = self._transaction.size
-        self._keys = LogKeys(directory, may_make=self._signed == 0)
+        self._keys = LogKeys(directory, may_make=self.signed_size == 0)
         self.started_us = now_us()
         self.failure: str | None = None
         self._jobs: queue.Queue[Any] = queue.Queue(MAX_QUEUED_JOBS)
         self._loop = asyncio.get_running_loop()
         self._grown = asyncio.Event()
+        self.signed = asyncio.Event()
+        """Set, and another one made, when a checkpoint or a witness's signature has come."""
+        self._hurried = 0
+        self._hurry = asyncio.Event()
         self.failed = asyncio.Event()
         # People who read can never make gateways wait: each side has threads and a queue of its own.
         self._pages = Readers(self._path, "pages", READER_THREADS, MAX_QUEUED_READS)
@@ -139,18 +149,55 @@ class Store:
 
     async def keep_checkpoints(self) -> None:
         """Sign the log whenever it has grown, until cancelled."""
-        signed, thin_at = self._signed, 0.0
+        thin_at = 0.0
         while True:
-            if await self.grown(signed, LONG_WAIT_S) == signed:
+            if await self.grown(self.signed_size, LONG_WAIT_S) == self.signed_size:
                 continue
             try:
-                signed = await self.write(lambda tx: tx.sign(self._keys))
+                self.signed_size = await self.write(lambda tx: tx.sign(self._keys))
+                self.note_signed()
                 if time.monotonic() >= thin_at:
                     thin_at = time.monotonic() + THIN_EVERY_S
                     await self.write(lambda tx: tx.thin_checkpoints())
             except StoreBusy as error:
                 log.warning("a checkpoint was not written: %s", error)
-            await asyncio.sleep(checkpoint.INTERVAL_S)
+            await self.pause(checkpoint.INTERVAL_S)
+
+    @property
+    def needs_witnesses(self) -> bool:
+        """Whether receipts wait for witnesses."""
+        return self._quorum.needed > 0
+
+    def note_signed(self) -> None:
+        """A checkpoint, or a signature under one, is stored: tell who waits for it."""
+        self.signed.set()
+        self.signed = asyncio.Event()
+
+    async def until(self, event: asyncio.Event, timeout_s: float) -> bool:
+        """Whether an event comes in that time."""
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await event.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    @contextmanager
+    def hurried(self) -> Iterator[None]:
+        """Within this, somebody waits for signatures, so `pause` is short."""
+        self._hurried += 1
+        self._hurry.set()
+        try:
+            yield
+        finally:
+            self._hurried -= 1
+            if not self._hurried:
+                self._hurry.clear()
+
+    async def pause(self, usual_s: float) -> None:
+        """Between two signatures: that long, or `HURRIED_INTERVAL_S` when somebody waits."""
+        await asyncio.sleep(min(usual_s, checkpoint.HURRIED_INTERVAL_S))
+        await self.until(self._hurry, usual_s - checkpoint.HURRIED_INTERVAL_S)
 
     async def keep_watch(self) -> None:
         """State the streams that fell silent, until cancelled; who could not be heard has not fallen silent."""
@@ -182,6 +229,23 @@ class Store:
         keys = tuple(one.key for one in self._keys.signers(origin))
         return policyfile.render(Policy(origin, keys, len(keys), self._witnesses)).encode()
 
+    def receipt(self, connection: sqlite3.Connection, index: int) -> Receipt | None:
+        """The COSE receipt of an entry at the newest checkpoint; None when that does not cover it."""
+        row = connection.execute("SELECT size, root FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
+        if row is None or row[0] <= index:
+            return None
+        size, root = row
+        path = tuple(tree.read_proof(connection, index, size))
+        return self._keys.receipt(checkpoint.read_origin(connection), index, size, path, bytes(root))
+
+    def receipt_policy(self, connection: sqlite3.Connection) -> Policy | None:
+        """The log's keys and the quorum of witnesses that receipts have; None before the log has a name."""
+        origin = checkpoint.read_origin(connection)
+        if not origin:
+            return None
+        keys = tuple(one.key for one in self._keys.signers(origin))
+        return Policy(origin, keys, len(keys), self._quorum.witnesses, self._quorum.needed)
+
     async def grown(self, beyond: int, timeout_s: float) -> int:
         """Wait until the log has more than `beyond` entries, at most `timeout_s`; returns its size."""
         try:
@@ -209,7 +273,7 @@ class Store:
         transaction = Transaction(self._db, self._unnamed, self._now_us)
         if adopted := transaction.adopt_reads():
             log.info("%d reads of before are in the log now", adopted)
-        self._signed = checkpoint.check(self._db, transaction.size)
+        checkpoint.check(self._db, transaction.size)
         return transaction
 
     def _run(self) -> None:

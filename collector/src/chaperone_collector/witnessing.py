@@ -82,7 +82,10 @@ class Witnessing:
                 pause_s = MAX_PAUSE_S
                 self._metrics.witnessed.labels(one.url, "refused").inc()
                 log.error("the witness at %s refuses this log: %s", one.url, error)
-            await asyncio.sleep(pause_s)
+            if self._store.needs_witnesses and pause_s == PERIOD_S:
+                await self._store.pause(pause_s)
+            else:
+                await asyncio.sleep(pause_s)
 
     async def _ask(self, http: aiohttp.ClientSession, one: Witness, seen: int) -> int:
         """Have the newest checkpoint signed; returns the size that the witness has seen now."""
@@ -105,6 +108,7 @@ class Witnessing:
             raise Refused(f"HTTP status {answer.status}: {data[:200].decode(errors='replace').strip()}")
         lines = "".join(line for line, _ in witness.parse_answer(data, newest.checkpoint, one.keys))
         await self._store.write(lambda tx: tx.cosign(size, lines))
+        self._store.note_signed()
         self._metrics.witnessed.labels(one.url, "signed").inc()
         return size
 

@@ -156,11 +156,22 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
     Raises:
         BadProof: it is not proved.
     """
+    _need_hashes((expected,), 1)
+    if inclusion_root(leaf, index, size, proof) != expected:
+        raise BadProof(f"The inclusion proof of leaf {index} does not lead to the root of {size} leaves.")
+
+
+def inclusion_root(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes:
+    """The root that an inclusion proof leads to, which somebody has to vouch for.
+
+    Raises:
+        BadProof: the proof cannot be one of that leaf in a tree of that size.
+    """
     if not 0 <= index < size <= MAX_SIZE:
         raise BadProof(f"A tree of {size} leaves has no leaf {index}.")
     inner = (index ^ (size - 1)).bit_length()  # hashes up to where the paths of this leaf and the last one meet
     _need_hashes(proof, inner + (index >> inner).bit_count())
-    _need_hashes((leaf, expected), 2)
+    _need_hashes((leaf,), 1)
     first, last, found = index, size - 1, leaf
     for sibling in proof:
         if first & 1 or first == last:
@@ -172,8 +183,9 @@ def verify_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes],
             found = node_hash(found, sibling)
         first >>= 1
         last >>= 1
-    if last != 0 or found != expected:
-        raise BadProof(f"The inclusion proof of leaf {index} does not lead to the root of {size} leaves.")
+    if last != 0:
+        raise BadProof(f"The inclusion proof of leaf {index} does not lead to a root of {size} leaves.")
+    return found
 
 
 def verify_consistency(old: int, size: int, proof: Sequence[bytes], old_root: bytes, expected: bytes) -> None:

@@ -30,12 +30,41 @@ class Witness(msgspec.Struct, frozen=True):
     keys: tuple[Key, ...]
 
 
+class Quorum(msgspec.Struct, frozen=True):
+    """How many of which witnesses must have signed."""
+
+    needed: int
+    witnesses: tuple[Key, ...]
+
+
+NO_QUORUM: Final = Quorum(0, ())
+
+
 def parse(text: str) -> Policy:
     """Read a policy. With `quorum none`, all witnesses that it names are known and none is asked for.
 
     Raises:
         Malformed: the text is no policy, names keys of several logs, or says more than this version knows.
     """
+    logs, quorum = _parse(text)
+    if quorum is None:
+        raise Malformed("The policy says no quorum.")
+    names = {key.name for key in logs}
+    if len(names) != 1:
+        raise Malformed(f"The policy names {len(names)} logs; it has to name one.")
+    return Policy(names.pop(), tuple(logs), len(logs), quorum.witnesses, quorum.needed)
+
+
+def parse_quorum(text: str) -> Quorum:
+    """Whose signatures a policy asks for besides the log's, whether or not it names a log; nobody's without a quorum.
+
+    Raises:
+        Malformed: the text says more than this version knows.
+    """
+    return _parse(text)[1] or NO_QUORUM
+
+
+def _parse(text: str) -> tuple[list[Key], Quorum | None]:
     logs: list[Key] = []
     witnesses: list[Key] = []
     groups: dict[str, tuple[int, tuple[Key, ...]]] = {}
@@ -53,13 +82,7 @@ def parse(text: str) -> Policy:
                 quorum = name
             case _:
                 raise Malformed(f"Line {number} of the policy is not understood.")
-    if not quorum:
-        raise Malformed("The policy says no quorum.")
-    names = {key.name for key in logs}
-    if len(names) != 1:
-        raise Malformed(f"The policy names {len(names)} logs; it has to name one.")
-    needed, asked = groups.get(quorum, (0, tuple(witnesses)))
-    return Policy(names.pop(), tuple(logs), len(logs), asked, needed)
+    return logs, Quorum(*groups.get(quorum, (0, tuple(witnesses)))) if quorum else None
 
 
 def parse_witnesses(text: str) -> tuple[Witness, ...]:

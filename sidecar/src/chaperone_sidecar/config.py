@@ -14,6 +14,7 @@ import msgspec
 from chaperone_sidecar.errors import ConfigError, Suspended
 from chaperone_sidecar.masking.rule import Masks
 
+type Durability = Literal["Written", "Synced", "Witnessed"]
 type IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -34,7 +35,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     owner: Owner
     team: str = ""
     purpose: str = ""
-    durability: Literal["Written"] = "Written"
+    durability: Durability = "Written"
     max_result_bytes: int = 0  # kept of what one command shows; 0: results are not kept
 
 

@@ -4,7 +4,8 @@ Theory of operation. Each direction is a generator that is run to its end for ea
 has to wait (for OPA, for the backend, for the other direction) is paused together with its transport, and what still
 arrives is kept for it. What a run wants to send is collected, and `commit` hands it over at the end of the run, the
 upstream first. A record is in the spool when its effect has been executed; so no byte of a command is sent before it is
-in the kernel, and no end of a command is told before its outcome is.
+in the kernel, and no end of a command is told before its outcome is. Where the identity asks for more, an intent is
+answered once it is that sure, and what the client hears waits in the `Outbox`.
 
 Everything here ends: start-up, log-in, TLS and questions have deadlines.
 """
@@ -53,13 +54,16 @@ from chaperone_sidecar.errors import (
     LimitReached,
     SpoolFull,
     Suspended,
+    Unwitnessed,
     UpstreamUnavailable,
     UserRefused,
 )
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import RULE_PREFIX, Reached
 from chaperone_sidecar.link import Link
+from chaperone_sidecar.outbox import Outbox
 from chaperone_sidecar.policy.decider import Decider
+from chaperone_sidecar.recording.assurance import Assurance
 from chaperone_sidecar.recording.recorder import Recorder, SessionLog
 
 if TYPE_CHECKING:
@@ -291,6 +295,8 @@ class Driver:
         self._to_client: list[bytes | bytearray | memoryview] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
+        self._unassured: Intent | None = None
+        self._is_client_full = False
         self._choked: set[Link] = set()
         self._is_watching = False
         self._is_cut = False
@@ -300,6 +306,7 @@ class Driver:
         self.client = Link(self._client_lost, self._start)
         self.upstream = Link(self._upstream_lost)
         self._client_side.link = self.client
+        self._outbox = Outbox(self.client, recorder, self._is_whole, self._choke_upstream, self.fail)
         self._handlers: dict[type, Callable[[Any], object]] = {
             Ask: self._ask,
             Admit: self._admit,
@@ -354,7 +361,8 @@ class Driver:
                 except SpoolFull as error:
                     self.fail(error)
                     return
-            self._log.bytes_out += _hand_over(self.client, self._to_client)
+                self._outbox.owed_seq = self._recorder.next_seq - 1
+            self._log.bytes_out += _hand_over(self._outbox, self._to_client)
         self._changed.set()
 
     def spawn(self, work: Any) -> asyncio.Task[None]:  # noqa: ANN401 - a coroutine of any kind
@@ -373,8 +381,7 @@ class Driver:
         words = self._session.fatal(error)
         if self._results is not None and not self._is_recorded(words, error):
             self._to_client.clear()
-        self._to_client.append(words)
-        self._end(str(error) if isinstance(error, Suspended) else type(error).__name__)
+        self._end(str(error) if isinstance(error, Suspended) else type(error).__name__, words)
 
     def _is_recorded(self, words: bytes, error: Exception) -> bool:
         """Whether what the client has not got yet, and the last words after it, are in the spool.
@@ -436,14 +443,32 @@ class Driver:
     def _intend(self, effect: Intend) -> object:
         intent = self._recorder.intend(self._log, effect.command, effect.decision)
         metrics.command(self.target.name, effect.decision.action)
+        assurance = self._recorder.assurance
+        return intent if assurance is None else self._assured(intent, effect.decision, assurance)
+
+    async def _assured(self, intent: Intent, decision: Decision, assurance: Assurance) -> Intent:
+        """An intent once it is sure enough for what comes next; the session does not know of it before."""
+        self._unassured = intent
+        try:
+            if decision.action is Action.ALLOW:
+                await assurance.sent(intent.receipt.seq)
+            else:
+                await assurance.told(intent.receipt.seq)
+        except Unwitnessed:
+            self._recorder.conclude(self._log, intent, "refused", "unwitnessed")
+            raise
+        finally:
+            self._unassured = None
         return intent
 
     def _conclude(self, effect: Conclude) -> object:
         if effect.code.startswith(RULE_PREFIX):
             metrics.limit_reached(self.target.name, effect.code.removeprefix(RULE_PREFIX))
-        return self._recorder.conclude(
+        receipt = self._recorder.conclude(
             self._log, effect.intent, effect.status, effect.code, effect.rows, effect.size_bytes
         )
+        self._outbox.owed_seq = receipt.seq
+        return receipt
 
     def _send_upstream(self, effect: ToUpstream) -> None:
         if effect.receipt.seq >= self._recorder.next_seq:
@@ -493,6 +518,7 @@ class Driver:
             self._log, protocol=self.target.protocol, client=self.client.peer, upstream=address, user=user,
             database=database, application=application,
         )  # fmt: skip
+        self._outbox.owed_seq = receipt.seq
         if self._max_result_bytes:
             self._record_results(self._max_result_bytes)
         self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
@@ -568,10 +594,17 @@ class Driver:
             self.fail(ChaperoneError("The session was not opened in time."))
 
     def _client_writable(self, writable: bool) -> None:
-        self._choke(self.upstream, self._upstream_side, not writable)
+        self._is_client_full = not writable
+        self._choke_upstream()
 
     def _upstream_writable(self, writable: bool) -> None:
         self._choke(self.client, self._client_side, not writable)
+
+    def _choke_upstream(self) -> None:
+        self._choke(self.upstream, self._upstream_side, self._is_client_full or self._outbox.is_holding)
+
+    def _is_whole(self) -> bool:
+        return bool(self._session.fatal(ChaperoneError("")))
 
     def _choke(self, link: Link, direction: _Direction, choked: bool) -> None:
         if choked:
@@ -581,7 +614,7 @@ class Driver:
         if not direction.is_waiting:
             link.pause(choked)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, last: bytes = b"") -> None:
         """Record what is owed, say the last words, close both sides. Runs once."""
         if self.is_over:
             return
@@ -598,18 +631,23 @@ class Driver:
         try:
             for intent in self._session.abandoned():
                 self._recorder.conclude(self._log, intent, "aborted")
+            if self._unassured is not None:
+                self._recorder.conclude(self._log, self._unassured, "aborted")
             if self._opened is not None:
                 self._recorder.close_session(self._log, reason)
+                self._outbox.owed_seq = self._recorder.next_seq - 1
         except SpoolFull:
             logger.error("session %s: its end could not be recorded", self._log.id)
+            self._outbox.break_off(last)
         else:
             _hand_over(self.upstream, self._to_upstream)
-            _hand_over(self.client, self._to_client)
+            self._to_client.append(last)
+            _hand_over(self._outbox, self._to_client)
         if self._opened is not None:
             self._connector.forget(self._opened, is_running=is_running)
         self._meter.leave()
         self.upstream.close()
-        self.client.close()
+        self._outbox.close()
         for task in self._tasks:
             if task is not asyncio.current_task():
                 task.cancel()
@@ -636,10 +674,10 @@ async def worked_off(effect: Offload, timeout_s: float = OFFLOAD_TIMEOUT_S) -> o
         raise ChaperoneError("The statement took too long to be understood.") from error
 
 
-def _hand_over(link: Link, parts: list[bytes | bytearray | memoryview]) -> int:
+def _hand_over(way: Link | Outbox, parts: list[bytes | bytearray | memoryview]) -> int:
     if not parts:
         return 0
     data = parts[0] if len(parts) == 1 else b"".join(parts)
     parts.clear()
-    link.write(data)
+    way.write(data)
     return len(data)

@@ -42,7 +42,10 @@ class Admit(msgspec.Struct, frozen=True, gc=False):
 
 
 class Intend(msgspec.Struct, frozen=True, gc=False):
-    """Record what is about to happen, or what was refused. Answered with an `Intent`; raises `SpoolFull`."""
+    """Record what is about to happen, or what was refused.
+
+    Answered with an `Intent` once it is as sure as the identity asks; raises `SpoolFull` or `Unwitnessed`.
+    """
 
     command: Command
     decision: Decision

@@ -4,6 +4,8 @@ ChaperoneError
 ├── ProtocolError(side)        a peer broke the protocol; `side` says which
 ├── Unmaskable                 a mask cannot be kept, so the answer is not given; the text is fit for the client
 ├── SpoolFull                  the record cannot be kept, so the command must not run
+│   └── SpoolFailed            its disk failed: nothing is recorded any more, so nothing runs
+├── Unwitnessed                no checkpoint of the log covers a command's record; the text is fit for the client
 ├── UpstreamUnavailable(code)  the backend cannot be reached or refused us; the text is fit for the client
 ├── LimitReached(reached)      a limit of policy ends or prevents the session
 ├── Suspended                  a person has taken every access of the agent away; the text says who
@@ -45,6 +47,14 @@ class Unmaskable(ChaperoneError):
 
 class SpoolFull(ChaperoneError):
     """The spool has no room for another record."""
+
+
+class SpoolFailed(SpoolFull):
+    """What the spool holds cannot be relied on; the text says what failed."""
+
+
+class Unwitnessed(ChaperoneError):
+    """The identity asks for records that the collector's log has signed, and this one is not; the text says why."""
 
 
 class UpstreamUnavailable(ChaperoneError):

@@ -26,6 +26,7 @@ from chaperone_sidecar.protocols.postgresql.answers import fatal
 from chaperone_sidecar.protocols.postgresql.messages import ALPN
 from chaperone_sidecar.protocols.postgresql.session import Session
 from chaperone_sidecar.readers import Readers
+from chaperone_sidecar.recording.assurance import Witness
 from chaperone_sidecar.recording.recorder import Recorder
 from chaperone_sidecar.tls import PodCa
 
@@ -44,6 +45,10 @@ class Gateway:
         mask_key: of the namespace, where `config` masks; never logged, never shown.
         desk: where people are asked for approvals; None where nobody can be.
         check: checks tokens of persons; None where nobody can.
+        witness: knows what the collector's log has signed; None where there is no collector.
+
+    Raises:
+        ConfigError: the configuration asks for what cannot be had here.
     """
 
     def __init__(
@@ -56,7 +61,10 @@ class Gateway:
         mask_key: bytes = b"",
         desk: Desk | None = None,
         check: Check | None = None,
+        witness: Witness | None = None,
     ) -> None:
+        self._witness = witness
+        recorder.assure(config.identity.durability, witness)
         self.config = config
         self.mask_key = mask_key
         self._recorder = recorder
@@ -124,6 +132,7 @@ class Gateway:
         self._note_suspension(config)
         is_other_delegation = config.delegation != self.config.delegation
         is_other_recording = config.identity.max_result_bytes != self.config.identity.max_result_bytes
+        self._recorder.assure(config.identity.durability, self._witness)
         self.config = config
         self.mask_key = mask_key
         if suspended is not None:  # before anything that may fail
@@ -193,9 +202,13 @@ class Gateway:
         for driver in tuple(self._drivers):
             driver.cut(ChaperoneError(reason), is_stopping=True)
         self.catalogs.close()
-        if not self._recorder.is_closed:
+        if self._recorder.is_closed:
+            return
+        try:
             self.write_head()
             self._recorder.close(reason)
+        except SpoolFull as error:
+            logger.error("the stream's end cannot be recorded: %s", error)
 
     def _note_suspension(self, config: GatewayConfig) -> None:
         """Record that everything is taken away, or given again, before it is; without room it happens all the same."""

@@ -36,6 +36,7 @@ from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.policy.provenance import Provenance, Statement
 from chaperone_sidecar.recording.ids import Ids
+from chaperone_sidecar.recording.receipts import Receipts
 from chaperone_sidecar.recording.shipper import Shipper, ShippingRefused
 from chaperone_sidecar.recording.stream import begin_stream, make_signer
 from chaperone_sidecar.tls import PodCa
@@ -105,7 +106,6 @@ class Runtime:
         self._leases = Leases(self._broker)
         self._collector: aiohttp.ClientSession | None = None
         self._gateway: Gateway | None = None
-        self._shipper: Shipper | None = None
         self._enrolled_at = 0.0
 
     async def start(self) -> Gateway:
@@ -127,10 +127,15 @@ class Runtime:
             owner=config.identity.owner.name, durability=config.identity.durability, revision=config.revision,
         )  # fmt: skip
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
+        self._shipper = Shipper(settings.spool, self._spool, settings.collector_url, self._collector_session)
+        self._receipts = Receipts(
+            settings.spool, self._spool.stream, settings.cluster, settings.collector_url, self._collector_session,
+            self._shipper,
+        )  # fmt: skip
         backends = PostgresBackends(self._edges.dial, self._leases)
         self._gateway = Gateway(
             config, recorder, self._decider, backends, PodCa(settings.pod), policy.mask_key, BrokerDesk(self._broker),
-            self._broker.identify,
+            self._broker.identify, self._receipts,
         )  # fmt: skip
         return self._gateway
 
@@ -147,6 +152,7 @@ class Runtime:
                 group.create_task(self._follow_config())
                 group.create_task(self._renew())
                 group.create_task(self._ship())
+                group.create_task(self._receipts.run())
                 group.create_task(gateway.keep_heads())
                 group.create_task(self._leases.keep())
         finally:
@@ -158,10 +164,9 @@ class Runtime:
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until the collector has what was recorded, or for `timeout_s`; `run` must be running."""
-        shipper = self._shipper
         try:
             async with asyncio.timeout(timeout_s):
-                while shipper is not None and shipper.acked_seq < self._started().next_seq - 1:  # noqa: ASYNC110 - rare
+                while self._shipper.acked_seq < self._started().next_seq - 1:  # noqa: ASYNC110 - rare
                     await asyncio.sleep(DRAIN_POLL_S)
         except TimeoutError:
             logger.warning("the collector does not have every record yet; the rest stays in the spool")
@@ -274,10 +279,8 @@ class Runtime:
             await patiently("the certificate cannot be renewed", self._enroll)
 
     async def _ship(self) -> None:
-        settings = self._settings
-        self._shipper = shipper = Shipper(settings.spool, self._spool, settings.collector_url, self._collector_session)
         try:
-            await shipper.run()
+            await self._shipper.run()
         except ShippingRefused as error:
             # Records go on being kept until the spool is full, and then commands are refused: nothing is lost unseen.
             logger.error("the collector refuses this stream: %s", error)

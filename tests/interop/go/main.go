@@ -1,8 +1,9 @@
 // Command interop reads and writes logs with the implementations of others: golang.org/x/mod/sumdb (tlog, note),
-// Tessera's fsck, and the formats of transparency-dev.
+// Tessera's fsck, the formats of transparency-dev, and go-cose.
 //
 //	interop check DIR INDEXES OLDS VKEY...   verify DIR/checkpoint, tiles, bundles and *.tlog-proof; print proofs
 //	interop write DIR COUNT SKEY...          write a log of COUNT entries and DIR/write.tlog-proof
+//	interop cose FILE VKEY ROOT              verify a COSE receipt over the root (hex); print what it says
 //	interop fsck URL VKEY                    read a whole log that is served, derive it anew and compare
 //
 // The first key is the log's Ed25519 key. INDEXES and OLDS are numbers with commas between them. What is printed is JSON.
@@ -11,7 +12,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"log"
@@ -21,11 +24,13 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/fxamacker/cbor/v2"
 	fnote "github.com/transparency-dev/formats/note"
 	"github.com/transparency-dev/formats/proof"
 	"github.com/transparency-dev/tessera/api"
 	"github.com/transparency-dev/tessera/client"
 	"github.com/transparency-dev/tessera/fsck"
+	"github.com/veraison/go-cose"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -41,10 +46,36 @@ func main() {
 		result = write(os.Args[2], numbers(os.Args[3])[0], os.Args[4:])
 	case "fsck":
 		result = served(os.Args[2], verifiersOf(os.Args[3:])[0])
+	case "cose":
+		result = receipt(os.Args[2], os.Args[3], os.Args[4])
 	default:
 		log.Fatalf("%s?", os.Args[1])
 	}
 	must(json.NewEncoder(os.Stdout).Encode(result))
+}
+
+// inclusion is an inclusion proof of RFC 9942, which go-cose does not know.
+type inclusion struct {
+	_     struct{} `cbor:",toarray"`
+	Size  int64
+	Index int64
+	Path  [][]byte
+}
+
+func receipt(file, vkey, root string) inclusion {
+	var message cose.Sign1Message
+	must(message.UnmarshalCBOR(got(os.ReadFile(file))))
+	if message.Payload != nil || message.Headers.Protected[int64(395)] != int64(1) {
+		log.Fatalf("payload %v, headers %v", message.Payload, message.Headers.Protected)
+	}
+	key := got(base64.StdEncoding.DecodeString(strings.SplitN(vkey, "+", 3)[2]))
+	verifier := got(cose.NewVerifier(cose.AlgorithmEdDSA, ed25519.PublicKey(key[1:])))
+	message.Payload = got(hex.DecodeString(root))
+	must(message.Verify(nil, verifier))
+	proofs := message.Headers.Unprotected[int64(396)].(map[any]any)[int64(-1)].([]any)
+	var found inclusion
+	must(cbor.Unmarshal(proofs[0].([]byte), &found))
+	return found
 }
 
 type checked struct {

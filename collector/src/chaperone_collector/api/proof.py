@@ -43,6 +43,7 @@ class Part(msgspec.Struct, frozen=True):
     id: int
     name: str
     count: int
+    index: int  # of the last of them in the log
     proof: bytes
 
 
@@ -54,6 +55,23 @@ async def bundle(store: Store, namespace: str, session: str, now_us: int) -> Asy
     """
     parts = await store.read(lambda db: _parts(db, namespace, session, now_us))
     return _stream(store, parts, namespace, session) if parts else None
+
+
+async def receipt(store: Store, namespace: str, session: str, now_us: int) -> bytes | None:
+    """The COSE receipt of the last record that a bundle of the session has now; None when there is no such session.
+
+    Raises:
+        ApiError: 503, as for the bundle.
+    """
+
+    def find(db: sqlite3.Connection) -> bytes | None:
+        parts = _parts(db, namespace, session, now_us)
+        if not parts:
+            return None
+        made = store.receipt(db, parts[0].index)
+        return made.encode() if made is not None else None
+
+    return await store.read(find)
 
 
 async def _stream(store: Store, parts: list[Part], namespace: str, session: str) -> AsyncIterator[bytes]:
@@ -117,7 +135,7 @@ def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) ->
 def _part(db: sqlite3.Connection, stream: int, name: str, count: int) -> Part:
     """A stream's beginning, with the proof that the log has its last record."""
     index = db.execute("SELECT idx FROM entry WHERE stream = ? AND seq = ?", (stream, count - 1)).fetchone()[0]
-    return Part(stream, name, count, _prove(db, index))
+    return Part(stream, name, count, index, _prove(db, index))
 
 
 def _prove(db: sqlite3.Connection, index: int) -> bytes:

@@ -50,7 +50,7 @@ from chaperone_collector.api.status import GROUP, VERSION, ApiError, bad_request
 from chaperone_collector.errors import CollectorError
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.store import Store
-from chaperone_evidence import canonical, statement
+from chaperone_evidence import canonical, receipt, statement
 from chaperone_evidence.tiles import ENTRIES
 
 log = logging.getLogger(__name__)
@@ -264,6 +264,8 @@ class Api:
             raise ApiError(429, "TooManyRequests", what, retry_after_s=5)
         self._streamed += 1
         try:
+            if _wants_receipt(asked, request):
+                return await self._give_receipt(asked, request)
             pieces = await self._pieces(asked, request)
             await self._record(asked, request, 0 if pieces is None else 1)
             if pieces is None:
@@ -298,6 +300,14 @@ class Api:
             return None
         return await recording.recording(self._store, question.namespace, asked.name, page.found[0].value, from_us)
 
+    async def _give_receipt(self, asked: Asked, request: web.Request) -> web.Response:
+        question = asked.question
+        data = await proof.receipt(self._store, question.namespace, asked.name, self._now_us())
+        await self._record(asked, request, 0 if data is None else 1)
+        if data is None:
+            raise not_found(question.resource, asked.name)
+        return web.Response(body=data, headers={"Content-Type": receipt.MEDIA_TYPE})
+
     async def _record(self, asked: Asked, request: web.Request, rows: int) -> None:
         """Keep the read before anything of it is given."""
         question = asked.question
@@ -324,6 +334,14 @@ def _some_groups(user: User) -> list[str]:
             break
         found.append(group)
     return found
+
+
+def _wants_receipt(asked: Asked, request: web.Request) -> bool:
+    """Whether a session's proof is asked for in COSE; by the query, too: kubectl sends no Accept of one's own."""
+    if (asked.question.resource, asked.subresource) != ("sessions", "proof"):
+        return False
+    accepted = ",".join(request.headers.getall("Accept", []))
+    return request.query.get("form") == "cose" or accepted.partition(";")[0].strip() == "application/cose"
 
 
 def _ask(user: User, match: re.Match[str], request: web.Request) -> Asked:

@@ -341,6 +341,7 @@ type _Path = tuple[str, ...]  # "[]" steps into each member of a list
 
 _POLICY_FIELDS: Final[tuple[_Path, ...]] = (("rules", "[]", "durability"),)
 _LATER_FIELDS: Final[dict[str, tuple[_Path, ...]]] = {
+    "AgentIdentity": (),
     "AccessTarget": (("inspection",),),
     "AccessPolicy": _POLICY_FIELDS,
     "ClusterAccessPolicy": _POLICY_FIELDS,
@@ -349,7 +350,7 @@ _POLICY_VALUES: Final[dict[_Path, frozenset[str]]] = {
     ("masks", "[]", "method"): frozenset({"Tokenize"}),
 }
 _LATER_VALUES: Final[dict[str, dict[_Path, frozenset[str]]]] = {
-    "AgentIdentity": {("evidence", "durability"): frozenset({"Synced", "Witnessed"})},
+    "AgentIdentity": {},
     "AccessTarget": {("protocol",): frozenset({"MySQL", "SSH", "Kubernetes", "HTTP", "MCP"})},
     "AccessPolicy": _POLICY_VALUES,
     "ClusterAccessPolicy": _POLICY_VALUES,
@@ -357,7 +358,7 @@ _LATER_VALUES: Final[dict[str, dict[_Path, frozenset[str]]]] = {
 _CHOICES: Final = {
     "mode": "Enforce or Observe",
     "protocol": "PostgreSQL",
-    "durability": "Written",
+    "durability": "Written, Synced or Witnessed",
     "results": "None or Full",
     "method": 'Redact, Partial, Hash or "Null"',
     "unmaskable": "Deny, Redact or Allow",

@@ -21,11 +21,14 @@ from chaperone_evidence.chain import Chain, HeadState
 from chaperone_evidence.note import Signer
 from chaperone_sidecar.approval.desk import Request
 from chaperone_sidecar.command import Access, Command, Facts
-from chaperone_sidecar.config import Suspension
+from chaperone_sidecar.config import Durability, Suspension
 from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import Intent, Receipt
+from chaperone_sidecar.errors import ConfigError
+from chaperone_sidecar.recording.assurance import Assurance, Witness
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.spool import MAX_BODY_BYTES, Spool
+from chaperone_sidecar.recording.syncer import Syncer
 from chaperone_sidecar.user import User
 
 VERSION: Final = "0.1.0"
@@ -84,7 +87,28 @@ class Recorder:
         self._mono_ns = mono_ns
         self._since_head = 0
         self._entries: dict[int, tuple[Facts, tuple[record.AccessEntry, ...]]] = {}
+        self._syncer: Syncer | None = None
+        self.assurance: Assurance | None = None
+        """What is asked of a record beyond being written; None for nothing."""
         self.is_closed = False
+
+    def assure(self, durability: Durability, witness: Witness | None) -> None:
+        """From now on a record has to be that sure before anything depends on it.
+
+        Raises:
+            ConfigError: nobody witnesses here.
+        """
+        if durability == "Written":
+            self.assurance = None
+            return
+        if durability == "Witnessed" and witness is None:
+            raise ConfigError(
+                "spec.evidence.durability Witnessed needs a collector, whose log signs each record, and there is none "
+                "here; use Synced or Written."
+            )
+        self._spool.is_synced = True
+        self._syncer = self._syncer or Syncer(self._spool)
+        self.assurance = Assurance(self._syncer, witness if durability == "Witnessed" else None)
 
     @property
     def next_seq(self) -> int:

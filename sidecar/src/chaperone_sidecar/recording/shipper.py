@@ -27,6 +27,7 @@ IDLE_S: Final = 0.05  # how soon after a record its batch leaves when nothing el
 RETRY_FIRST_S: Final = 0.5
 RETRY_LONGEST_S: Final = 10.0  # a collector that comes back is used within this time
 REQUEST_TIMEOUT_S: Final = 30.0
+ENTRY_PREFIX_BYTES: Final = 2  # the length before an entry
 MAX_ANSWER_BYTES: Final = 64 << 10
 
 _TRANSIENT: Final = frozenset({401, 403, 429, 500, 502, 503, 504})  # 401, 403: a certificate is about to be renewed
@@ -38,6 +39,13 @@ class ShippingRefused(Exception):
 
 class _Unreachable(Exception):
     """The collector did not answer, or asked to be left alone; to be tried again."""
+
+
+class Shipped(msgspec.Struct, frozen=True):
+    """The newest record that the collector has acknowledged, byte by byte."""
+
+    seq: int
+    entry: bytes
 
 
 class _Acked(msgspec.Struct):
@@ -60,6 +68,19 @@ class Shipper:
         self._url = url
         self._session = session
         self.acked_seq = -1
+        self._last = Shipped(-1, b"")
+        self._hurry = asyncio.Event()
+        self._came = asyncio.Event()
+
+    def hurry(self) -> None:
+        """Somebody waits for what is in the spool: ship it now."""
+        self._hurry.set()
+
+    async def beyond(self, seq: int) -> Shipped:
+        """The newest acknowledged record of the living stream, once it is one after that."""
+        while self._last.seq <= seq:
+            await self._came.wait()
+        return self._last
 
     async def run(self) -> None:
         """Ship until cancelled.
@@ -82,14 +103,14 @@ class Shipper:
 
     async def _ship(self, stream: str, *, is_living: bool) -> None:
         acked = _acked(await self._call("GET", f"/v1/streams/{stream}", None))
-        records = Cursor(self._root / "streams" / stream, 2)
+        records = Cursor(self._root / "streams" / stream, ENTRY_PREFIX_BYTES)
         bodies = Cursor(self._root / "bodies" / stream, 4)
         while True:
             batch, lengths = records.peek()
             if not lengths:
                 if not is_living:
                     return
-                await asyncio.sleep(IDLE_S)
+                await self._rest()
                 continue
             first = records.number  # the first segments of a stream may be gone: acknowledged, and freed
             if first + len(lengths) - 1 > acked:
@@ -101,7 +122,19 @@ class Shipper:
                 raise ShippingRefused(f"it acknowledges {acked} after having taken {records.number - 1}")
             if is_living:
                 self.acked_seq = acked
+                self._last = Shipped(first - 1, batch[sum(lengths[:-1]) + ENTRY_PREFIX_BYTES :])
+                self._came.set()
+                self._came = asyncio.Event()
                 self._spool.release(acked)
+
+    async def _rest(self) -> None:
+        """Until it is time to look again, or somebody hurries."""
+        try:
+            async with asyncio.timeout(IDLE_S):
+                await self._hurry.wait()
+        except TimeoutError:
+            pass
+        self._hurry.clear()
 
     async def _send_bodies(self, bodies: Cursor) -> None:
         while True:

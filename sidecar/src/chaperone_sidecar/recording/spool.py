@@ -8,6 +8,7 @@ Invariants:
 * What `append` took is in the page cache when it returns: it survives the death of this process.
 * A record that a command depends on is refused with `SpoolFull` while the records that already running commands still
   owe (outcomes, ends, heads) have room: one spare segment is kept for them.
+* After `fail` nothing is taken any more.
 * The sum of all segments of a root never passes `limit_bytes`.
 
 Sad path: a disk that fails under a mapping ends the process (SIGBUS). The fence stays closed, and where no spool can be
@@ -22,7 +23,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from chaperone_sidecar.errors import SpoolFull
+from chaperone_sidecar.errors import SpoolFailed, SpoolFull
 
 SEGMENT_BYTES: Final = 1 << 20  # 1 MiB: about 2 500 records, so an acknowledged stretch is freed soon
 BODY_SEGMENT_BYTES: Final = 2 << 20  # holds the largest body (1 MiB of text and its parameters up to the cap below)
@@ -38,6 +39,7 @@ class Segment:
         self.path = path
         self.size_bytes = size_bytes
         self.used = 0
+        self.synced = 0  # of `used`, what is known to be on disk
         self.last_seq = -1
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -59,6 +61,14 @@ class Segment:
         self._map[self.used : end] = frame[:-1]
         self._map[end] = frame[-1]
         self.used = end + 1
+
+    def duplicate(self) -> int:
+        """A descriptor of the file for the caller, who closes it.
+
+        Raises:
+            OSError: the file is gone.
+        """
+        return os.dup(self._fd) if self._fd >= 0 else os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Give mapping and file descriptor back; what was appended stays."""
@@ -88,6 +98,9 @@ class Spool:
         self._sealed_bodies: list[Segment] = []
         self._next_body_file = 0
         self._next_seq = 0
+        self._has_new_names = True
+        self.failure = ""
+        self.is_synced = False  # somebody syncs: sealed segments stay open until they are on disk
         try:
             self._current = self._new_segment(0)
             self._bodies = self._new_body_segment()
@@ -100,14 +113,21 @@ class Spool:
         """The bound of `used_bytes`."""
         return self._limit_bytes
 
+    @property
+    def next_seq(self) -> int:
+        """The number of the next record."""
+        return self._next_seq
+
     def admit(self, *, owed: bool) -> None:
         """Make sure that the next record fits, before it is chained.
 
         `owed` marks records that a running command or an open session already owes; they may use the spare segment.
 
         Raises:
-            SpoolFull: no room is left for a record of this kind.
+            SpoolFull: no room is left for a record of this kind. SpoolFailed: the disk has failed.
         """
+        if self.failure:
+            raise SpoolFailed(self.failure)
         if not owed and self._spare is None:
             self._make_spare()
         if not self._current.has_room(MAX_FRAME_BYTES):
@@ -132,7 +152,7 @@ class Spool:
                 fresh = self._new_body_segment()
             except OSError as error:
                 raise SpoolFull(f"The spool is full: {error.strerror}.") from error
-            self._bodies.close()
+            self._seal(self._bodies)
             self._sealed_bodies.append(self._bodies)
             self._bodies = fresh
         self._bodies.append(frame)
@@ -152,6 +172,29 @@ class Spool:
         """Count bytes of an older stream as free after the shipper removed its files."""
         self.used_bytes -= freed_bytes
 
+    def unsynced(self) -> list[Segment]:
+        """The segments with something that is not known to be on disk."""
+        segments = (*self._sealed, *self._sealed_bodies, self._bodies, self._current)
+        return [one for one in segments if one.used > one.synced]
+
+    def new_names(self) -> list[Path]:
+        """The folders in which files were made or renamed since this was asked last, and those that they are in."""
+        if not self._has_new_names:
+            return []
+        self._has_new_names = False
+        families = (self._directory, self._body_directory)
+        return [*families, *(one.parent for one in families), self.root]
+
+    def settle(self, segment: Segment, synced: int) -> None:
+        """Note that a segment is on disk up to there."""
+        segment.synced = synced
+        if segment is not self._current and segment is not self._bodies:
+            segment.close()
+
+    def fail(self, why: str) -> None:
+        """Take nothing any more: what is here may not be what was written."""
+        self.failure = self.failure or why
+
     def close(self) -> None:
         """Close the files; a spare that was never used is removed."""
         for segment in (*self._sealed, *self._sealed_bodies, self._current, self._bodies):
@@ -162,11 +205,16 @@ class Spool:
 
     def _rotate(self) -> None:
         spare = self._spare or self._make_spare()
-        self._current.close()
+        self._seal(self._current)
         self._sealed.append(self._current)
+        self._has_new_names = True
         spare.path = spare.path.rename(self._directory / f"{self._next_seq:016d}.seg")
         self._current = spare
         self._spare = None
+
+    def _seal(self, segment: Segment) -> None:
+        if not self.is_synced:
+            segment.close()
 
     def _make_spare(self) -> Segment:
         try:
@@ -188,6 +236,7 @@ class Spool:
         if self.used_bytes + size_bytes > self._limit_bytes:
             raise OSError(errno.ENOSPC, f"its bound of {self._limit_bytes} bytes is reached")
         segment = Segment(path, size_bytes)
+        self._has_new_names = True
         self.used_bytes += size_bytes
         return segment
 

@@ -16,9 +16,11 @@ from chaperone_sidecar.errors import (
     LimitReached,
     PolicyUnavailable,
     ProtocolError,
+    SpoolFailed,
     SpoolFull,
     Suspended,
     Unmaskable,
+    Unwitnessed,
     UpstreamUnavailable,
     UserRefused,
 )
@@ -27,6 +29,8 @@ from chaperone_sidecar.protocols.postgresql import messages
 
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 DISK_FULL: Final = "53100"
+IO_ERROR: Final = "58030"
+SYSTEM_ERROR: Final = "58000"
 PROTOCOL_VIOLATION: Final = "08P01"
 INVALID_STATEMENT_NAME: Final = "26000"
 INVALID_CURSOR_NAME: Final = "34000"
@@ -43,6 +47,8 @@ INVALID_AUTHORIZATION: Final = "28000"
 MAX_FIELD_CHARACTERS: Final = 2000  # an error is read by people and models; longer helps neither
 MAX_NAMED_ACCESSES: Final = 5
 
+FAILED_HINT: Final = "Nothing was executed. The pod has to be replaced; tell the platform team."
+UNWITNESSED_HINT: Final = "Nothing was executed; try again. If it stays so, tell the platform team."
 UNMASKABLE_HINT: Final = (
     "Ask for the columns by their names and in the text format, or have the policy's unmaskable set to Redact or Allow."
 )
@@ -111,8 +117,12 @@ def cut(reached: Reached | Unmaskable, *, is_complete: bool | None) -> bytes:
     )
 
 
-def spool_full() -> bytes:
-    """The error of a command that could not be recorded."""
+def unrecorded(problem: SpoolFull | Unwitnessed) -> bytes:
+    """The error of a command that could not be recorded as surely as the identity asks."""
+    if isinstance(problem, Unwitnessed):
+        return error(SYSTEM_ERROR, f"refused by Chaperone: {problem}", hint=UNWITNESSED_HINT)
+    if isinstance(problem, SpoolFailed):
+        return error(IO_ERROR, f"refused by Chaperone: {problem}", hint=FAILED_HINT)
     return error(
         DISK_FULL,
         "refused by Chaperone: the command cannot be recorded, because the gateway's spool is full.",
@@ -147,6 +157,10 @@ def fatal(problem: Exception) -> bytes:
         code = LIMIT_CODES.get(reached.name, LIMIT_EXCEEDED)
         message = f"refused by Chaperone: {reached.message}"
         return error(code, message, detail=f"{reached.whose}.", hint=reached.hint, severity="FATAL")
+    elif isinstance(problem, Unwitnessed):
+        return error(SYSTEM_ERROR, f"refused by Chaperone: {problem}", hint=UNWITNESSED_HINT, severity="FATAL")
+    elif isinstance(problem, SpoolFailed):
+        return error(IO_ERROR, f"refused by Chaperone: {problem}", hint=FAILED_HINT, severity="FATAL")
     elif isinstance(problem, SpoolFull):
         return error(DISK_FULL, f"refused by Chaperone: {problem}", severity="FATAL")
     elif isinstance(problem, UserRefused):

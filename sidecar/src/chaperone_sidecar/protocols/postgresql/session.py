@@ -40,7 +40,7 @@ from chaperone_sidecar.effects import (
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import ProtocolError, SpoolFull
+from chaperone_sidecar.errors import ProtocolError, SpoolFull, Unwitnessed
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.protocols.postgresql import answers, messages
@@ -95,6 +95,7 @@ class Session:
         self._has_open_segment = False  # extended messages came and no Sync yet
         self._executed_segment = -1  # the last in which something was executed
         self._copying: Step | None = None  # sent and perhaps COPY FROM STDIN; what follows waits for its answer
+        self._first_uncovered: Step | None = None  # the first of what waits to be sent
         self._held_syncs = 0  # came inside a COPY, where the server ignores them
         self._reading_changed = False
 
@@ -297,8 +298,8 @@ class Session:
         if decision.approval:
             classified = yield from self._classify(text)
         intent = yield from self._intend(command, decision)
-        if intent is None:
-            yield from self._query_poisoned(answers.spool_full())
+        if isinstance(intent, bytes):
+            yield from self._query_poisoned(intent)
             return
         step = Step("query", self._flight.segment, intent=intent, is_unread=classified.is_unread)
         if self._names.is_masked:
@@ -311,10 +312,9 @@ class Session:
 
     def _query_refused(self, command: Command, decision: Decision) -> Effects[None]:
         yield from self._cover()
-        if (yield from self._intend(command, decision)) is None:
-            yield from self._query_poisoned(answers.spool_full())
-        else:
-            yield from self._query_poisoned(answers.refusal(decision, command))
+        intent = yield from self._intend(command, decision)
+        refusal = intent if isinstance(intent, bytes) else answers.refusal(decision, command)
+        yield from self._query_poisoned(refusal)
 
     def _query_poisoned(self, refusal: bytes) -> Effects[None]:
         """Refuse at once where nothing is under way; otherwise in the backend's order, with its transaction aborted."""
@@ -355,7 +355,7 @@ class Session:
         decision = yield from self._decide(command, classified)
         if decision.action is not Action.ALLOW:
             intent = yield from self._intend(command, decision)
-            yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
+            yield from self._refuse(intent, answers.refusal(decision, command))
             return
         answer = self._answer(classified, message.types)
         statement = Statement(message.query, classified, self._generation(), answer, message.types)
@@ -388,7 +388,7 @@ class Session:
         if decision.action is Action.ALLOW:
             return True
         intent = yield from self._intend(command, decision)
-        yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
+        yield from self._refuse(intent, answers.refusal(decision, command))
         return False
 
     def _execute(self, message: messages.Execute, raw: bytes) -> Effects[None]:
@@ -404,8 +404,8 @@ class Session:
         if decision.approval:
             yield from self._refresh(statement)
         intent = yield from self._intend(command, decision)
-        if intent is None or decision.action is not Action.ALLOW:
-            yield from self._poison(answers.spool_full() if intent is None else answers.refusal(decision, command))
+        if isinstance(intent, bytes) or decision.action is not Action.ALLOW:
+            yield from self._refuse(intent, answers.refusal(decision, command))
             return
         step = Step("execute", self._flight.segment, intent=intent, is_unread=statement.classified.is_unread)
         if self._names.is_masked:
@@ -459,6 +459,27 @@ class Session:
         self._has_open_segment = False
         yield ToUpstream(raw, self._opened())
 
+    def _refuse(self, intent: Intent | bytes, refusal: bytes) -> Effects[None]:
+        """Refuse a message: with the refusal that was recorded, or because it could not be, and then what waits too."""
+        if isinstance(intent, Intent):
+            yield from self._poison(refusal)
+        elif self._uncovered:
+            self._uncovered_parses.clear()  # they are not sent, so they need no record
+            yield from self._refuse_waiting(intent)
+        else:
+            yield from self._poison(intent)
+
+    def _refuse_waiting(self, refusal: bytes) -> Effects[None]:
+        """Poison goes upstream in place of all that waits; what that was is skipped like what comes after an error."""
+        first = self._first_uncovered
+        self._uncovered.clear()
+        self._has_waiting_execute = False
+        self._flight.is_skipping = True
+        if first is None or self._has_failed():
+            return
+        first.refusal = refusal
+        yield ToUpstream(messages.encode_parse(POISON_NAME, POISON_STATEMENT) + messages.FLUSH_FRAME, self._opened())
+
     def _poison(self, refusal: bytes) -> Effects[None]:
         """Put a failing Parse in the place of a refused message, and swallow what follows until Sync."""
         yield from self._cover()
@@ -484,6 +505,8 @@ class Session:
                 yield Conclude(step.intent, "aborted")
             return
         self._flight.add(step)
+        if not self._uncovered:
+            self._first_uncovered = step
         self._uncovered += raw
         if len(self._uncovered) > MAX_UNCOVERED_BYTES:
             yield from self._cover()
@@ -493,9 +516,18 @@ class Session:
         if self._has_failed():
             self._uncovered_parses.clear()
             self._uncovered.clear()
-        for step, command, decision in self._uncovered_parses:
-            step.intent = yield Intend(command, decision)
-        self._uncovered_parses.clear()
+        uncovered, self._uncovered_parses = self._uncovered_parses, []
+        for step, command, decision in uncovered:
+            intent = yield from self._intend(command, decision)
+            if isinstance(intent, bytes):
+                yield from self._refuse_waiting(intent)
+                return
+            if step.is_over:  # the backend failed while the intent was made sure
+                yield Conclude(intent, "aborted")
+            else:
+                step.intent = intent
+        if self._has_failed():
+            self._uncovered.clear()
         self._has_waiting_execute = False
         if self._uncovered:
             waiting, self._uncovered = self._uncovered, bytearray()
@@ -593,12 +625,12 @@ class Session:
             portal.approved, portal.is_admitted = held, command.is_preparing
         return held
 
-    def _intend(self, command: Command, decision: Decision) -> Effects[Intent | None]:
-        """Record what is about to happen; None when the spool has no room, and then it must not happen."""
+    def _intend(self, command: Command, decision: Decision) -> Effects[Intent | bytes]:
+        """Record what is about to happen; a refusal when it cannot be recorded, and then it must not happen."""
         try:
             intent: Intent = yield Intend(command, decision)
-        except SpoolFull:
-            return None
+        except (SpoolFull, Unwitnessed) as error:
+            return answers.unrecorded(error)
         return intent
 
     def _settle_fetched(self, classified: Classified) -> Effects[None]:
