@@ -12,6 +12,7 @@ from fix_evidence_api import evidence_api
 from fix_faults import faults
 from fix_interop import interop, reflector
 from fix_netns import fenced, world
+from fix_objects import objects, objects_program, objects_with
 from fix_opa import opa_with
 from fix_operator import installation, operator
 from fix_postgres import postgres
@@ -36,6 +37,9 @@ __all__ = [
     "held_tables",
     "installation",
     "interop",
+    "objects",
+    "objects_program",
+    "objects_with",
     "opa_with",
     "operator",
     "postgres",

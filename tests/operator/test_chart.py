@@ -22,6 +22,7 @@ from fix_approvals import request as approval_request
 from fix_crds import kubectl
 from fix_operator import Operator, free_ports
 
+from chaperone_collector.archive import options
 from chaperone_operator import policykey
 from chaperone_operator.admission.inject import Agent, Settings, inject
 from chaperone_operator.broker import ca
@@ -101,7 +102,8 @@ def test_lint_finds_nothing() -> None:
         "nonsense=1", "operator.nonsense=1", "operator.resources.nonsense=1", "collector.storage.nonsense=1",
         "images.sidecar=x", "operator.replicas=0", "imagePullPolicy=Sometimes", "spoolBytes=many", "images.opa=",
         "exemptNamespaces={UPPER}", "approvals.retentionHours=0", "collector.retention.minimum=0",
-        "approvals.notify.format=Email",
+        "approvals.notify.format=Email", "collector.archive.bucket=evidence", "collector.archive.mode=Sometimes",
+        "collector.archive.retentionDays=0",
     ],
 )  # fmt: skip
 def test_unknown_and_unfit_values_are_refused(value: str) -> None:
@@ -128,6 +130,24 @@ def test_the_least_retention_is_the_collectors() -> None:
     assert container["args"][-1] == "--min-retention=365"
     (container,) = pod_specs(rendered("--set", "collector.retention.minimum=90"))["chaperone-collector"]["containers"]
     assert container["args"][-1] == "--min-retention=90"
+
+
+def test_the_archive_is_told_as_the_collector_reads_it(tmp_path: Path) -> None:
+    said = {"bucket": "evidence", "endpoint": "https://s3.example.com", "secretName": "our-archive", "hasCA": "true"}
+    objects = rendered(
+        *(word for name, value in said.items() for word in ("--set", f"collector.archive.{name}={value}"))
+    )
+    (told,) = [one for one in of(objects, "ConfigMap") if one["metadata"]["name"] == "chaperone-archive"]
+    (tmp_path / "archive.yaml").write_text(told["data"]["archive.yaml"])
+    found = options.load(tmp_path / "archive.yaml")
+    assert (found.bucket, found.mode, found.retention_days) == ("evidence", "COMPLIANCE", 365)
+    assert found.ca_file == f"{found.credentials}/ca.crt"
+    pod = pod_specs(objects)["chaperone-collector"]
+    (container,) = pod["containers"]
+    assert "--archive=/etc/chaperone-archive/archive.yaml" in container["args"]
+    assert {one["mountPath"] for one in container["volumeMounts"]} >= {"/etc/chaperone-archive", found.credentials}
+    assert "our-archive" in [one["secret"]["secretName"] for one in pod["volumes"] if "secret" in one]
+    assert "archive" not in str(pod_specs(rendered())["chaperone-collector"])
 
 
 def test_every_object_of_the_schema_is_closed() -> None:

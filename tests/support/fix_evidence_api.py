@@ -154,12 +154,13 @@ def evidence_api(
 
 
 @contextmanager
-def served(api_server: ApiServer, gateway_ca: Authority, folder: Path) -> Iterator[EvidenceApi]:
-    """A collector behind an API server, which has no other."""
+def served(api_server: ApiServer, gateway_ca: Authority, folder: Path, *more: str) -> Iterator[EvidenceApi]:
+    """A collector, with more arguments, behind an API server, which has no other."""
     (folder / "kubernetes-ca.crt").write_text(api_server.authority.pem)
     collector = Collector(
         folder, gateway_ca, "--api-port", "0", "--kubernetes", api_server.url,
         "--kubernetes-ca", str(folder / "kubernetes-ca.crt"), "--kubernetes-token", str(folder / "token"),
+        *more,
     )  # fmt: skip
     api = EvidenceApi(api_server, collector)
     api.kubectl("apply", "-f", "-", given=_account_manifests())

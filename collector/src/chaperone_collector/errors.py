@@ -4,6 +4,9 @@ CollectorError
 ├── StoreUnusable     the database cannot be opened, is of another version, or its disk failed: the process ends
 ├── StoreBusy         the write was not made and may be tried again (queue full, disk full)
 ├── ChainBroken       a batch does not continue its stream: the gateway is told what is stored, the batch is quarantined
+├── KeyDestroyed      what was to be encrypted was erased
+├── ArchiveFailed     the bucket did not do what was asked; it may be asked again
+├── RestoreRefused    an archive is not what a log of this kind leaves behind
 └── Refused           a request that is answered with a status and no effect
 """
 
@@ -20,6 +23,18 @@ class StoreUnusable(CollectorError):
 
 class StoreBusy(CollectorError):
     """Nothing was written; the sender keeps its data and tries again."""
+
+
+class KeyDestroyed(CollectorError):
+    """The key of an identity's day is gone."""
+
+
+class ArchiveFailed(CollectorError):
+    """The bucket refused, could not be reached, or holds something else."""
+
+
+class RestoreRefused(CollectorError):
+    """What is in the archive cannot be believed, or the directory is not empty."""
 
 
 class ChainBroken(CollectorError):

@@ -21,6 +21,8 @@ from chaperone_collector.api.authorize import Authorizer
 from chaperone_collector.api.frontproxy import FrontProxy
 from chaperone_collector.api.kubernetes import Kubernetes
 from chaperone_collector.api.server import Api
+from chaperone_collector.archive import options as archive_options
+from chaperone_collector.archive.options import ArchiveOptions
 from chaperone_collector.erasing import keep_retention
 from chaperone_collector.errors import StoreUnusable
 from chaperone_collector.ingest import Ingest
@@ -43,8 +45,16 @@ _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until SIGTERM; 0 when ended in order, 1 when the collector cannot start or its disk failed."""
-    options = _options(arguments)
+    """Run until SIGTERM; 0 when ended in order, 1 when the collector cannot start or its disk failed.
+
+    With the name of a command of the archive (`drill`, `restore`, `export-keys`) as first argument: that.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and not given[0].startswith("-"):
+        from chaperone_collector.archive.commands import command  # noqa: PLC0415 - its client takes a second to load
+
+        return command(given)
+    options = _options(given)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         return asyncio.run(_run(options))
@@ -70,6 +80,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--witness-ca", type=Path, help="PEM file of the CA of https witnesses; default: those of the system")
     add("--min-retention", type=int, default=365, metavar="DAYS", help="texts are kept so long at least; default: 365")
+    add("--archive", type=Path, help="YAML file: the bucket with Object Lock that holds the log's second copy")
     add("--kubernetes", default=_in_cluster(), help="URL of the Kubernetes API; default: that of the pod's cluster")
     add("--kubernetes-ca", type=Path, default=_SERVICE_ACCOUNT / "ca.crt", help="PEM file of its CA")
     add("--kubernetes-token", type=Path, default=_SERVICE_ACCOUNT / "token", help="file of the service account's token")
@@ -93,6 +104,7 @@ async def _run(options: argparse.Namespace) -> int:
     metrics = Metrics()
     witnesses, quorum = _witnesses(options.witnesses)
     witness_tls = _client_tls(options.witness_ca)
+    archive = archive_options.load(options.archive) if options.archive is not None else None
     store = Store(options.data, metrics, _now_us, witnesses, quorum)
     runners: list[web.AppRunner] = []
     tasks: list[asyncio.Task[None]] = []
@@ -119,6 +131,8 @@ async def _run(options: argparse.Namespace) -> int:
         tasks += [asyncio.create_task(store.keep_checkpoints()), asyncio.create_task(store.keep_watch())]
         tasks.append(asyncio.create_task(keep_retention(store, options.min_retention)))
         tasks.append(asyncio.create_task(Witnessing(store, witnesses, metrics, witness_tls).run()))
+        if archive is not None:
+            tasks.append(asyncio.create_task(_ship(store, options.data / "evidence.db", archive, metrics)))
         ingest = Ingest(store, ca, Peers(ca, tls.is_current), metrics)
         await _listen(runners, ingest.application(), options, options.ingest_port, tls.outer)
         await _listen(runners, _metrics_application(metrics, store), options, options.metrics_port, None)
@@ -135,6 +149,13 @@ async def _run(options: argparse.Namespace) -> int:
         if kubernetes is not None:
             await kubernetes.close()
         await store.close()
+
+
+async def _ship(store: Store, database: Path, archive: ArchiveOptions, metrics: Metrics) -> None:
+    # Loaded where it is needed: the client of buckets takes a second and 40 MiB.
+    from chaperone_collector.archive.shipping import Shipping  # noqa: PLC0415
+
+    await Shipping(store, database, archive, metrics, _now_us).run()
 
 
 def _witnesses(path: Path | None) -> tuple[tuple[Witness, ...], Quorum]:

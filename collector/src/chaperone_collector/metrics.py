@@ -38,6 +38,20 @@ class Metrics:
             "chaperone_collector_witness_answers", "Answers of witnesses: signed, failed, refused.",
             ["witness", "result"], registry=self.registry,
         )  # fmt: skip
+        self.archive_lag = Gauge(
+            "chaperone_collector_archive_lag_entries", "Entries that the archive does not have.", registry=self.registry
+        )
+        self.archive_lag_seconds = Gauge(
+            "chaperone_collector_archive_lag_seconds", "How long the oldest of them is here.", registry=self.registry
+        )
+        self.archive_uploads = Counter(
+            "chaperone_collector_archive_segments", "Segments: archived, failed tries.", ["result"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.worm_enforced = Gauge(
+            "chaperone_collector_worm_enforced", "1: the last drill found that the archive refuses every change.",
+            registry=self.registry,
+        )  # fmt: skip
         self.size = Gauge("chaperone_collector_log_entries", "Entries in the log.", registry=self.registry)
         self.requests = Counter(
             "chaperone_collector_api_requests", "Requests to the evidence API.", ["verb", "resource", "code"],

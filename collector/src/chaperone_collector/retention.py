@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from chaperone_collector import datakeys
 from chaperone_collector.project import NO_SESSION
 from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.errors import EvidenceError
@@ -63,7 +64,8 @@ class Step(msgspec.Struct):
     commits: dict[bytes, None] = {}  # of the texts that were erased
     sessions: dict[int, None] = {}
     left: int = MAX_COMMANDS
-    said: BodiesErased | None = None  # None: there was no text
+    key_day: int | None = None  # the last day whose keys go; None: none has to
+    said: BodiesErased | None = None  # None: there was no text, and no key
 
 
 def hear(db: sqlite3.Connection, said: Population) -> None:
@@ -94,13 +96,14 @@ def erase(db: sqlite3.Connection, now_us: int, minimum_days: int) -> Step:
             if step.left > 0:
                 _flow(db, step, flow, before)
         _never_named(db, step, namespace, identity, until_us)
-        if step.commits:
+        step.key_day = _key_day(db, namespace, identity, until_us, before)
+        if step.commits or step.key_day is not None:
             step.said = BodiesErased(
                 wall_us=now_us, namespace=namespace, identity=identity, until_us=until_us, count=len(step.commits),
                 hash=base64.b64encode(erased_hash(step.commits)).decode(), retention_days=days,
                 minimum_days=minimum_days, epoch=epoch,
             )  # fmt: skip
-        if step.commits or step.left <= 0:
+        if step.said is not None or step.left <= 0:
             return step
     return Step(is_last=True)
 
@@ -108,10 +111,36 @@ def erase(db: sqlite3.Connection, now_us: int, minimum_days: int) -> Step:
 def certify(db: sqlite3.Connection, step: Step, said: BodiesErased, idx: int) -> None:
     """What goes along with texts, in the transaction of their certificate, whose entry is `idx`.
 
-    Whoever keeps copies of texts (an archive) destroys them, or the keys to them, here: of `said.namespace` and
-    `said.identity`, until `said.until_us`. A session that goes on has older texts that are not due yet.
+    The archive's copies go by their keys, of whole days.
     """
     db.executemany("INSERT INTO erasure (session, idx) VALUES (?,?)", [(session, idx) for session in step.sessions])
+    if step.key_day is not None:
+        datakeys.destroy(db, said.namespace, said.identity, step.key_day, idx)
+
+
+def _key_day(db: sqlite3.Connection, namespace: str, identity: str, until_us: int, before: int) -> int | None:
+    """The last day of which every text is due, if there are keys of then or before it.
+
+    A session that goes on has older texts that are not due, so no day counts on which one of those began, or later.
+    """
+    known = "SELECT min(day) FROM datakey WHERE namespace = ? AND identity = ? AND key IS NOT NULL"
+    oldest = db.execute(known, (namespace, identity)).fetchone()[0]
+    last = datakeys.day_of(until_us) - 1
+    if oldest is None or oldest > last:
+        return None
+    going_on = db.execute(
+        "SELECT min(s.idx) FROM flow f JOIN session s ON s.flow = f.id "
+        "WHERE f.namespace = ? AND f.identity = ? AND s.changed >= ?",
+        (namespace, identity, before),
+    ).fetchone()[0]
+    if going_on is not None:
+        last = min(last, datakeys.day_of(_received_us(db, going_on)) - 1)
+    return last if oldest <= last else None
+
+
+def _received_us(db: sqlite3.Connection, idx: int) -> int:
+    row = db.execute("SELECT wall_us FROM received WHERE idx <= ? ORDER BY idx DESC LIMIT 1", (idx,)).fetchone()
+    return int(row[0]) if row is not None else 0
 
 
 def _first_since(db: sqlite3.Connection, since_us: int) -> int:
@@ -119,8 +148,7 @@ def _first_since(db: sqlite3.Connection, since_us: int) -> int:
     low, high = 0, int(db.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
     while low < high:
         middle = (low + high) // 2
-        row = db.execute("SELECT wall_us FROM received WHERE idx <= ? ORDER BY idx DESC LIMIT 1", (middle,)).fetchone()
-        if row is None or row[0] < since_us:
+        if _received_us(db, middle) < since_us:
             low = middle + 1
         else:
             high = middle

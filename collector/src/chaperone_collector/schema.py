@@ -2,8 +2,8 @@
 
 `entry` is the log: the bytes as they came, numbered in the order of storage; those of stream 0 are the collector's own.
 Everything else is read off it (streams, sessions, commands, chunks, readings, tallies, populations, producers,
-retention and the indexes over them) or stands beside it (bodies, what was erased of them, quarantine, findings).
-`access` held reads of evidence before they were entries.
+retention and the indexes over them) or stands beside it (bodies and their keys, what was erased of them, quarantine,
+findings, what is archived). `access` held reads of evidence before they were entries.
 
 Versions: `PRAGMA user_version` counts the steps of `MIGRATIONS` that were applied. An empty file gets all of them, an
 older one those it lacks, each in a transaction of its own; a newer one, or a file of another program, is refused. A
@@ -198,6 +198,19 @@ CREATE INDEX session_flow_changed ON session (flow, changed);
 
 CREATE TABLE chunk (idx INTEGER PRIMARY KEY, session INTEGER NOT NULL);
 CREATE INDEX chunk_session ON chunk (session);
+
+CREATE TABLE datakey (
+    id INTEGER PRIMARY KEY,
+    namespace TEXT NOT NULL, identity TEXT NOT NULL, day INTEGER NOT NULL,
+    key BLOB, destroyed_idx INTEGER,
+    UNIQUE (namespace, identity, day)
+);
+CREATE TABLE archived (
+    place TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL,
+    note BLOB NOT NULL, segment BLOB NOT NULL, pack BLOB,
+    sealed_us INTEGER NOT NULL, done_us INTEGER,
+    PRIMARY KEY (place, first)
+);
 """
 
 MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)

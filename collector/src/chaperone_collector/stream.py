@@ -16,7 +16,7 @@ from cryptography import x509
 
 from chaperone_collector.errors import ChainBroken
 from chaperone_evidence import canonical, chain, entry, note, record
-from chaperone_evidence.certificate import Subject, check_issued
+from chaperone_evidence.certificate import Subject, check_issued, read_subject
 from chaperone_evidence.errors import EvidenceError, NotCanonical
 from chaperone_evidence.ulid import is_ulid
 
@@ -68,8 +68,12 @@ def unknown(name: str) -> Stored:
     return Stored(name, 0, 0, chain.first_link(name), "", "", None, False, 0)
 
 
-def extend(stored: Stored, batch: Iterable[bytes], subject: Subject, authorities: list[x509.Certificate]) -> Extension:
+def extend(
+    stored: Stored, batch: Iterable[bytes], subject: Subject, authorities: list[x509.Certificate] | None
+) -> Extension:
     """Check entries that should follow `stored`, sent by the pod that `subject` names.
+
+    Without `authorities` nobody is asked who issued the stream's certificate: that was done when the log took it in.
 
     Raises:
         ChainBroken: an entry does not belong here; nothing of the batch is to be stored.
@@ -130,7 +134,9 @@ def _head(state: Stored, checked: Checked, header: bytes) -> None:
     checked.head = head
 
 
-def _open(state: Stored, checked: Checked, subject: Subject, authorities: list[x509.Certificate]) -> record.StreamOpen:
+def _open(
+    state: Stored, checked: Checked, subject: Subject, authorities: list[x509.Certificate] | None
+) -> record.StreamOpen:
     """Bind the stream to its pod and key.
 
     The certificate inside the record proves the key. The one of the connection proves the pod: after a restart the new
@@ -143,7 +149,10 @@ def _open(state: Stored, checked: Checked, subject: Subject, authorities: list[x
         raise ChainBroken("open", f"The first record opens stream {opened.stream[:40]}.")
     try:
         der = canonical.decode_base64(opened.certificate)
-        bound = check_issued(der, authorities, opened.wall_us)
+        if authorities is None:
+            bound = read_subject(x509.load_der_x509_certificate(der))
+        else:
+            bound = check_issued(der, authorities, opened.wall_us)
         verifier = note.parse_vkey(opened.vkey)
     except (EvidenceError, ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
         raise ChainBroken("open", f"The certificate or key in the first record is refused: {error}") from error

@@ -82,17 +82,19 @@ class Transaction:
         self._own = _length(connection, OWN_STREAM)
         self._first = self.size
         self._has_erased = True  # by a process before this one, perhaps
+        self._at_us = now_us()
 
     def begin(self) -> None:
-        """Start."""
+        """Start. What a transaction stores has one time, from which a restored log learns what its tables said."""
         self._first = self.size
+        self._at_us = self._now_us()
         self._db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
         """Write what was collected and wait for the disk."""
         self._projection.flush()
         if self.size > self._first:
-            self._db.execute("INSERT INTO received (idx, wall_us) VALUES (?,?)", (self._first, self._now_us()))
+            self._db.execute("INSERT INTO received (idx, wall_us) VALUES (?,?)", (self._first, self._at_us))
         self._db.execute("COMMIT")
 
     def rolled_back(self) -> Transaction:
@@ -108,7 +110,7 @@ class Transaction:
         Raises:
             Refused: the pod has too many streams. ChainBroken: the stream grew meanwhile.
         """
-        now_us = self._now_us()
+        now_us = self._at_us
         after = msgspec.structs.replace(extension.after)
         stream = extension.before.id or self._open(extension, now_us)
         signed = max(
@@ -166,18 +168,26 @@ class Transaction:
 
     def say(self, said: statement.Known) -> int:
         """Add a statement of the collector's own to the log; returns its index."""
-        idx, found = self.size, statement.encode(said)
-        data = found.encode()
+        idx = self.put_own(statement.encode(said).encode())
+        if isinstance(said, statement.EvidenceRead):
+            self._db.execute("INSERT INTO reading (idx, namespace) VALUES (?,?)", (idx, said.namespace))
+        return idx
+
+    def put_own(self, data: bytes) -> int:
+        """Add an entry of the collector's own stream, whatever it says; returns its index."""
+        idx = self.size
         self._db.execute(
             "INSERT INTO entry (idx, stream, seq, class, bytes) VALUES (?,?,?,?,?)",
-            (idx, OWN_STREAM, self._own, found.cls, data),
+            (idx, OWN_STREAM, self._own, data[1], data),
         )
         self.size += 1
         self._own += 1
         self._tree.append([data])
-        if isinstance(said, statement.EvidenceRead):
-            self._db.execute("INSERT INTO reading (idx, namespace) VALUES (?,?)", (idx, said.namespace))
         return idx
+
+    def on[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Let another concern write its own tables in this transaction."""
+        return work(self._db)
 
     def populate(self, given: population.Given) -> int:
         """Store a population; returns the index of its entry.
@@ -186,7 +196,7 @@ class Transaction:
             Refused: it is not by the operator of this cluster, or not the next one.
         """
         population.admit(self._db, given)
-        said, body = given.statement(self._now_us()), given.salt + given.note
+        said, body = given.statement(self._at_us), given.salt + given.note
         self._db.execute("INSERT INTO body (hash, bytes) VALUES (?,?)", (entry.body_commit(body), body))
         idx = self.say(said)
         population.keep(self._db, given, idx, said.wall_us)
@@ -201,7 +211,7 @@ class Transaction:
         ).fetchall()
         for number, name, namespace, pod, pod_uid, count, link, seen_us in lost:
             said = statement.StreamLost(
-                wall_us=self._now_us(), stream=name, namespace=namespace, pod=pod, pod_uid=pod_uid, count=count,
+                wall_us=self._at_us, stream=name, namespace=namespace, pod=pod, pod_uid=pod_uid, count=count,
                 link=base64.b64encode(link).decode(), seen_us=seen_us,
             )  # fmt: skip
             self._db.execute("UPDATE stream SET lost_idx = ? WHERE id = ?", (self.say(said), number))
@@ -239,7 +249,7 @@ class Transaction:
     def erase(self, minimum_days: int) -> retention.Step:
         """Erase texts that are due, some of one identity, and certify that in the log."""
         self._projection.flush()  # what came in this transaction is younger, and has to be seen so
-        step = retention.erase(self._db, self._now_us(), minimum_days)
+        step = retention.erase(self._db, self._at_us, minimum_days)
         if step.said is not None:
             retention.certify(self._db, step, step.said, self.say(step.said))
             self._has_erased = True

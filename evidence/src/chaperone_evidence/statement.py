@@ -19,6 +19,7 @@ from chaperone_evidence.record import Commitment, Integer
 CLASS_POPULATION: Final = 3
 CLASS_STATEMENT: Final = 4
 CLASS_READ: Final = 6
+CLASS_OPERATION: Final = 8
 CLASS_ERASURE: Final = 9
 NO_LINK: Final = bytes(LINK_BYTES)
 MAX_HEADER_BYTES: Final = MAX_ENTRY_BYTES - PREFIX_BYTES
@@ -68,6 +69,24 @@ class PopulationEpoch(Statement, frozen=True, kw_only=True, tag="population.epoc
     body: Commitment
 
 
+class DrillAttempt(msgspec.Struct, frozen=True, gc=False):
+    """Something that a bucket has to refuse, and what it answered."""
+
+    action: str
+    answer: str  # its error code; "done" where it did it
+    refused: bool
+
+
+class WormDrill(Statement, frozen=True, kw_only=True, tag="worm.drill"):
+    """The keeper tried to delete and change a probe in the bucket that holds the log's second copy: class 8."""
+
+    endpoint: str
+    bucket: str
+    mode: str  # COMPLIANCE or GOVERNANCE
+    enforced: bool  # everything was refused, and the probe is what it was
+    attempts: list[DrillAttempt]
+
+
 class BodiesErased(Statement, frozen=True, kw_only=True, tag="bodies.erased"):
     """Texts of an identity were erased in the transaction that wrote this: class 9.
 
@@ -85,13 +104,14 @@ class BodiesErased(Statement, frozen=True, kw_only=True, tag="bodies.erased"):
     epoch: Integer
 
 
-type Known = EvidenceRead | StreamLost | PopulationEpoch | BodiesErased
+type Known = EvidenceRead | StreamLost | PopulationEpoch | WormDrill | BodiesErased
 
 _ERASED_DOMAIN: Final = b"chaperone.dev/erased/v1\n"
 _decoder: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known.__value__)
 _CLASSES: Final[dict[type[Known], int]] = {
     EvidenceRead: CLASS_READ, StreamLost: CLASS_STATEMENT, PopulationEpoch: CLASS_POPULATION,
     BodiesErased: CLASS_ERASURE,
+    WormDrill: CLASS_OPERATION,
 }  # fmt: skip
 
 

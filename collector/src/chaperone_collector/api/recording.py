@@ -141,4 +141,4 @@ def _body(db: sqlite3.Connection, named: record.Commitment | msgspec.UnsetType) 
     except EvidenceError:
         return None
     row = db.execute("SELECT bytes FROM body WHERE hash = ?", (commit,)).fetchone()
-    return None if row is None else bytes(row[0])[entry.SALT_BYTES :]
+    return bytes(row[0])[entry.SALT_BYTES :] if row is not None and row[0] else None  # an empty one was erased
