@@ -176,7 +176,7 @@ async def test_a_stream_that_grew_meanwhile_is_not_extended_twice(tmp_path: Path
 async def test_a_full_disk_is_told_and_nothing_is_half_written(tmp_path: Path) -> None:
     store = Store(tmp_path, Metrics())
     name, all_entries = _long_stream()
-    await store.write(lambda tx: tx._db.execute("PRAGMA max_page_count=60"))
+    await store.write(lambda tx: tx._db.execute("PRAGMA max_page_count=120"))
     body = bytes(1 << 20)
     with pytest.raises(StoreBusy, match="full"):
         await store.write(lambda tx: tx.put_bodies({b"x" * 32: body}, "pod"))
