@@ -19,7 +19,7 @@ from pki import Authority
 from sealed_bundle import VERIFIER, pack, unpack
 
 from chaperone_cli.main import main
-from chaperone_collector import retention
+from chaperone_collector import datakeys, retention
 from chaperone_collector.api import commands, proof
 from chaperone_collector.api.flow import Flows
 from chaperone_collector.api.question import Question, Range
@@ -288,6 +288,68 @@ async def test_a_reader_makes_it_wait_and_gateways_not(tmp_path: Path, gateway_c
         reader.close()
         assert await here.store.forget() is True
         assert b"canary" not in _files(tmp_path)
+
+
+async def test_the_archives_keys_go_with_the_texts_of_their_days(tmp_path: Path, gateway_ca: Authority) -> None:
+    async with shelf(tmp_path, gateway_ca) as here:
+
+        async def keys() -> list[tuple[str, int]]:
+            """Whose keys there are, and of which day, counted from the first."""
+            query = "SELECT identity, day FROM datakey WHERE key IS NOT NULL ORDER BY day, identity"
+            found = await here.store.read(lambda db: db.execute(query).fetchall())
+            return [(identity, day - first_day) for identity, day in found]
+
+        async def make_key(identity: str) -> None:
+            day = datakeys.day_of(here.clock[0])
+            await here.store.write(lambda tx: datakeys.key_for(tx._db, "agents", identity, day))
+
+        first_day = datakeys.day_of(here.clock[0])
+        await here.ship(spoken(gateway_ca, "old"), spoken(gateway_ca, "other", "crm-agent"))
+        await make_key("billing-agent")
+        await make_key("crm-agent")
+        await here.pass_days(5)
+        lasting = Stream(Pod(gateway_ca, pod_uid="uid-lasting"))
+        session = lasting.open_session()
+        lasting.conclude(session, lasting.intend(session, "SELECT 'lasting'"))
+        await here.ship(lasting)
+        await make_key("billing-agent")
+        await here.pass_days(30)
+        lasting.conclude(session, lasting.intend(session, "SELECT 'still there'"))
+        await here.ship(lasting)
+        await here.ask(KEPT)
+        assert await here.erase() == 0
+        assert await keys() == [("billing-agent", 0), ("crm-agent", 0), ("billing-agent", 5)]
+        await here.pass_days(8)  # the first day is over for more than 40 days
+        await here.ask(KEPT)
+        assert await here.erase() == 1
+        assert await keys() == [("crm-agent", 0), ("billing-agent", 5)]
+        await here.pass_days(7)  # so is the sixth day, but a session that went on later has texts of then
+        await here.ask(KEPT)
+        assert await here.erase() == 0
+        assert await keys() == [("crm-agent", 0), ("billing-agent", 5)]
+        await here.pass_days(60)
+        await here.ask(KEPT)
+        assert await here.erase() == 2
+        assert await keys() == [("crm-agent", 0)]
+        assert [one.count for one in await here.certificates()] == [1, 2]
+
+
+async def test_a_key_that_outlived_its_texts_goes_with_a_certificate_of_its_own(
+    tmp_path: Path, gateway_ca: Authority
+) -> None:
+    async with shelf(tmp_path, gateway_ca) as here:
+        day = datakeys.day_of(here.clock[0])
+        await here.store.write(lambda tx: datakeys.key_for(tx._db, "agents", "billing-agent", day))
+        await here.ask(KEPT)
+        await here.pass_days(42)
+        await here.ask(KEPT)
+        assert await here.erase() == 0
+        left = await here.store.read(lambda db: db.execute("SELECT key, destroyed_idx FROM datakey").fetchall())
+        (said,) = await here.certificates()
+        assert (said.count, said.hash) == (0, base64.b64encode(statement.erased_hash([])).decode())
+        assert left == [(None, here.store.size - 1)]
+        assert await here.erase() == 0
+        assert len(await here.certificates()) == 1
 
 
 async def test_it_is_looked_again_and_again(tmp_path: Path, gateway_ca: Authority) -> None:
