@@ -133,7 +133,7 @@ async def test_a_receipt_in_cose_proves_a_record_of_the_bundle_offline(
     (tmp_path / f"{session}.cose").write_bytes(b"\xd2")
     assert (await _chaperone(evidence_api, tmp_path, *check, f"{session}.tar", *policy)).returncode == 2
     async with evidence_api.proxy() as url, aiohttp.ClientSession() as http:
-        path = f"{url}{export.PATH.format(namespace='agents', session=session)}"
+        path = f"{url}{export.PATH.format(namespace='agents', what=f'sessions/{session}')}"
         async with http.get(path, headers={"Accept": "application/cose"}) as answer:
             assert answer.headers["Content-Type"] == receipt.MEDIA_TYPE
             receipt.parse(await answer.read())

@@ -102,9 +102,8 @@ def _manifests(collector: Collector) -> str:
             "rules": [{
                 "apiGroups": ["evidence.chaperone.dev"],
                 "resources": [
-                    "sessions", "sessions/proof", "sessions/recording", "commands", "reads",
-                    "populations", "populations/proof", "coverages", "checkpoints", "checkpoints/checkpoint",
-                    "checkpoints/entries", "checkpoints/policy", "checkpoints/tile",
+                    "sessions", "sessions/proof", "sessions/recording", "commands", "reads", "checkpoints",
+                    "checkpoints/checkpoint", "checkpoints/entries", "checkpoints/policy", "checkpoints/tile",
                 ],
                 "verbs": ["get", "list", "watch"],
             }],
