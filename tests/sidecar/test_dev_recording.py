@@ -179,7 +179,7 @@ def test_a_value_longer_than_a_chunk_is_kept_in_pieces(gateway_with: Make, peopl
         with gateway.connect() as agent:
             ((got,),) = agent.execute("SELECT repeat('abcdefgh', 100000) FROM people WHERE id = 1").fetchall()
         folder = verified(gateway)
-        pieces = [frame for frame in read_frames(folder, frames.Data) if isinstance(frame, frames.Data)][-26:]
+        pieces = [frame for frame in read_frames(folder, frames.Data) if isinstance(frame, frames.Data)]
         assert {one.part_of for one in pieces} == {"row"}
         whole = b"".join(one.data.raw if isinstance(one.data, frames.Bytes) else one.data.encode() for one in pieces)
         assert whole.endswith(got.encode())
