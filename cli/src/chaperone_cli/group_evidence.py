@@ -203,6 +203,28 @@ def stream(
     raise SystemExit(streaming.run(Cluster(kubeconfig, context), place, options))
 
 
+@click.command()
+@click.option("--identity", default="", help="Of this AgentIdentity only.")
+@click.option("--session", default="", help="Of this session only.")
+@click.option("--refused", "is_refused", is_flag=True, help="Only commands that policy did not let pass.")
+@click.option("--from-start", is_flag=True, help="From the beginning of the log, not from now.")
+@click.option("-A", "--all-namespaces", is_flag=True, help="Of all namespaces.")
+@where
+def follow(
+    identity: str, session: str, is_refused: bool, from_start: bool, all_namespaces: bool, namespace: str,
+    kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Show what agents do as it happens: sessions, commands, decisions and ends, over all protocols. Ends on ctrl-C.
+
+    Uses kubectl and your rights: list and watch on commands and sessions.
+    """
+    from chaperone_cli import follow as following  # noqa: PLC0415 - verify needs no watches
+
+    place = following.EVERYWHERE if all_namespaces else namespace
+    chosen = following.Chosen(identity, session, is_refused)
+    raise SystemExit(following.run(Cluster(kubeconfig, context), place, chosen, from_start=from_start))
+
+
 def _session(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options that say which session is meant, and where it is read from."""
     existing = click.Path(exists=True, path_type=Path)
@@ -255,4 +277,4 @@ def show(
     raise SystemExit(replaying.show(where_from))
 
 
-COMMANDS = (verify, convert, consistency, export, receipt, witness, stream, replay, show)
+COMMANDS = (verify, convert, consistency, export, receipt, witness, stream, follow, replay, show)

@@ -7,7 +7,6 @@ again under the same id. Memory holds one batch and what was read with it: while
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 from collections import OrderedDict
@@ -21,7 +20,7 @@ from chaperone_cli.kubectl import CannotAsk, Cluster, place
 from chaperone_cli.say import say
 from chaperone_cli.stream_receiver import CannotSend, Line, NotTaken, Receiver, open_receiver
 from chaperone_cli.stream_state import CannotKeep, State
-from chaperone_cli.stream_watch import Change, Ended, Watch, Watches
+from chaperone_cli.stream_watch import Change, Ended, Watches, pause_s
 from chaperone_evidence.errors import Malformed
 from chaperone_evidence.ocsf.objects import Said, of_command, of_session
 
@@ -30,8 +29,6 @@ MAX_BATCH: Final = 500  # lines
 MAX_BATCH_BYTES: Final = 1 << 20  # what common receivers take at once
 LINGER_S: Final = 0.2  # a batch waits that long for more
 MAX_TOLD: Final = 10_000  # sessions whose beginning was delivered by this process; of others it is delivered again
-FIRST_PAUSE_S: Final = 0.5
-MAX_PAUSE_S: Final = 60.0
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -131,7 +128,7 @@ def run(cluster: Cluster, namespace: str, options: Options) -> int:
 
 
 def _follow(watches: Watches, lines: Lines, receiver: Receiver, state: State) -> NoReturn:
-    batch, failures = _Batch(), 0
+    batch = _Batch()
     while True:
         ready = watches.ready(LINGER_S if batch.versions else None)
         if not ready:
@@ -139,29 +136,15 @@ def _follow(watches: Watches, lines: Lines, receiver: Receiver, state: State) ->
             batch = _Batch()
         for watch in ready:
             try:
-                for change in watch.read():
+                for change in watches.read(watch):
                     batch.add(change, lines.of(change))
-                    failures = 0
                     if batch.is_full:
                         _deliver(batch, receiver, state)
                         batch = _Batch()
             except Ended as end:
                 _deliver(batch, receiver, state)
                 batch = _Batch()
-                failures = _begin_again(watches, watch, str(end), failures)
-
-
-def _begin_again(watches: Watches, watch: Watch, why: str, failures: int) -> int:
-    """Begin a watch again that has ended; returns how many have failed in a row."""
-    watches.close(watch)
-    if why:
-        if not watch.has_spoken:
-            raise CannotAsk(why)
-        failures += 1
-        say(f"stream: the watch of {watch.resource} ended: {why}; it is begun again", err=True)
-    time.sleep(_pause_s(max(failures, 1)))  # kubectl says no more than that it ended: there is nothing to wait on
-    watches.open(watch)
-    return failures
+                watches.begin_again(watch, end, "stream")
 
 
 def _deliver(batch: _Batch, receiver: Receiver, state: State) -> None:
@@ -175,13 +158,7 @@ def _deliver(batch: _Batch, receiver: Receiver, state: State) -> None:
             break
         except NotTaken as error:
             failures += 1
-            pause_s = _pause_s(failures)
-            say(f"stream: {error}; {len(batch.lines)} lines are tried again in {pause_s:.1f} s", err=True)
-            time.sleep(pause_s)  # meanwhile nothing is read, so memory holds this batch; SIGTERM ends it
+            wait_s = pause_s(failures)
+            say(f"stream: {error}; {len(batch.lines)} lines are tried again in {wait_s:.1f} s", err=True)
+            time.sleep(wait_s)  # meanwhile nothing is read, so memory holds this batch; SIGTERM ends it
     state.reached(batch.versions)
-
-
-def _pause_s(failures: int) -> float:
-    """Longer after each failure in a row, and never the same for two streamers."""
-    longest = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
-    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads load, it keeps no secret

@@ -7,15 +7,19 @@ again at what was read last: the log only grows, and a watch of it never expires
 from __future__ import annotations
 
 import os
+import random
 import selectors
 import subprocess
 import tempfile
+import time
+import urllib.parse
 from collections.abc import Iterator
 from typing import IO, Any, Final
 
 import msgspec
 
 from chaperone_cli.kubectl import EVIDENCE_PATH, MAX_COMPLAINT_CHARS, CannotAsk, Cluster
+from chaperone_cli.say import say
 from chaperone_evidence.errors import Malformed
 
 RESOURCES: Final = ("sessions", "commands")
@@ -23,6 +27,8 @@ WATCH_S: Final = 1800  # rights that were taken away end a watch at the latest t
 CHUNK_BYTES: Final = 64 << 10
 MAX_LINE_BYTES: Final = 4 << 20  # an object holds a text of 16 KiB at most, six times as long when it is escaped
 STOP_S: Final = 5.0
+FIRST_PAUSE_S: Final = 0.5
+MAX_PAUSE_S: Final = 60.0
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -46,8 +52,9 @@ class _Event(msgspec.Struct):
 class Watch:
     """One watch; `version` is that of the last change that was given."""
 
-    def __init__(self, cluster: Cluster, resource: str, namespace: str, version: str) -> None:
+    def __init__(self, cluster: Cluster, resource: str, namespace: str, version: str, fields: str = "") -> None:
         self.resource = resource
+        self._fields = f"&fieldSelector={urllib.parse.quote(fields, safe='')}" if fields else ""
         self.version = version
         self._cluster = cluster
         self._place = (
@@ -65,6 +72,7 @@ class Watch:
             CannotAsk: kubectl is not installed.
         """
         query = f"watch=true&allowWatchBookmarks=true&resourceVersion={self.version}&timeoutSeconds={WATCH_S}"
+        query += self._fields
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         try:
             self._process = subprocess.Popen(
@@ -133,11 +141,24 @@ class Watch:
 
 
 class Watches:
-    """The watches of all resources."""
+    """The watches of all resources.
 
-    def __init__(self, cluster: Cluster, namespace: str, versions: dict[str, str]) -> None:
+    Args:
+        cluster: how kubectl reaches it.
+        namespace: of the objects; "" for all.
+        versions: where each watch begins; without one, at the beginning of the log.
+        fields: a field selector of each resource; without one, everything.
+    """
+
+    def __init__(
+        self, cluster: Cluster, namespace: str, versions: dict[str, str], fields: dict[str, str] | None = None
+    ) -> None:
         self._selector = selectors.DefaultSelector()
-        self._watches = [Watch(cluster, name, namespace, versions.get(name, "0")) for name in RESOURCES]
+        chosen = fields or {}
+        self._watches = [
+            Watch(cluster, name, namespace, versions.get(name, "0"), chosen.get(name, "")) for name in RESOURCES
+        ]
+        self._failures = 0  # in a row
 
     def ready(self, timeout_s: float | None) -> list[Watch]:
         """Watches of which something can be read, or that have ended; none when the time is over."""
@@ -152,6 +173,31 @@ class Watches:
         for one in self._watches if watch is None else [watch]:
             self._selector.register(one.open(), selectors.EVENT_READ, one)
 
+    def read(self, watch: Watch) -> Iterator[Change]:
+        """What has arrived of a watch.
+
+        Raises:
+            Ended: nothing more comes; see `begin_again`. Malformed: it is no watch of this API.
+        """
+        for change in watch.read():
+            self._failures = 0
+            yield change
+
+    def begin_again(self, watch: Watch, end: Ended, who: str) -> None:
+        """Begin a watch that has ended at what was read last; after failures in a row it waits, longer each time.
+
+        Raises:
+            CannotAsk: it never began.
+        """
+        self.close(watch)
+        if why := str(end):
+            if not watch.has_spoken:
+                raise CannotAsk(why)
+            self._failures += 1
+            say(f"{who}: the watch of {watch.resource} ended: {why}; it is begun again", err=True)
+        time.sleep(pause_s(max(self._failures, 1)))  # kubectl says no more than that it ended: nothing to wait on
+        self.open(watch)
+
     def close(self, watch: Watch | None = None) -> None:
         """End a watch, or all."""
         for key in list(self._selector.get_map().values()):
@@ -160,3 +206,9 @@ class Watches:
                 key.data.close()
         if watch is None:
             self._selector.close()
+
+
+def pause_s(failures: int) -> float:
+    """Longer after each failure in a row, and never the same for two who ask."""
+    longest = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures - 1, 10))
+    return longest * random.uniform(0.5, 1.0)  # noqa: S311 - it spreads load, it keeps no secret
