@@ -7,17 +7,14 @@ a copy from elsewhere.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import msgspec
 from cryptography import x509
 
+from chaperone_cli import durable
 from chaperone_cli.evidence import CannotVerify, open_source
 from chaperone_cli.kubectl import EVIDENCE_PATH, LOG_PATH, CannotAsk, Cluster, NotYet, ask, pipe, place
 from chaperone_cli.say import progress, say
@@ -98,7 +95,7 @@ def fetch_bundle(cluster: Cluster, path: str, bundle: Path) -> int:
     timeout = f"--request-timeout={int(EXPORT_TIMEOUT_S)}s"
     command = cluster.command("get", "--raw", path, timeout)
     deadline = time.monotonic() + SIGNED_WITHIN_S
-    with _beside(bundle) as file:
+    with durable.beside(bundle) as file:
         while True:
             try:
                 size = pipe(command, file, MAX_BUNDLE_BYTES, EXPORT_TIMEOUT_S)
@@ -120,7 +117,7 @@ def _fetch_receipt(cluster: Cluster, path: str, file: Path) -> None:
         cose.parse(data)
     except Malformed as error:
         raise CannotExport(f"what the collector gives as a receipt is none: {error}") from error
-    with _beside(file) as fresh:
+    with durable.beside(file) as fresh:
         fresh.write(data)
 
 
@@ -137,7 +134,7 @@ def fetch_trust(cluster: Cluster, system_namespace: str, trust: Path) -> list[x5
         authorities = x509.load_pem_x509_certificates(pem)
     except (msgspec.DecodeError, KeyError, ValueError) as error:
         raise CannotExport("ConfigMap chaperone-trust holds no certificate under gateway-ca.crt.") from error
-    with _beside(trust) as file:
+    with durable.beside(trust) as file:
         file.write(pem)
     return authorities
 
@@ -153,24 +150,10 @@ def fetch_policy(cluster: Cluster, path: Path) -> tuple[Key, ...]:
         policy = policyfile.parse(text.decode())
     except (Malformed, UnicodeDecodeError) as error:
         raise CannotExport(f"what the collector gives as the log's keys is no tlog-policy: {error}") from error
-    with _beside(path) as file:
+    with durable.beside(path) as file:
         file.write(policyfile.render(policy).encode())
     return policy.log
 
 
 class _ConfigMap(msgspec.Struct):
     data: dict[str, str] = msgspec.field(default_factory=dict)
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes its name only when it is complete; readable by its owner alone."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise

@@ -11,6 +11,7 @@ from chaperone_cli import consistency as comparing
 from chaperone_cli import convert as converting
 from chaperone_cli import export as exporting
 from chaperone_cli import receipt as checking
+from chaperone_cli import redact as redacting
 from chaperone_cli import verify as verification
 from chaperone_cli.kubectl import Cluster
 from chaperone_cli.options import where
@@ -118,6 +119,21 @@ def export(
         raise click.UsageError("A receipt is of a SESSION.")
     wanted = None if coverage else session
     raise SystemExit(exporting.run(cluster, wanted, namespace, system_namespace, output, receipt))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(exists=True, path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The new bundle.")
+@click.option(
+    "--keep", multiple=True, metavar="[STREAM/]RECORD", help="Keep the texts of this record (spec.stream, spec.seq)."
+)
+def redact(bundle: Path, output: Path, keep: tuple[str, ...]) -> None:
+    """Leave texts out of BUNDLE: statements, parameters, recordings. All of them, but for those of records to --keep.
+
+    The new bundle verifies as the old one: records commit to texts by salted hashes. Exit status: 0, or 2 it cannot be
+    read.
+    """
+    raise SystemExit(redacting.run(bundle, output, keep))
 
 
 @click.group()
@@ -277,4 +293,4 @@ def show(
     raise SystemExit(replaying.show(where_from))
 
 
-COMMANDS = (verify, convert, consistency, export, receipt, witness, stream, follow, replay, show)
+COMMANDS = (verify, convert, consistency, export, redact, receipt, witness, stream, follow, replay, show)
