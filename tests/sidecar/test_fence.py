@@ -90,7 +90,7 @@ ASK = """
 import socket
 asker = socket.socket(socket.{family}, socket.SOCK_DGRAM)
 if {mark}: asker.setsockopt(1, 36, {mark})
-asker.bind(("", 40053)); asker.settimeout(1); asker.connect(("{address}", 53)); asker.send(b"question")
+asker.bind(("", 40053)); asker.settimeout(10); asker.connect(("{address}", 53)); asker.send(b"question")
 try: print(asker.recv(99).decode())
 except TimeoutError: print("nothing")
 """
