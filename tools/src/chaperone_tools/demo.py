@@ -331,6 +331,10 @@ def _audit(story: Story, kubectl: Kubectl, pod: Mapping[str, Any], system_namesp
             return
         log_keys = ("--log-policy", str(bundle.with_suffix(".log.policy")))
         story.run("chaperone", "verify", str(bundle), "--trust", str(trust), *log_keys, shows=("log:", "verify: OK"))
+        story.run(
+            "chaperone", "replay", session_name, "--bundle", str(bundle), "--trust", str(trust), *log_keys,
+            shows=("not allowed", "verify: OK"),
+        )  # fmt: skip
         print(f"\nOne byte of the bundle is changed, at {_change_a_byte(bundle)}.")
         story.run("chaperone", "verify", str(bundle), "--trust", str(trust), shows=("verify: FAILED",), status=1)
 

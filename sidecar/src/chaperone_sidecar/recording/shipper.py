@@ -122,7 +122,7 @@ class Shipper:
                 raise ShippingRefused(f"it acknowledges {acked} after having taken {records.number - 1}")
             if is_living:
                 self.acked_seq = acked
-                self._last = Shipped(first - 1, batch[sum(lengths[:-1]) + ENTRY_PREFIX_BYTES :])
+                self._last = Shipped(records.number - 1, batch[sum(lengths[:-1]) + ENTRY_PREFIX_BYTES :])
                 self._came.set()
                 self._came = asyncio.Event()
                 self._spool.release(acked)
