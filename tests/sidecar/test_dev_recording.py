@@ -64,8 +64,10 @@ def test_nothing_is_recorded_where_nobody_asks_for_it(gateway_with: Make, people
     assert read_parts(verified(gateway)) == []
 
 
-def test_a_masked_value_is_recorded_only_as_it_was_shown(gateway_with: Make, people: Postgres) -> None:
-    gateway = gateway_with(rules=ALL, classified=CLASSIFIED, masks=MASKS, evidence=FULL)
+@pytest.mark.parametrize("durability", ["Written", "Synced"])
+def test_a_masked_value_is_recorded_only_as_it_was_shown(gateway_with: Make, people: Postgres, durability: str) -> None:
+    evidence = FULL | {"durability": durability}
+    gateway = gateway_with(rules=ALL, classified=CLASSIFIED, masks=MASKS, evidence=evidence)
     shown = []
     with gateway.connect() as agent:
         for binary in (False, True):
@@ -90,8 +92,11 @@ def test_a_masked_value_is_recorded_only_as_it_was_shown(gateway_with: Make, peo
     assert (data.data, data.part_of, data.direction) == (copied.decode(), "copy", "out")
 
 
-def test_rows_belong_to_their_command_and_have_its_columns(gateway_with: Make, people: Postgres) -> None:
-    gateway = gateway_with(rules=ALL, evidence=FULL)
+@pytest.mark.parametrize("durability", ["Written", "Synced"])
+def test_rows_belong_to_their_command_and_have_its_columns(
+    gateway_with: Make, people: Postgres, durability: str
+) -> None:
+    gateway = gateway_with(rules=ALL, evidence=FULL | {"durability": durability})
     with gateway.connect() as agent:
         with agent.pipeline():
             first = agent.execute("SELECT id FROM people WHERE id = %s", (1,))
