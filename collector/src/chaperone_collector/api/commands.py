@@ -267,6 +267,9 @@ def _source(db: sqlite3.Connection, question: Question, flows: dict[int, Flow]) 
             if len(flows) > MAX_MERGED_FLOWS:
                 return _Source(where, [()], table, "f.idx")
             return _Source(f"{where} AND f.flow = ?", each_flow, table, "f.idx")
+    for term in question.terms("spec.rule"):
+        if term.is_equal and is_many:
+            return _Source("c.rule = ?", [(_rule_id(db, term.value),)])
     if _only_refused(question):
         if len(flows) > MAX_MERGED_FLOWS:
             return _Source(f"c.decision = ? AND c.decision <> {ALLOW}", [(one,) for one in REFUSALS])
