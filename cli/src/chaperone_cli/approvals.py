@@ -17,10 +17,9 @@ from typing import Any, Final, Literal
 import click
 import msgspec
 
-from chaperone_cli.kubectl import CannotAsk, Cluster, ask, place
+from chaperone_cli.kubectl import EVERYWHERE, CannotAsk, Cluster, ask, place
 from chaperone_cli.say import printable, say
 
-EVERYWHERE: Final = "*"
 REDRAW_S: Final = 2.0
 MAX_CELL: Final = 60  # characters of the command's first line in the list
 OPEN: Final = frozenset({"Pending", "Approved"})

@@ -8,12 +8,11 @@ from typing import Any, Final
 
 import msgspec
 
-from chaperone_cli.kubectl import EVIDENCE_PATH, CannotAsk, Cluster, ask, place
+from chaperone_cli.kubectl import EVERYWHERE, CannotAsk, Cluster, ask, evidence_path, place
 from chaperone_cli.say import say
 from chaperone_cli.stream_watch import RESOURCES, Change, Ended, Watches
 from chaperone_evidence.errors import Malformed
 
-EVERYWHERE: Final = "*"
 MAX_TEXT_CHARS: Final = 120
 
 
@@ -120,9 +119,10 @@ def _command(spec: dict[str, Any], status: dict[str, Any], *, is_new: bool) -> t
 
 def _newest(cluster: Cluster, namespace: str, resource: str) -> str:
     """The version of the log now."""
-    path = f"{EVIDENCE_PATH}/namespaces/{namespace}/{resource}" if namespace else f"{EVIDENCE_PATH}/{resource}"
     try:
-        found = msgspec.json.decode(ask(cluster, "get", "--raw", f"{path}?limit=1"), type=_List)
+        found = msgspec.json.decode(
+            ask(cluster, "get", "--raw", f"{evidence_path(resource, namespace)}?limit=1"), type=_List
+        )
     except msgspec.DecodeError as error:
         raise CannotAsk("The answer is no list of this API.") from error
     return found.metadata.resource_version

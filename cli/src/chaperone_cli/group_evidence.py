@@ -13,7 +13,7 @@ from chaperone_cli import export as exporting
 from chaperone_cli import receipt as checking
 from chaperone_cli import redact as redacting
 from chaperone_cli import verify as verification
-from chaperone_cli.kubectl import Cluster
+from chaperone_cli.kubectl import EVERYWHERE, Cluster
 from chaperone_cli.options import where
 
 
@@ -214,7 +214,7 @@ def stream(
     """
     from chaperone_cli import stream as streaming  # noqa: PLC0415 - verify needs no TLS
 
-    place = streaming.EVERYWHERE if all_namespaces else namespace
+    place = EVERYWHERE if all_namespaces else namespace
     options = streaming.Options(to, state, form, ca, token_file)
     raise SystemExit(streaming.run(Cluster(kubeconfig, context), place, options))
 
@@ -236,7 +236,7 @@ def follow(
     """
     from chaperone_cli import follow as following  # noqa: PLC0415 - verify needs no watches
 
-    place = following.EVERYWHERE if all_namespaces else namespace
+    place = EVERYWHERE if all_namespaces else namespace
     chosen = following.Chosen(identity, session, is_refused)
     raise SystemExit(following.run(Cluster(kubeconfig, context), place, chosen, from_start=from_start))
 

@@ -8,7 +8,7 @@ import click
 
 from chaperone_cli import approvals as approving
 from chaperone_cli import suspension as switching
-from chaperone_cli.kubectl import Cluster
+from chaperone_cli.kubectl import EVERYWHERE, Cluster
 from chaperone_cli.options import where
 
 
@@ -25,7 +25,7 @@ def approvals(
     Uses kubectl and your rights: list on approvalrequests.
     """
     cluster = Cluster(kubeconfig, context)
-    place = approving.EVERYWHERE if all_namespaces else namespace
+    place = EVERYWHERE if all_namespaces else namespace
     raise SystemExit(approving.show(cluster, place, has_ended=has_ended, is_watching=watch))
 
 
@@ -71,7 +71,7 @@ def _many(command: Callable[..., None]) -> Callable[..., None]:
 def _wanted(names: tuple[str, ...], selector: str, namespace: str, *, everywhere: bool) -> switching.Wanted:
     if not names and not selector:
         raise click.UsageError("Name AgentIdentities, or give --selector.")
-    return switching.Wanted(switching.EVERYWHERE if everywhere else namespace, names, selector)
+    return switching.Wanted(EVERYWHERE if everywhere else namespace, names, selector)
 
 
 @click.command()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from chaperone_cli.kubectl import Cluster
+from chaperone_cli.kubectl import EVERYWHERE, Cluster
 from chaperone_cli.options import where
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -41,7 +41,7 @@ def soc2(
     """
     from chaperone_cli.report import build  # noqa: PLC0415 - verify stays light
 
-    where_to = build.EVERYWHERE if all_namespaces else namespace
+    where_to = EVERYWHERE if all_namespaces else namespace
     options = build.Options(first, last, where_to, nonce, sample or 0, output, system_namespace, trust, log_policy)
     raise SystemExit(build.run(Cluster(kubeconfig, context), options))
 

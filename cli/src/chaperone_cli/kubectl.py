@@ -20,6 +20,7 @@ CHUNK_BYTES: Final = 1 << 20
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
 EVIDENCE_PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1"
+EVERYWHERE: Final = "*"  # in place of a namespace: all of them
 LOG_PATH: Final = f"{EVIDENCE_PATH}/checkpoints/log"  # below it the log lies as C2SP tlog-tiles lays it out
 
 
@@ -41,6 +42,11 @@ class Cluster(msgspec.Struct, frozen=True):
         """A kubectl command line."""
         options = (("--kubeconfig", self.kubeconfig), ("--context", self.context))
         return ["kubectl", *(f"{name}={value}" for name, value in options if value), *arguments]
+
+
+def evidence_path(resource: str, namespace: str) -> str:
+    """Where the aggregated API lists a resource; "" is all namespaces."""
+    return f"{EVIDENCE_PATH}/namespaces/{namespace}/{resource}" if namespace else f"{EVIDENCE_PATH}/{resource}"
 
 
 def place(cluster: Cluster, namespace: str) -> str:

@@ -148,7 +148,7 @@ def _play(items: Bundle | Served, events: Iterable[Event], pace: Pace) -> None:
             for line in _head(items):
                 click.echo(line)
             is_first = False
-        time.sleep(pause_s / pace.speed)
+        time.sleep(pause_s / pace.speed)  # the pause is what is played
         for line in stamped(event):
             click.echo(line)
 

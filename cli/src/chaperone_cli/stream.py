@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn
 
 import msgspec
 
-from chaperone_cli.kubectl import CannotAsk, Cluster, place
+from chaperone_cli.kubectl import EVERYWHERE, CannotAsk, Cluster, place
 from chaperone_cli.say import say
 from chaperone_cli.stream_receiver import CannotSend, Line, NotTaken, Receiver, open_receiver
 from chaperone_cli.stream_state import CannotKeep, State
@@ -24,7 +24,6 @@ from chaperone_cli.stream_watch import Change, Ended, Watches, pause_s
 from chaperone_evidence.errors import Malformed
 from chaperone_evidence.ocsf.objects import Said, of_command, of_session
 
-EVERYWHERE: Final = "*"
 MAX_BATCH: Final = 500  # lines
 MAX_BATCH_BYTES: Final = 1 << 20  # what common receivers take at once
 LINGER_S: Final = 0.2  # a batch waits that long for more

@@ -18,7 +18,7 @@ from typing import IO, Any, Final
 
 import msgspec
 
-from chaperone_cli.kubectl import EVIDENCE_PATH, MAX_COMPLAINT_CHARS, CannotAsk, Cluster
+from chaperone_cli.kubectl import MAX_COMPLAINT_CHARS, CannotAsk, Cluster, evidence_path
 from chaperone_cli.say import say
 from chaperone_evidence.errors import Malformed
 
@@ -57,9 +57,7 @@ class Watch:
         self._fields = f"&fieldSelector={urllib.parse.quote(fields, safe='')}" if fields else ""
         self.version = version
         self._cluster = cluster
-        self._place = (
-            f"{EVIDENCE_PATH}/namespaces/{namespace}/{resource}" if namespace else f"{EVIDENCE_PATH}/{resource}"
-        )
+        self._place = evidence_path(resource, namespace)
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: IO[bytes] | None = None
         self._rest = b""

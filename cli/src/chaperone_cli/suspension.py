@@ -15,10 +15,9 @@ from typing import Final, Literal
 import click
 import msgspec
 
-from chaperone_cli.kubectl import CannotAsk, Cluster, ask, place
+from chaperone_cli.kubectl import EVERYWHERE, CannotAsk, Cluster, ask, place
 from chaperone_cli.say import printable, say
 
-EVERYWHERE: Final = "*"
 AT_ONCE: Final = 8  # patches; a kubectl each
 CONFIRM_S: Final = 15.0  # gateways confirm within two seconds, the count follows within another
 POLL_S: Final = 0.5

@@ -134,13 +134,14 @@ def _key_day(db: sqlite3.Connection, namespace: str, identity: str, until_us: in
         (namespace, identity, before),
     ).fetchone()[0]
     if going_on is not None:
-        last = min(last, datakeys.day_of(_received_us(db, going_on)) - 1)
+        last = min(last, datakeys.day_of(received(db, going_on)[1]) - 1)
     return last if oldest <= last else None
 
 
-def _received_us(db: sqlite3.Connection, idx: int) -> int:
-    row = db.execute("SELECT wall_us FROM received WHERE idx <= ? ORDER BY idx DESC LIMIT 1", (idx,)).fetchone()
-    return int(row[0]) if row is not None else 0
+def received(db: sqlite3.Connection, idx: int) -> tuple[int, int]:
+    """First index and time of the transaction that stored an entry."""
+    row = db.execute("SELECT idx, wall_us FROM received WHERE idx <= ? ORDER BY idx DESC LIMIT 1", (idx,)).fetchone()
+    return (int(row[0]), int(row[1])) if row else (idx, 0)
 
 
 def _first_since(db: sqlite3.Connection, since_us: int) -> int:
@@ -148,7 +149,7 @@ def _first_since(db: sqlite3.Connection, since_us: int) -> int:
     low, high = 0, int(db.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
     while low < high:
         middle = (low + high) // 2
-        if _received_us(db, middle) < since_us:
+        if received(db, middle)[1] < since_us:
             low = middle + 1
         else:
             high = middle

@@ -8,13 +8,12 @@ import importlib.metadata
 import secrets
 import shutil
 from pathlib import Path
-from typing import Final
 
 import msgspec
 
 from chaperone_cli.evidence import CannotVerify
 from chaperone_cli.export import CannotExport, fetch_bundle, fetch_policy, fetch_trust, proof_path
-from chaperone_cli.kubectl import LOG_PATH, CannotAsk, Cluster, ask, place
+from chaperone_cli.kubectl import EVERYWHERE, LOG_PATH, CannotAsk, Cluster, ask, place
 from chaperone_cli.report import anchor, bundles, criteria, drawing, gather, oscal, page, pdf, tables
 from chaperone_cli.report.asking import Asking
 from chaperone_cli.report.files import listing
@@ -38,8 +37,6 @@ from chaperone_cli.report.model import (
 from chaperone_cli.report.period import BadPeriod, Period, days, now
 from chaperone_cli.say import progress, say
 from chaperone_cli.verify import Trust
-
-EVERYWHERE: Final = "*"
 
 
 class Options(msgspec.Struct, frozen=True):

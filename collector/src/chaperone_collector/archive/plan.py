@@ -16,6 +16,7 @@ from chaperone_collector import datakeys, population
 from chaperone_collector.archive import pack
 from chaperone_collector.archive.segment import Beside, Segment
 from chaperone_collector.errors import KeyDestroyed
+from chaperone_collector.retention import received
 from chaperone_evidence import canonical, entry, record, statement
 from chaperone_evidence.errors import EvidenceError
 
@@ -75,7 +76,7 @@ def lag(db: sqlite3.Connection, place: str, now_us: int) -> tuple[int, int]:
     size = int(db.execute("SELECT coalesce(max(idx) + 1, 0) FROM entry").fetchone()[0])
     if there >= size:
         return 0, 0
-    return size - there, max(now_us - _received(db, there)[1], 0)
+    return size - there, max(now_us - received(db, there)[1], 0)
 
 
 def next_draft(db: sqlite3.Connection, place: str, most_bytes: int, older_than_us: int) -> Draft | None:
@@ -90,7 +91,7 @@ def next_draft(db: sqlite3.Connection, place: str, most_bytes: int, older_than_u
     ).fetchone()
     if row is None:
         return None
-    if _received(db, first)[1] > older_than_us:
+    if received(db, first)[1] > older_than_us:
         waits = "SELECT coalesce(sum(length(bytes)), 0) FROM entry WHERE idx >= ? AND idx < ?"
         if db.execute(waits, (first, row[0])).fetchone()[0] < most_bytes // 2:
             return None
@@ -247,13 +248,7 @@ def _commits(data: bytes) -> Iterator[tuple[bytes, str]]:
         return  # a header that nobody can read names nothing
 
 
-def _received(db: sqlite3.Connection, idx: int) -> tuple[int, int]:
-    """First index and time of the transaction that stored an entry."""
-    row = db.execute("SELECT idx, wall_us FROM received WHERE idx <= ? ORDER BY idx DESC LIMIT 1", (idx,)).fetchone()
-    return (int(row[0]), int(row[1])) if row else (idx, 0)
-
-
 def _times(db: sqlite3.Connection, first: int, end: int) -> list[tuple[int, int]]:
     """The transactions that stored these entries; the first may have begun before them."""
     rows = db.execute("SELECT idx, wall_us FROM received WHERE idx > ? AND idx < ? ORDER BY idx", (first, end))
-    return [_received(db, first), *((int(idx), int(wall_us)) for idx, wall_us in rows)]
+    return [received(db, first), *((int(idx), int(wall_us)) for idx, wall_us in rows)]

@@ -93,7 +93,7 @@ class Shipping:
         try:
             while await self._ship():
                 await self._tell()
-        except Exception:
+        except Exception:  # counted whatever it is, and told by `_keep`
             self._metrics.archive_uploads.labels("failed").inc()
             raise
         finally:
@@ -185,7 +185,7 @@ class Shipping:
         """Does the bucket refuse what it has to?"""
         try:
             said = await self._do(lambda: drill.run(self._opened(), self._now_us()))
-        except Exception:
+        except Exception:  # whatever it is, nothing is known of the lock; told by `_keep`
             self._metrics.worm_enforced.set(0)
             raise
         self._metrics.worm_enforced.set(said.enforced)
