@@ -18,7 +18,7 @@ lint: setup ## Format, lint, types, import contracts
 test: setup ## Everything that is tested here: lint, then all tests
 	$(MAKE) lint
 	$(RUN) chaperone-images build
-	$(RUN) pytest
+	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 fuzz: setup ## Fuzz codec, classifier, masks: MINUTES=60
 	CHAPERONE_FUZZ_S=$$(( $(or $(MINUTES),1) * 60 )) $(RUN) pytest -s tests/sidecar/test_fuzz.py

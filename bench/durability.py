@@ -35,7 +35,6 @@ from spooled import begin
 
 from chaperone_cli import dev
 from chaperone_cli.policy_world import from_directory, set_local_aside
-from chaperone_sidecar.backend import PostgresBackends
 from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.receipts import Receipts
@@ -65,11 +64,9 @@ async def compare(root: Path, collector: Collector, options: argparse.Namespace)
         receipts = Receipts(root / "spool", spool.stream, pod.cluster, collector.ingest, lambda: http, shipper)
         tasks = [asyncio.create_task(one) for one in (shipper.run(), receipts.run())]
         leases = dev._Leases(world.objects["Secret"], snapshot, "billing-agent")
-        gateway = Gateway(
-            config, recorder, decider, PostgresBackends(dev._dial, leases), PodCa("bench"), witness=receipts
-        )  # fmt: skip
+        gateway = Gateway(config, recorder, decider, dev._dial, dev._resolve, leases, PodCa("bench"), witness=receipts)
         port = fix_postgres.free_port()
-        server = await dev._listen(gateway, config.targets[0], "127.0.0.1", port)
+        server = dev.listen(gateway, config.targets[0], "127.0.0.1", port)
         for clients in (1, 8):
             rates: dict[str, list[float]] = {way: [] for way in WAYS}
             took: dict[str, array[int]] = {way: array("q") for way in WAYS}

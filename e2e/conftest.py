@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Iterator
 
 import pytest
+from servers import Servers, make_servers
 from stage import AGENTS_LABEL, Database, Pod, Team, make_database, make_namespace, pod
 
 from chaperone_tools.cluster.main import DEFAULT_NAME, provider
@@ -57,6 +58,15 @@ def chaperone_installed(cluster: Provider) -> Installed:
 def database(cluster: Provider, kubectl: Kubectl, chaperone_installed: Installed) -> Database:
     """A PostgreSQL with TLS, and the target that leads to it."""
     return make_database(kubectl, _loaded(cluster, "postgres"), chaperone_installed.namespace)
+
+
+@pytest.fixture(scope="session")
+def servers(
+    cluster: Provider, kubectl: Kubectl, chaperone_installed: Installed, tmp_path_factory: pytest.TempPathFactory
+) -> Servers:
+    """A MariaDB with TLS, a host with sshd, and the targets that lead to them."""
+    folder = tmp_path_factory.mktemp("keys")
+    return make_servers(kubectl, _loaded(cluster, "servers"), chaperone_installed.namespace, folder)
 
 
 @pytest.fixture

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stage import Database, Kubectl, Object, Pod, Ran, Team, chaperone, until
+from stage import Database, Kubectl, Object, Pod, Team, chaperone, until
+from voting import LEADS, REQUESTS, Held, may_vote, pending, person
 
 from chaperone_tools.errors import ToolsError
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
 
-LEADS = "billing-leads"
-REQUESTS = "approvalrequests.chaperone.dev"
 FIX = "UPDATE invoices SET paid = NOT paid WHERE id = 2"
 ASK: Object = {
     "name": "fix-invoices", "action": "RequireApproval",
@@ -25,61 +23,18 @@ ASK: Object = {
 
 
 @pytest.fixture(scope="module")
-def agent(kubectl: Kubectl, team: Team) -> Pod:
+def agent(team: Team) -> Pod:
     """An agent that has to ask before it touches invoices, in a namespace where the leads may vote."""
     team.identity()
     team.policy(ASK)
-    kubectl(
-        "create", "rolebinding", "leads", f"--namespace={team.namespace}", "--clusterrole=chaperone-approver",
-        f"--group={LEADS}",
-    )  # fmt: skip
+    may_vote(team)
     return team.pod()
-
-
-def person(kubectl: Kubectl, folder: Path, name: str, *groups: str) -> Kubectl:
-    """kubectl as that person has it: the administrator's own, who says to be that one."""
-    config: Object = json.loads(kubectl("config", "view", "--raw", "--minify", "--output=json"))
-    for one in config["users"]:
-        one["user"] |= {"as": name, "as-groups": [*groups, "system:authenticated"]}
-    path = folder / f"{name.replace(':', '-')}.kubeconfig"
-    path.write_text(json.dumps(config))
-    path.chmod(0o600)
-    return Kubectl(path)
-
-
-class Held:
-    """A statement that waits in the agent's pod."""
-
-    def __init__(self, agent: Pod, statement: str = FIX) -> None:
-        self._ended: list[Ran] = []
-        self._thread = threading.Thread(target=lambda: self._ended.append(agent.psql(statement)), daemon=True)
-        self._thread.start()
-
-    def end(self) -> Ran:
-        """What came of it."""
-        self._thread.join(100)
-        assert self._ended, "it still waits"
-        return self._ended[0]
-
-
-def pending(kubectl: Kubectl, team: Team) -> str:
-    """The name of the one request that waits."""
-    found: list[str] = []
-
-    def is_there() -> bool:
-        items = kubectl.json(REQUESTS, f"--namespace={team.namespace}")["items"]
-        found[:] = [one["metadata"]["name"] for one in items if one["status"].get("state", "Pending") == "Pending"]
-        return bool(found)
-
-    until("somebody is asked", is_there)
-    (name,) = found
-    return name
 
 
 @pytest.fixture
 def asked(kubectl: Kubectl, team: Team, agent: Pod, tmp_path: Path) -> Iterator[str]:
     """A request that waits; it is denied in the end."""
-    held = Held(agent)
+    held = Held(lambda: agent.psql(FIX))
     name = pending(kubectl, team)
     yield name
     lead = person(kubectl, tmp_path, "lead-last", LEADS)
@@ -96,7 +51,7 @@ def test_what_a_lead_approves_runs_once_and_what_one_denies_does_not(
     kubectl: Kubectl, team: Team, agent: Pod, database: Database, tmp_path: Path
 ):
     lead, before = person(kubectl, tmp_path, "lead-1", LEADS), paid(database)
-    held = Held(agent)
+    held = Held(lambda: agent.psql(FIX))
     name = pending(kubectl, team)
     assert paid(database) == before
     assert name in chaperone(lead, "approvals", "-n", team.namespace).out
@@ -108,7 +63,7 @@ def test_what_a_lead_approves_runs_once_and_what_one_denies_does_not(
     assert after != before
     until("it is recorded with its approval", lambda: bool(team.commands(approval=name, decision="Allow")))
 
-    held = Held(agent)
+    held = Held(lambda: agent.psql(FIX))
     second = pending(kubectl, team)
     assert chaperone(lead, "deny", second, "-n", team.namespace, "--yes", "--reason", "once is enough").status == 0
     done = held.end()
@@ -167,7 +122,7 @@ def test_nobody_makes_a_request_or_votes_in_anothers_name(
 
 
 def test_name_that_somebody_types_into_a_vote_is_overwritten(kubectl: Kubectl, team: Team, agent: Pod, tmp_path: Path):
-    held = Held(agent, FIX + " AND true")
+    held = Held(lambda: agent.psql(FIX + " AND true"))
     name = pending(kubectl, team)
     lead = person(kubectl, tmp_path, "lead-2", LEADS)
     vote(lead, team, name, by={"username": "lead-1"}, groups=[LEADS], at="2026-01-01T00:00:00Z", decision="Deny")

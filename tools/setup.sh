@@ -9,7 +9,8 @@ cd "$(dirname "$0")/.."
 cache=${CHAPERONE_CACHE:-$HOME/.cache/chaperone}
 uv_version=0.13.9
 go_version=1.26.6
-packages=(postgresql postgresql-client pgbouncer openssh-client openssh-server nftables iproute2 git gcc libc6-dev)
+packages=(postgresql postgresql-client pgbouncer openssh-client openssh-server nftables iproute2 git rsync gcc libc6-dev)
+command -v javac >/dev/null || packages+=(default-jdk-headless) # Java's HTTP client is one that the tests have
 scope=${1:-}
 case $scope in
   "") ;;
@@ -22,6 +23,10 @@ case $scope in
 esac
 
 say() { printf 'setup: %s\n' "$*"; }
+
+# A driver of the JVM is one of the clients in the tests.
+command -v java >/dev/null || packages+=(default-jdk-headless)
+command -v mvn >/dev/null || packages+=(maven)
 
 install_packages() {
   command -v apt-get >/dev/null || { say "no apt-get here: install ${packages[*]} yourself"; return; }
@@ -83,17 +88,24 @@ build_tool() { # folder package binary ldflags
   ln -sfn "$home/$binary" "$cache/bin/$binary"
 }
 
+# What Kubernetes' own build writes into its programs.
+version_flags() { # version
+  local minor=${1#v1.} flags
+  flags="-X k8s.io/component-base/version.gitVersion=$1 -X k8s.io/component-base/version.gitMajor=1"
+  flags="$flags -X k8s.io/component-base/version.gitMinor=${minor%%.*} -X k8s.io/component-base/version.gitTreeState=clean"
+  flags="$flags -X k8s.io/component-base/version.buildDate=1970-01-01T00:00:00Z"
+  echo "$flags -X k8s.io/client-go/pkg/version.gitVersion=$1"
+}
+
 build_tools() {
   find_go
-  local kubernetes=v1.34.4 flags
-  flags="-X k8s.io/component-base/version.gitVersion=$kubernetes -X k8s.io/component-base/version.gitMajor=1"
-  flags="$flags -X k8s.io/component-base/version.gitMinor=34 -X k8s.io/component-base/version.gitTreeState=clean"
-  flags="$flags -X k8s.io/component-base/version.buildDate=1970-01-01T00:00:00Z"
-  flags="$flags -X k8s.io/client-go/pkg/version.gitVersion=$kubernetes"
+  local flags
+  flags=$(version_flags v1.34.4)
   build_tool opa github.com/open-policy-agent/opa opa ""
   build_tool kubernetes go.etcd.io/etcd/server/v3 etcd "$flags"
   build_tool kubernetes k8s.io/kubernetes/cmd/kubectl kubectl "$flags"
   build_tool kubernetes k8s.io/kubernetes/cmd/kube-apiserver kube-apiserver "$flags"
+  build_tool kubectl k8s.io/kubernetes/cmd/kubectl kubectl-1.30 "$(version_flags v1.30.14)" # four minors older: a client in the tests
   build_tool helm helm.sh/helm/v3/cmd/helm helm ""
   [ "$scope" = cluster ] || return 0
   if docker info >/dev/null 2>&1; then
@@ -111,6 +123,11 @@ install_packages
 install_uv
 find_python
 build_tools
-"$cache/bin/uv" sync --quiet --frozen --all-packages --all-extras
+# With byte code: where PYTHONDONTWRITEBYTECODE is set, each process of the tests would compile all that it imports.
+"$cache/bin/uv" sync --quiet --frozen --all-packages --all-extras --compile-bytecode
 "$cache/bin/uv" run --quiet --frozen --all-packages --all-extras chaperone-compile >/dev/null
+"$cache/bin/uv" run --quiet --frozen --all-packages --all-extras python -m chaperone_tools.mysql_servers >/dev/null ||
+  say "the tests of MySQL will try to fetch their servers themselves"
+"$cache/bin/uv" run --quiet --frozen --all-packages --all-extras python -m chaperone_tools.connector_j >/dev/null ||
+  say "the test of Connector/J will try to fetch it itself"
 say "ready"

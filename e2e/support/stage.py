@@ -105,10 +105,13 @@ class Team:
         if not spec.get("suspended"):
             self.until_ready("agentidentity", name)
 
-    def policy(self, *rules: Object, name: str = "billing", targets: tuple[str, ...] = (TARGET,)) -> None:
-        """Declare what the identity of that name may do."""
-        spec = {
-            "subjects": [{"identity": name}],
+    def policy(
+        self, *rules: Object, name: str = "billing", identity: str = "", targets: tuple[str, ...] = (TARGET,),
+        **more: Any,
+    ) -> None:  # fmt: skip
+        """Declare what an identity, that of the policy's name unless told, may do; `more` is of the spec."""
+        spec = more | {
+            "subjects": [{"identity": identity or name}],
             "targets": [{"name": target} for target in targets],
             "rules": list(rules),
         }

@@ -340,6 +340,7 @@ def test_silence_is_proved_by_heads_and_populations(scene: Scene, honest: Bundle
         (IDLE, BEGIN - MINUTE, BEGIN + MINUTE, "no population is so old"),
         (IDLE, BEGIN + MINUTE, END + MINUTE, "no population is so young"),
     ],
+    ids=["active", "too old", "too young"],
 )
 def test_what_is_not_proved_is_not_said(
     scene: Scene, honest: Bundle, tmp_path: Path, identity: str, from_us: int, until_us: int, told: str

@@ -27,6 +27,7 @@ from chaperone_operator.compile import compile_namespace
 
 pytestmark = pytest.mark.peer
 
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + "A" * 42 + "B"
 WORKED = [
     "SELECT * FROM orders",
     "SELECT id FROM orders WHERE id = 1",
@@ -253,6 +254,17 @@ def test_text_that_is_withheld_does_not_hide_those_after_it(writer: Writer, tmp_
     found = replayed(folder, writer.end())
     assert (found["replayed"], found["decisions"]) == (2, {"Allow": 2})
     assert found["not_replayed"] == {"WHERE or LIMIT decides, and its text is masked or not here": 1}
+
+
+def test_commands_of_other_protocols_are_replayed_by_what_is_recorded_of_them(writer: Writer, tmp_path: Path) -> None:
+    writer.session = writer.stream.open_session("build", "SSH")
+    writer.intend("rm -rf /srv/build", ("destroy", "path:/srv/build"), ("execute_code", "command:rm"), target="build")
+    writer.intend("SELECT FROM orders", ("read", "path:/srv"), target="build")  # which PostgreSQL would read otherwise
+    ssh = target("build", protocol="SSH", hosts=["build.data.svc"], ssh={"hostKeys": [HOST_KEY]})
+    reads = [rule("look", "Allow", ["read"], ["path:/srv*"])]
+    folder = write_policies(tmp_path / "manifests", ssh, rules=reads, targets=[{"name": "build"}])
+    found = replayed(folder, writer.end())
+    assert (found["replayed"], found["not_replayed"], found["decisions"]) == (2, {}, {"Allow": 1, "Deny": 1})
 
 
 def test_people_who_did_not_approve_are_no_change_and_an_approval_that_is_no_longer_needed_is(

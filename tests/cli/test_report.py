@@ -26,8 +26,10 @@ from fix_collector import Sender
 from fix_crds import establish
 from fix_evidence_api import NAMESPACE, EvidenceApi, served
 from gateway_stream import Pod, Stream
+from manifests import rule
 from pki import Authority
 from population_speaker import Speaker
+from revised import operator, post, revised
 from trestle.oscal import OSCAL_VERSION
 from trestle.oscal.assessment_results import AssessmentResults
 
@@ -42,6 +44,7 @@ TODAY = datetime.now(UTC)
 SIGNED_WITHIN_S = 60.0
 FIRST, LAST = f"{TODAY - timedelta(days=1):%Y-%m-%d}", f"{TODAY + timedelta(days=1):%Y-%m-%d}"
 HOSTILE = '=HYPERLINK("https://evil.example","x")'
+DECIDED = revised([rule("read-orders", "Allow", ["read"], ["public.orders"])])
 SCRIPT = "<script>alert(1)</script>\x1b[31m"
 
 
@@ -56,7 +59,7 @@ class Scene:
 
     async def play(self) -> None:
         """Records of a day."""
-        stream = Stream(self.busy)
+        stream = Stream(self.busy, policy_serial=1000, revision=DECIDED.revision)
         for number in range(4):
             session = stream.open_session()
             for step in range(10):
@@ -79,11 +82,13 @@ class Scene:
         self.api.kubectl(
             "apply", "-f", "-", given=json.dumps({"apiVersion": "v1", "kind": "List", "items": OBJECTS + RIGHTS})
         )
+        assert post(self.api, DECIDED, operator()).returncode == 0
         now_us = int(TODAY.timestamp() * 1_000_000)
         self.speaker.say(
             Covered("uid-billing", "billing-0", "billing-agent", now_us),
             Covered("uid-idle", "idle-0", "idle-agent", now_us),
             Uncovered("uid-old", "old-0", "old-agent", "ExistedBefore"),
+            starts="+",  # a spreadsheet would take the hash for a formula, so it is not written as it is
         )
         asyncio.run(self.play())
         self.wait_signed()
@@ -229,7 +234,8 @@ def test_every_number_is_what_its_rows_say(package: Path) -> None:
     told = {
         "commands": 48, "allowed": 40, "approved": 4, "refused": 4, "sessions": 4, "totals-agree": 4, "pods": 3,
         "heard": 2, "uncovered": 1, "unheard": 1, "epochs": 1, "identities": 2, "policies": 1, "targets": 1,
-        "unproved": 0, "totals-differ": 0, "ownerless": 0, "approvals": 1, "approvals-gone": 1,
+        "unproved": 0, "totals-differ": 0, "ownerless": 0, "asked-again": 48, "reperformed": 48, "differs": 9,
+        "not-repeatable": 0, "attested": 1, "unattested": 0, "approvals": 1, "approvals-gone": 1,
     }  # fmt: skip
     assert counts | told == counts
     strata = {one.name: (one.population, one.size, one.proved) for one in report.strata}
@@ -239,6 +245,33 @@ def test_every_number_is_what_its_rows_say(package: Path) -> None:
         "CC6.1", "CC6.2", "CC6.3", "CC6.6", "CC6.7", "CC6.8", "CC7.1", "CC7.2", "CC7.3", "CC7.4", "CC8.1", "A1.2",
         "C1.1", "C1.2",
     ]  # fmt: skip
+
+
+def test_decisions_are_made_again_and_each_that_differs_is_a_row(package: Path) -> None:
+    made = rows(package, "populations/reperformed.csv")
+    listed = rows(package, "populations/commands.csv")
+    assert [row["name"] for row in made] == [row["name"] for row in listed]
+    differs = [row for row in made if row["verdict"] == "differs"]
+    assert {(row["was"], row["again"]) for row in differs} == {
+        ("Deny", "Allow"), ("RequireApproval", "Allow"), ("Allow", "Allow"),
+    }  # fmt: skip
+    assert {row["again_rule"] for row in differs} == {"read-orders of agents/billing"}
+    texts = [line.text for one in model(package).criteria for line in one.established]
+    assert [text for text in texts if text.startswith("Accuracy of decisions: those of the sampled sessions")]
+
+
+def test_populations_rest_on_the_operators_signature(package: Path, scene: Scene) -> None:
+    (row,) = rows(package, "populations/coverage.csv")
+    assert row | {"namespace": "agents", "pods": "3", "heard": "2", "proved": "yes", "why": ""} == row
+    assert row["operator"] == operator().vkey == (package / "evidence" / "operator.vkey").read_text().strip()
+    trust = ("--trust", "evidence/trust.pem", "--log-policy", "evidence/log.policy")
+    done = chaperone(scene.api, package, "verify", row["bundle"], *trust, "--operator-key", "evidence/operator.vkey")
+    assert "verify: FAILED at pod old-0 uid-old: old-agent is Uncovered" in done.stdout  # and all else holds
+    mine = package.parent / "operator.vkey"
+    mine.write_text(operator(2).vkey)
+    done = chaperone(scene.api, package.parent, "report", "check", str(package), "--operator-key", str(mine))
+    assert done.returncode == 1
+    assert "populations/coverage.csv row 1: agents: " in done.stdout
 
 
 def test_a_sampled_row_names_a_bundle_that_verify_believes(package: Path, scene: Scene) -> None:
@@ -405,6 +438,39 @@ def _change_page(folder: Path) -> None:
     page.write_text(page.read_text().replace("Not established", "Established"))
 
 
+def _hide_difference(folder: Path) -> None:
+    def hide(lines: list[list[str]]) -> None:
+        columns = lines[0]
+        line = next(one for one in lines if one[columns.index("verdict")] == "differs")
+        line[columns.index("verdict")] = "agrees"
+
+    rewrite(folder, "populations/reperformed.csv", hide)
+    report = model(folder)
+    report.fact("differs").count -= 1
+    (folder / "controls.json").write_bytes(msgspec.json.encode(report))
+
+
+def _drop_decision(folder: Path) -> None:
+    rewrite(folder, "populations/reperformed.csv", lambda lines: lines.pop())
+    report = model(folder)
+    for name in ("asked-again", "reperformed"):
+        report.fact(name).count -= 1
+    (folder / "controls.json").write_bytes(msgspec.json.encode(report))
+
+
+def _change_epoch(folder: Path) -> None:
+    rewrite(folder, "populations/epochs.csv", lambda lines: lines[1].__setitem__(lines[0].index("hash"), "x" * 44))
+
+
+def _change_policy(folder: Path) -> None:
+    """One byte of the policy in each bundle."""
+    for bundle in (folder / "evidence").glob("*.tar"):
+        data = bytearray(bundle.read_bytes())
+        place = data.index(b".seg", data.index(b"revisions/agents/")) // 512 * 512 + 1024
+        data[place] ^= 1
+        bundle.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("tamper", "file"),
     [
@@ -439,6 +505,10 @@ def test_what_is_missing_and_what_is_added_is_named(copy: Path, scene: Scene) ->
         (_change_number, "controls.json: it says 0 for “Commands that were refused” (refused)"),
         (_change_text, "controls.json: its criteria do not say what this version says"),
         (_cut_bundle, "samples.csv row"),
+        (_hide_difference, "populations/reperformed.csv row "),
+        (_drop_decision, "populations/reperformed.csv row 48: "),
+        (_change_epoch, "populations/coverage.csv row 1: agents: proved is yes, and should be no (epoch 1 of"),
+        (_change_policy, "(the revision of policy that decided it is not here, or does not hold)"),
     ],
 )  # fmt: skip
 def test_who_makes_hashes_and_page_agree_is_found_by_the_evidence(

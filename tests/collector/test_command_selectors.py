@@ -12,7 +12,7 @@ import pytest
 from gateway_stream import Pod, Stream
 from pki import Authority
 
-from chaperone_collector.api import commands as reading
+from chaperone_collector.api import command_rows as reading
 from chaperone_collector.api.commands import Commands
 from chaperone_collector.api.flow import Flows
 from chaperone_collector.api.question import Found, Question, Range, read_question
@@ -111,13 +111,17 @@ SELECTORS: Final = (
 
 @pytest.mark.parametrize("namespace", ["", "agents"])
 @pytest.mark.parametrize("text", SELECTORS)
-@pytest.mark.parametrize("bounds", [(50_000, 512), (5, 512), (50_000, 1)])
+@pytest.mark.parametrize(
+    "bounds", [(50_000, 512, 64), (5, 512, 64), (5, 512, 1), (48, 512, 1), (50_000, 1, 64), (5, 1, 1)]
+)
 def test_a_selector_finds_what_looking_at_every_command_finds(
-    log: sqlite3.Connection, everything: list[Found], text: str, namespace: str, bounds: tuple[int, int],
+    log: sqlite3.Connection, everything: list[Found], text: str, namespace: str, bounds: tuple[int, int, int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(reading, "MAX_SCANNED", bounds[0])
-    monkeypatch.setattr(reading, "MAX_MERGED_FLOWS", bounds[1])
+    most, merged, window = bounds
+    monkeypatch.setattr(reading, "MAX_SCANNED", most)
+    monkeypatch.setattr(reading, "MAX_MERGED_FLOWS", merged)
+    monkeypatch.setattr(reading, "MIN_WINDOW", window)
     question = read_question("commands", namespace, "", {"fieldSelector": text})
     wanted = [
         one.idx

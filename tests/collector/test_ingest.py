@@ -15,6 +15,8 @@ from pki import Authority
 
 from chaperone_evidence import entry
 
+on_both_stores = pytest.mark.parametrize("collector", ["directory", "server"], indirect=True)
+
 
 def _worked(pod: Pod, commands: int = 3) -> Stream:
     stream = Stream(pod)
@@ -26,6 +28,7 @@ def _worked(pod: Pod, commands: int = 3) -> Stream:
     return stream
 
 
+@on_both_stores
 async def test_records_are_acknowledged_and_stored_byte_by_byte(collector: Collector, gateway_ca: Authority) -> None:
     pod = Pod(gateway_ca)
     stream = _worked(pod)
@@ -43,6 +46,7 @@ async def test_records_are_acknowledged_and_stored_byte_by_byte(collector: Colle
     assert collector.rows("SELECT * FROM finding") == []
 
 
+@on_both_stores
 async def test_a_range_sent_again_changes_nothing(collector: Collector, gateway_ca: Authority) -> None:
     pod = Pod(gateway_ca)
     stream = _worked(pod)
@@ -58,6 +62,7 @@ async def test_a_range_sent_again_changes_nothing(collector: Collector, gateway_
     assert collector.rows("SELECT count(*) FROM entry") == [(len(frames) + 1,)]
 
 
+@on_both_stores
 async def test_a_range_sent_again_with_another_byte_is_a_fork(collector: Collector, gateway_ca: Authority) -> None:
     pod = Pod(gateway_ca)
     stream = _worked(pod)
@@ -84,6 +89,7 @@ async def test_a_gap_is_refused_with_what_is_stored(collector: Collector, gatewa
         assert (status, answer["acked"]) == (200, len(frames) - 1)
 
 
+@on_both_stores
 async def test_a_broken_link_stores_nothing_of_the_batch_and_is_quarantined(
     collector: Collector, gateway_ca: Authority
 ) -> None:
@@ -172,6 +178,7 @@ async def test_another_pod_can_neither_continue_nor_see_a_stream(collector: Coll
             assert answer.status == 403
 
 
+@on_both_stores
 async def test_the_next_process_of_a_pod_ships_what_its_predecessor_left(
     collector: Collector, gateway_ca: Authority
 ) -> None:
@@ -197,6 +204,7 @@ async def test_two_successors_of_one_stream_are_kept_and_found(collector: Collec
     assert "fork" in collector.rows("SELECT what FROM finding")[0][0]
 
 
+@on_both_stores
 async def test_what_is_badly_said_is_stored_in_its_place_with_a_finding(
     collector: Collector, gateway_ca: Authority
 ) -> None:
@@ -264,6 +272,7 @@ async def test_many_bodies_go_at_once(collector: Collector, gateway_ca: Authorit
     assert dict(collector.rows("SELECT hash, bytes FROM body")) == stream.bodies
 
 
+@on_both_stores
 async def test_a_body_that_a_record_names_no_longer_counts_as_waiting(
     collector: Collector, gateway_ca: Authority
 ) -> None:
@@ -330,6 +339,7 @@ async def test_streams_at_once_share_commits_and_lose_nothing(collector: Collect
     assert collector.rows("SELECT count(*), max(idx) + 1 FROM entry") == [(sum(counts), sum(counts))]
 
 
+@on_both_stores
 async def test_two_requests_for_one_stream_at_once_store_it_once(collector: Collector, gateway_ca: Authority) -> None:
     pod = Pod(gateway_ca)
     stream = _worked(pod, 50)

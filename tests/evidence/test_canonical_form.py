@@ -20,6 +20,9 @@ INTEGER = st.integers(-canonical.MAX_INTEGER, canonical.MAX_INTEGER)
 COMMITMENT = st.builds(record.Commitment, TEXT, INTEGER)
 ACCESSES = st.lists(st.builds(record.AccessEntry, TEXT, TEXT), max_size=3).map(tuple)
 DELEGATED = st.builds(record.Delegated, TEXT, TEXT, TEXT)
+OPTIONAL = INTEGER | st.just(msgspec.UNSET)
+USES = st.lists(st.builds(record.Use, TEXT, INTEGER), max_size=3).map(tuple)
+CIRCUMSTANCES = st.builds(record.Circumstances, OPTIONAL, OPTIONAL, USES)
 BY_TYPE: dict[object, st.SearchStrategy[object]] = {
     str: TEXT,
     bool: st.booleans(),
@@ -27,6 +30,7 @@ BY_TYPE: dict[object, st.SearchStrategy[object]] = {
     tuple[record.AccessEntry, ...]: ACCESSES,
     record.Commitment: COMMITMENT,
     record.Commitment | msgspec.UnsetType: COMMITMENT | st.just(msgspec.UNSET),
+    record.Circumstances | msgspec.UnsetType: CIRCUMSTANCES | st.just(msgspec.UNSET),
     record.Delegated | msgspec.UnsetType: DELEGATED | st.just(msgspec.UNSET),
 }
 KINDS: list[type[record.Record]] = [

@@ -82,7 +82,11 @@ def test_one_of_several_authorities_is_enough_also_when_their_names_are_alike(au
             check_issued(der, authorities, _now_us())
 
 
-@pytest.mark.parametrize("at_us", [IMPORTED_US - HOUR_US, IMPORTED_US + 2 * HOUR_US, -(2**53), 2**53 - 1])
+@pytest.mark.parametrize(
+    "at_us",
+    [IMPORTED_US - 3 * HOUR_US, IMPORTED_US + 2 * HOUR_US, -(2**53), 2**53 - 1],
+    ids=["before", "after", "first", "last"],
+)
 def test_a_certificate_proves_nothing_outside_its_time(authority: Authority, at_us: int) -> None:
     der = _issue(authority, _uris(URI, KEY_URI), CLIENT)
     with pytest.raises(Malformed, match="not valid at"):

@@ -140,7 +140,7 @@ DAY_S = 86_400
         ({"groups": ["finance", 7]}, "is no list"),
         ({"groups": [f"g{number}" for number in range(257)]}, "is no list"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "+".join(value),
 )  # fmt: skip
 async def test_a_token_that_says_what_cannot_be_trusted_is_refused(
     checked: Checked, issuer: Issuer, changed: dict[str, Any], why: str

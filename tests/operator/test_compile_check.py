@@ -156,7 +156,6 @@ def test_what_is_not_built_yet_is_refused_and_never_ignored(changed: Object, fra
     ("kind", "changed", "fragment"),
     [
         ("target", {"inspection": {"mode": "x"}}, "spec.inspection is not supported yet"),
-        ("target", {"protocol": "MySQL"}, "spec.protocol: MySQL is not supported yet; use PostgreSQL"),
     ],
 )
 def test_identities_and_targets_are_refused_what_is_not_built_yet(kind: str, changed: Object, fragment: str) -> None:
@@ -443,3 +442,13 @@ def test_policies_and_identities_of_other_namespaces_are_passed_over() -> None:
 def test_wrong_kind_or_version_is_refused() -> None:
     old = policy([READ]) | {"apiVersion": "chaperone.dev/v1"}
     assert "apiVersion and kind" in only_problem(compiled(policies=[old])).message
+
+
+def test_a_statement_is_no_test_for_a_target_that_reads_statements_otherwise() -> None:
+    allow = [rule("read", "Allow", ["read"], ["shop.orders"])]
+    tests = [{"name": "case", "sql": "SELECT 1 FROM shop.orders", "expect": {"action": "Allow"}}]
+    found = only_problem(compiled(targets=[target(protocol="MySQL")], policies=[policy(allow, tests=tests)]))
+    assert found.reason == "BadTest"
+    assert found.message == (
+        "spec.tests[0].sql: is read as PostgreSQL reads it, and target 'orders-db' speaks MySQL; write accesses."
+    )

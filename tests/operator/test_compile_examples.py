@@ -20,6 +20,8 @@ TESTED = {
     for item in yaml.safe_load_all(path.read_text())
     if item["kind"].endswith("AccessPolicy") and item["spec"].get("tests")
 }
+DEMO = EXAMPLES.parent / "demo"
+PROTOCOLS = {"PostgreSQL", "MySQL", "HTTP", "MCP", "SSH", "Kubernetes"}
 OF_POSTGRESQL = {"crm", "staging-db"}
 
 
@@ -59,3 +61,18 @@ def test_an_example_for_a_protocol_that_exists_compiles(item: Object) -> None:
         namespace_labels={},
     )
     assert snapshot.is_usable, snapshot.problems
+
+
+def test_the_demo_compiles_and_grants_its_agent_six_protocols() -> None:
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBQ3bcNXcm4JlxzqcpAyHPZxB4L4YYBjkZgMYsD9AvoZ"
+    text = "---\n".join(path.read_text() for path in sorted(DEMO.glob("*.yaml")))
+    items = [item for item in yaml.safe_load_all(text.replace("chaperone-demo/host-key", key)) if item]
+    kinds = {
+        kind: [one for one in items if one["kind"] == kind]
+        for kind in ("AgentIdentity", "AccessTarget", "AccessPolicy")
+    }
+    snapshot = compile_namespace("agents", *kinds.values(), [], namespace_labels={})
+    assert snapshot.is_usable, snapshot.problems
+    assert {one["spec"]["protocol"] for one in kinds["AccessTarget"]} == PROTOCOLS
+    granted = {one["name"] for policy in kinds["AccessPolicy"] for one in policy["spec"]["targets"]}
+    assert granted == {one["metadata"]["name"] for one in kinds["AccessTarget"]}

@@ -259,19 +259,27 @@ def test_more_patterns_together_than_a_gateway_takes_are_a_problem_of_all_that_h
     ]
 
 
-def test_protocol_that_cannot_mask_is_told() -> None:
-    shell = target("shell", protocol="SSH", classified=[{"columns": ["a.b.c"], "class": "email"}])
+@pytest.mark.parametrize("protocol", ["HTTP", "MCP"])
+def test_what_has_no_columns_has_no_classes_and_is_masked_by_detectors(protocol: str) -> None:
+    shell = target("shell", protocol=protocol, classified=[{"columns": ["a.b.c"], "class": "email"}])
     document, _ = decode(shell, TargetSpec)
     assert document is not None
     assert "MaskNotPossible" in {found.reason for found in target_problems(document)}
     bound, _ = decode(policy([], masks=[EMAIL], targets=[{"name": "shell"}]), PolicySpec)
     assert bound is not None
     world = World("agents", frozenset({"billing-agent"}), {"shell": document}, frozenset(), frozenset({"shell"}))
-    found = list(rules_problems(bound, ["shell"], world))
-    assert [(one.reason, one.message) for one in found] == [
-        ("MaskNotPossible", "spec.masks: answers of SSH cannot be masked; take its targets out.")
-    ]
+    assert not list(rules_problems(bound, ["shell"], world))
     assert not list(rules_problems(bound, ["shell"], NOWHERE))
+
+
+def test_columns_are_masked_only_where_answers_have_them() -> None:
+    place, _ = decode(target("shell", protocol="Kubernetes"), TargetSpec)
+    assert place is not None
+    world = World("agents", frozenset({"billing-agent"}), {"shell": place}, frozenset(), frozenset({"shell"}))
+    for mask, expected in ((EMAIL, []), (COLUMN, ["MaskNotPossible"])):
+        bound, _ = decode(policy([], masks=[mask], targets=[{"name": "shell"}]), PolicySpec)
+        assert bound is not None
+        assert [one.reason for one in rules_problems(bound, ["shell"], world)] == expected
 
 
 def test_change_of_masks_ends_open_sessions() -> None:

@@ -174,16 +174,6 @@ def test_a_tail_cut_from_a_killed_gateways_records_is_found(gateway_with: Make) 
     assert "tail was cut or changed" in verdict.stdout
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A file system of 8 MiB, so that the spool meets a disk that is really full."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True, timeout=10)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
-
-
 def test_a_full_disk_refuses_commands_natively_and_they_do_not_run(
     postgres: Postgres, tmp_path: Path, small_disk: Path
 ) -> None:

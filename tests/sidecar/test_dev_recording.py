@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -225,16 +224,6 @@ def cells(body: bytes) -> tuple[str, ...]:
         found.append(body[place + 4 : after].decode())
         place = after
     return tuple(found)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB, so that the spool meets a disk that is really full."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True, timeout=10)
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
 def test_nothing_is_shown_that_finds_no_room(people: Postgres, tmp_path: Path, small_disk: Path) -> None:

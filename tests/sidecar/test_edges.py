@@ -22,7 +22,6 @@ from chaperone_sidecar import fence
 from chaperone_sidecar.config import Host, Target, Tls, Upstream
 from chaperone_sidecar.dial import Dialer, marked_socket
 from chaperone_sidecar.dns import DnsServer
-from chaperone_sidecar.link import Link
 from chaperone_sidecar.listener import Listener
 from chaperone_sidecar.resolver import Resolver, read_conf
 
@@ -35,23 +34,22 @@ def target(name, upstream, port, addresses=()):
     host = Host(name, f"240.240.0.{slot}", f"fd63:6861:7065::{slot}")
     return Target(name, "PostgreSQL", port, (host,), Upstream(upstream, 5432), Tls("Disable"), addresses)
 
-def accept(target):
-    async def relay():
-        try:
-            connection = await dialer.dial(target.upstream.host, target.upstream.port)
-            loop = asyncio.get_running_loop()
-            link.write(f"{target.name} ".encode() + await loop.sock_recv(connection, 99))
-            connection.close()
-        except OSError as error:
-            link.write(error.strerror.encode())
-        link.close()
-    link = Link(lambda _: None, lambda: tasks.add(asyncio.get_running_loop().create_task(relay())))
-    return link
+async def take(client, target):
+    loop = asyncio.get_running_loop()
+    try:
+        connection = await dialer.dial(target.upstream.host, target.upstream.port)
+        said = f"{target.name} ".encode() + await loop.sock_recv(connection, 99)
+        connection.close()
+    except OSError as error:
+        said = error.strerror.encode()
+    client.setblocking(False)
+    await loop.sock_sendall(client, said)
+    client.close()
 
 async def main():
     own = socket.create_server((sys.argv[3], 5432))
     dns = DnsServer(conf, lambda *one: denied.append(list(one)))
-    listener = Listener(accept, lambda *one: denied.append(list(one)))
+    listener = Listener(take, lambda *one: denied.append(list(one)))
     targets = (target("orders-db.data.svc", sys.argv[1], 5432, (sys.argv[1] + "/32",)),
                target("ledger", sys.argv[2], 5433), target("self", sys.argv[3], 5434))
     dns.use(targets)
@@ -64,7 +62,6 @@ async def main():
     await asyncio.to_thread(sys.stdin.readline)
     print(json.dumps(denied), flush=True)
 
-tasks = set()
 asyncio.run(main())
 """
 RESOLV = "search agents.svc.cluster.local svc.cluster.local cluster.local\nnameserver 203.0.113.1\noptions ndots:5\n"

@@ -22,7 +22,7 @@ class Broker:
         self.refusal: LeaseRefused | None = None
         self.go: asyncio.Event | None = None
 
-    async def lease(self, target: str, session: str = "") -> Lease:
+    async def lease(self, target: str, session: str = "", public_key: str = "") -> Lease:
         self.asked += 1
         if self.go is not None:
             await self.go.wait()

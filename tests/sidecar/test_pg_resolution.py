@@ -15,9 +15,9 @@ from side_connection import catalog_at
 from chaperone_evidence import canonical, record
 from chaperone_sidecar.command import Access, Command, Effect, Facts, Resolution
 from chaperone_sidecar.decision import Action, Decision
-from chaperone_sidecar.driver import worked_off
 from chaperone_sidecar.effects import Offload
 from chaperone_sidecar.errors import ChaperoneError
+from chaperone_sidecar.offload import worked_off
 from chaperone_sidecar.policy.cache import DecisionCache
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.protocols.postgresql import answers

@@ -13,7 +13,9 @@ from fix_collector import Collector
 from gateway_stream import Pod
 from spooled import begin, work
 
+from chaperone_evidence import ulid
 from chaperone_sidecar.recording import shipper as shipping
+from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.shipper import Shipper
 from chaperone_sidecar.recording.spool import Spool
 
@@ -95,6 +97,29 @@ async def test_the_stream_of_a_killed_process_is_shipped_by_the_next_one(running
     assert stored(running) == recorder.next_seq + next_recorder.next_seq
     assert not (tmp_path / "streams" / dead_spool.stream).exists()
     assert not (tmp_path / "bodies" / dead_spool.stream).exists()
+
+
+class Ahead(Ids):
+    """Of a machine whose clock is wrong by a day."""
+
+    def ulid(self, after: str = "") -> str:
+        found = super().ulid(after)
+        return ulid.encode(ulid.time_ms(found) + 86_400_000, self.random(ulid.RANDOM_BYTES))
+
+
+async def test_the_stream_of_a_killed_process_is_shipped_though_its_clock_was_ahead(
+    running: Collector, tmp_path: Path
+) -> None:
+    first = Pod(running.gateway_ca)
+    recorder, dead_spool = begin(first, tmp_path, ids=Ahead())
+    work(recorder, 100)
+    second = Pod(running.gateway_ca)
+    next_recorder, spool = begin(second, tmp_path)
+    assert spool.stream > dead_spool.stream
+    async with shipping_to(running, second, tmp_path, spool) as shipper:
+        await until(shipper, next_recorder.next_seq - 1)
+    assert stored(running) == recorder.next_seq + next_recorder.next_seq
+    assert not (tmp_path / "streams" / dead_spool.stream).exists()
 
 
 async def test_the_tail_of_a_killed_process_is_shipped_though_its_first_segments_are_gone(

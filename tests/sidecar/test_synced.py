@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
+from failing_disk import fail_disk
 from fix_broker import Broker
 from fix_collector import Collector
 from fix_dev import Gateway as DevGateway
@@ -24,23 +24,6 @@ from chaperone_sidecar.recording.syncer import Syncer
 pytestmark = pytest.mark.peer
 
 STREAM = "01m884w43fqp9f5cs3e1ztjat1"
-
-
-def fail_disk(spool: Path) -> int:
-    """Put a pipe, which cannot be synced, in the place of every open segment; how many there were."""
-    reader, writer = os.pipe()
-    found = 0
-    for link in list(Path("/proc/self/fd").iterdir()):
-        try:
-            path = link.readlink()
-        except OSError:
-            continue  # of the listing itself
-        if path.is_relative_to(spool) and path.name.endswith((".seg", "spare")):
-            os.dup2(writer, int(link.name))
-            found += 1
-    os.close(reader)
-    os.close(writer)
-    return found
 
 
 async def test_who_waits_together_shares_a_sync_and_who_comes_later_waits_for_the_next(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ from gateway_stream import Pod
 from pod_gateway import compiled, connect, install, running, until
 from psycopg import errors
 from spooled import begin, work
+from witnessed_log import Place
+from witnessed_log import witnessing as serving
 
 from chaperone_collector.tree import read_root
 from chaperone_evidence import note, policyfile, record
@@ -226,3 +228,38 @@ async def test_a_collector_that_lost_a_record_is_shown_up_by_the_receipt(
     with contextlib.closing(sqlite3.connect(collector.data / "evidence.db")) as db:
         root = read_root(db, signed.size)  # what the log says now that its first entries are
     assert root != signed.root, "two trees of one size, both signed with the log's keys"
+
+
+async def reached(receipts: Receipts, seq: int) -> None:
+    """A collector that has just started, and its witnesses, may take longer than a command would wait."""
+    for _ in range(5):
+        with contextlib.suppress(Unwitnessed):
+            await receipts.reach(seq)
+            return
+    await receipts.reach(seq)
+
+
+async def test_a_receipt_waits_for_the_quorum_of_witnesses(collector: Collector, tmp_path: Path) -> None:
+    """Two of two sign; without the second no command would run, and once it is back, with the same keys, they do."""
+    place = Place(collector, collector.gateway_ca, tmp_path)
+    await place.grow()
+    names = ("witness.example/w1", "witness.example/w2")
+    folders = [tmp_path / name.rpartition("/")[2] for name in names]
+    group = ["group both all witness.example-w1-04 witness.example-w2-04", "quorum both"]
+    with serving(place, names[0], folders[0]) as one:
+        with serving(place, names[1], folders[1]) as two:
+            place.with_witnesses(one[0], two[0], *group)
+            async with witnessing(collector, tmp_path / "met") as (receipts, _, _):
+                await reached(receipts, 3)
+        (kept,) = (tmp_path / "met" / "receipts").iterdir()
+        policy = policyfile.parse((tmp_path / "met" / "log-policy").read_text())
+        assert policy.witness_quorum == 2
+        signed = {one.key.name for one in open_checkpoint(parse_proof(kept.read_bytes()).checkpoint, policy).signatures}
+        assert signed == {place.origin, *names}
+        async with witnessing(collector, tmp_path / "away") as (receipts, _, _):
+            with pytest.raises(Unwitnessed, match="fewer than 2 of the log's witnesses have signed"):
+                await receipts.reach(3)
+            with serving(place, names[1], folders[1]) as two:  # at another port
+                same_ports(collector)
+                place.with_witnesses(one[0], two[0], *group, at=collector.more)
+                await reached(receipts, 3)

@@ -16,6 +16,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from fix_evidence_server import EvidenceServer, Place
 from gateway_stream import Pod, Stream
 from pki import Authority
 
@@ -29,9 +30,10 @@ SERVICE = "chaperone-evidence.chaperone-system.svc"
 class Collector:
     """One collector process; it may be ended and started again on the same data."""
 
-    def __init__(self, folder: Path, gateway_ca: Authority, *more: str) -> None:
+    def __init__(self, folder: Path, gateway_ca: Authority, *more: str, place: Place | None = None) -> None:
         self.folder = folder
         self.data = folder / "data"
+        self.place = place
         self.service_ca = Authority("service CA")
         self.gateway_ca = gateway_ca
         self.more = more or ("--api-port", "-1")
@@ -51,7 +53,8 @@ class Collector:
     def start(self) -> None:
         """Start the process and wait until it is ready."""
         before = self.log.stat().st_size if self.log.exists() else 0
-        arguments = [sys.executable, "-m", "chaperone_collector.main", "--data", str(self.data)]
+        arguments = [sys.executable, "-m", "chaperone_collector.main"]
+        arguments += ["--data", str(self.data)] if self.place is None else self.place.options
         arguments += ["--tls-dir", str(self.folder / "tls"), "--gateway-ca", str(self.folder / "gateway-ca.crt")]
         arguments += ["--bind", "127.0.0.1", "--ingest-port", "0", "--metrics-port", "0", *self.more]
         with self.log.open("ab") as out:
@@ -96,6 +99,8 @@ class Collector:
 
     def rows(self, query: str, *values: object) -> list[Any]:
         """What the database holds."""
+        if self.place is not None:
+            return self.place.rows(query, *values)
         connection = sqlite3.connect(f"file:{self.data / 'evidence.db'}?mode=ro", uri=True)
         try:
             return connection.execute(query, values).fetchall()
@@ -106,10 +111,10 @@ class Collector:
 class Sender:
     """A gateway's connection to a collector."""
 
-    def __init__(self, collector: Collector, pod: Pod) -> None:
+    def __init__(self, collector: Collector, pod: Pod, timeout_s: float = 30) -> None:
         self.base = collector.ingest
         connector = aiohttp.TCPConnector(ssl=pod.client_tls(collector.service_ca.pem))
-        self.http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30))
+        self.http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=timeout_s))
 
     async def __aenter__(self) -> Sender:
         return self
@@ -163,8 +168,8 @@ def collector_with(
     """Start collectors with more arguments; all are ended after the test."""
     started: list[Collector] = []
 
-    def start(*more: str) -> Collector:
-        collector = Collector(tmp_path_factory.mktemp("collector"), gateway_ca, *more)
+    def start(*more: str, place: Place | None = None) -> Collector:
+        collector = Collector(tmp_path_factory.mktemp("collector"), gateway_ca, *more, place=place)
         started.append(collector)
         collector.start()
         return collector
@@ -175,6 +180,9 @@ def collector_with(
 
 
 @pytest.fixture
-def collector(collector_with: Callable[..., Collector]) -> Collector:
-    """A collector without the API."""
-    return collector_with()
+def collector(request: pytest.FixtureRequest, collector_with: Callable[..., Collector]) -> Collector:
+    """A collector without the API; parametrised indirectly by "server" it keeps its log on PostgreSQL."""
+    if getattr(request, "param", "directory") == "directory":
+        return collector_with()
+    server: EvidenceServer = request.getfixturevalue("evidence_server")
+    return collector_with(place=server.place())

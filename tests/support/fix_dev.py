@@ -21,7 +21,7 @@ from manifests import cluster_policy, identity, target
 
 from chaperone_evidence import record
 
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 90  # 2 s alone; the machine may be shared
 VERIFY_TIMEOUT_S = 600.0  # 0.1 s as a rule; after ten thousand sessions minutes
 
 RULES = [
@@ -136,12 +136,14 @@ def _secret(name: str, data: dict[str, str]) -> dict[str, object]:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
 
 
-def start(folder: Path, evidence: Path) -> Gateway:
-    """Start `chaperone dev` and wait for `ready`."""
-    port = free_port()
+def start(folder: Path, evidence: Path, ports: dict[str, int] | None = None) -> Gateway:
+    """Start `chaperone dev` and wait for `ready`; it listens for orders-db, or for the targets that are named."""
+    places = ports or {"orders-db": free_port()}
+    port = next(iter(places.values()))
+    listen = [word for name, at in places.items() for word in ("--listen", f"{name}=127.0.0.1:{at}")]
     process = subprocess.Popen(
         [sys.executable, "-m", "chaperone_cli.main", "dev", "--manifests", str(folder), "--identity", "billing-agent",
-         "--evidence", str(evidence), "--listen", f"orders-db=127.0.0.1:{port}"],
+         "--evidence", str(evidence), *listen],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"CHAPERONE_OPA": opa_binary()},
     )  # fmt: skip
     gateway = Gateway(port, evidence, process, [])

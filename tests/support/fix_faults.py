@@ -1,10 +1,14 @@
-"""`faults`: what is preloaded into a process so that its system calls fail and its wall clock is wrong (faults.c)."""
+"""`faults`: what is preloaded into a process so that its system calls fail and its wall clock is wrong (faults.c).
+
+`small_disk`: a disk that becomes full.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,3 +56,13 @@ def faults() -> Faults:
 
     key = hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]
     return Faults(filled(cache() / "tools" / f"faults-{key}", fill) / "faults.so")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Path:
+    """A file system of 8 MiB, so that the spool meets a disk that is really full."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True, timeout=10)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)

@@ -273,7 +273,7 @@ def _rights(system: str) -> list[Object]:
         _may("chaperone.dev", kinds, "list", "watch"),
         _may("chaperone.dev", [f"{kind}/status" for kind in kinds], "patch"),
         _may("evidence.chaperone.dev", ["tallies"], "list"),
-        _may("evidence.chaperone.dev", ["populations"], "create", "get"),
+        _may("evidence.chaperone.dev", ["populations", "policyrevisions"], "create", "get"),
         _may("events.k8s.io", ["events"], "create"),
         _may("admissionregistration.k8s.io", registrations, "get", "update", names=["chaperone"]),
         _may("apiregistration.k8s.io", ["apiservices"], "get", "update", names=["v1alpha1.evidence.chaperone.dev"]),

@@ -105,12 +105,8 @@ def start(
             f"ssl = on\nssl_cert_file = '{directory}/server.crt'\nssl_key_file = '{directory}/server.key'\n"
             "max_connections = 200\nlog_statement = all\nlog_line_prefix = '%m [%p] %a '\n" + settings
         )
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [bin_dir / "postgres", "-D", data], stdout=log, stderr=log, cwd=directory,
-            user=user, group=group, extra_groups=groups,
-        )  # fmt: skip
     postgres = Postgres(port, directory, authority.pem)
+    process = restarted(postgres, bin_dir)
     deadline = time.monotonic() + START_TIMEOUT_S
     while True:
         try:
@@ -128,6 +124,18 @@ def start(
                 process.wait(0.05)
         else:
             return postgres, process
+
+
+def restarted(postgres: Postgres, programs: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start the server of a cluster that is there, as its owner; it may take a moment until it answers."""
+    owner = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+    groups: list[int] | None = [] if owner is not None else None
+    with (postgres.directory / "log").open("ab") as log:
+        return subprocess.Popen(
+            [(programs or binaries()) / "postgres", "-D", postgres.directory / "data"], stdout=log, stderr=log,
+            cwd=postgres.directory, user=owner.pw_uid if owner else None, group=owner.pw_gid if owner else None,
+            extra_groups=groups,
+        )  # fmt: skip
 
 
 @contextlib.contextmanager

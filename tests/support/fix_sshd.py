@@ -66,14 +66,14 @@ def running(folder: Path, authority: Path) -> Iterator[Sshd]:
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen([program, "-D", "-e", "-f", str(config)], stdout=log, stderr=log)
     try:
-        _wait(port, process, folder / "sshd.log")
+        wait_for(port, process, folder / "sshd.log")
         yield Sshd(port, folder, getpass.getuser())
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _wait(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     ends = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < ends and process.poll() is None:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -63,9 +63,16 @@ class Stream:
     _last_ms = 0
 
     def __init__(
-        self, pod: Pod, *, previous: Stream | None = None, opened: record.StreamOpen | None = None, start_us: int = 0
+        self,
+        pod: Pod,
+        *,
+        previous: Stream | None = None,
+        opened: record.StreamOpen | None = None,
+        start_us: int = 0,
+        policy_serial: int = 0,
+        revision: str = "0123456789abcdef",
     ) -> None:
-        self.pod = pod
+        self.pod, self.policy_serial, self.revision = pod, policy_serial, revision
         # A later stream has a later id, as the next process of a pod has: two may be made within one millisecond here.
         Stream._last_ms = max(time.time_ns() // 1_000_000, Stream._last_ms + 1)
         self.id = ulid.encode(Stream._last_ms, os.urandom(10))
@@ -83,7 +90,7 @@ class Stream:
             seq=0, wall_us=0, mono_us=0, stream=self.id, cluster=pod.cluster, namespace=pod.namespace, pod=pod.pod,
             pod_uid=pod.pod_uid, identity=pod.identity, vkey=pod.signer.verifier.vkey,
             certificate=base64.b64encode(der).decode(), node="node-1", service_account="billing", owner=pod.owner,
-            revision="0123456789abcdef", previous=previous.id if previous else "",
+            revision=self.revision, policy_serial=self.policy_serial, previous=previous.id if previous else "",
             previous_link=base64.b64encode(previous.chain.link).decode() if previous else "",
         )  # fmt: skip
 
@@ -117,8 +124,9 @@ class Stream:
         self, session: str, text: str = "SELECT 1", *, target: str = "orders-db", decision: str = "Allow",
         policy: str = "agents/billing", rule: str = "read-orders", approval: str = "", subject: str = "",
         with_body: bool = True, would: tuple[str, str, str] = ("", "", ""), effects: tuple[str, ...] = ("read",),
+        kind: str = "query", accesses: tuple[tuple[str, str], ...] = (),
     ) -> tuple[int, str]:  # fmt: skip
-        """A command's intent; returns its number and id."""
+        """A command's intent; returns its number and id. `accesses` are effects with objects, instead of `effects`."""
         plain = text.encode()
         salt = os.urandom(entry.SALT_BYTES)
         body = salt + plain
@@ -128,11 +136,13 @@ class Stream:
         command = ulid.encode(time.time_ns() // 1_000_000, os.urandom(10))
         seq = self.add(
             record.CommandIntent(
-                seq=0, wall_us=0, mono_us=0, session=session, command=command, target=target, kind="query",
+                seq=0, wall_us=0, mono_us=0, session=session, command=command, target=target, kind=kind,
                 decision=decision, sha256=hashlib.sha256(plain).hexdigest(), size_bytes=len(plain),
-                accesses=tuple(record.AccessEntry(effect, "public.orders") for effect in effects),
+                accesses=tuple(
+                    record.AccessEntry(*one) for one in accesses or [(effect, "public.orders") for effect in effects]
+                ),
                 resolution="syntactic",
-                policy=policy, rule=rule, revision="0123456789abcdef", approval=approval,
+                policy=policy, rule=rule, revision=self.revision, approval=approval,
                 would=would[0], would_policy=would[1], would_rule=would[2], subject=subject,
                 body=record.Commitment(base64.b64encode(commit).decode(), len(plain)),
             )

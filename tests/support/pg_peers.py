@@ -34,6 +34,7 @@ from fix_postgres import PASSWORD, Postgres
 from hypothesis import HealthCheck, given, settings
 from pg_sessions import CONTENT, END, AwaitCopy, AwaitReady, Move, Send, sent, sessions
 
+from chaperone_sidecar import steps
 from chaperone_sidecar.protocols.postgresql import messages as m
 from chaperone_sidecar.protocols.postgresql import scram, startup, upstream
 
@@ -126,22 +127,22 @@ class Wire:
 def straight(port: int) -> tuple[Wire, list[Message]]:
     """A session past the gateway: it logs in and asks for what the gateway pins."""
     wire = Wire(port)
-    steps = upstream.log_in(
+    log_in = upstream.log_in(
         "mirror", upstream.Credential("agent_rw", PASSWORD, os.urandom(18)), "mirror", startup.PINNED,
         use_tls=False, is_verified=False,
     )  # fmt: skip
     answer: object = None
     while True:
         try:
-            step = steps.send(answer)
+            step = log_in.send(answer)
         except StopIteration as stop:
             statuses = [("S", f"{name}\0{value}\0".encode()) for name, value in stop.value.parameters]
             wire.messages.clear()
             return wire, statuses
         answer = None
-        if isinstance(step, upstream.Send):
+        if isinstance(step, steps.Send):
             wire.send(step.data)
-        elif isinstance(step, upstream.Read):
+        elif isinstance(step, steps.Read):
             answer = wire._socket.recv(1 << 16)
         elif isinstance(step, upstream.Derive):
             answer = scram.derive(step.password, step.salt, step.iterations)

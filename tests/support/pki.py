@@ -79,7 +79,7 @@ class Authority:
             .issuer_name(self.name)
             .public_key(public)
             .serial_number(x509.random_serial_number())
-            .not_valid_before(start - timedelta(minutes=1))
+            .not_valid_before(start - timedelta(hours=2))  # tests say things of when they were collected
             .not_valid_after(start + life)
         )
 

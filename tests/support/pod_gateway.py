@@ -6,6 +6,7 @@ Only the fence is not there, so its way out is an ordinary socket.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -23,11 +24,13 @@ from manifests import Object, identity, policy, rule, target
 
 from chaperone_operator.compile import Snapshot, compile_namespace
 from chaperone_operator.kube import CONFIG_MAPS, SECRETS
-from chaperone_sidecar.config import GatewayConfig
+from chaperone_sidecar.config import GatewayConfig, IPAddress
 from chaperone_sidecar.gateway import Gateway
+from chaperone_sidecar.listener import Acceptor
 from chaperone_sidecar.runtime import Edges, Runtime, Settings
 
 WAIT_S: Final = 60.0
+SEVERAL: Final = "several.data.svc"
 
 
 def compiled(broker: Broker, postgres: Postgres, *effects: str, **spec: object) -> Snapshot:
@@ -81,6 +84,12 @@ async def dial(_: str, port: int) -> socket.socket:
     return connection
 
 
+async def resolve(host: str) -> tuple[IPAddress, ...]:
+    """As `dial` has it; one name has an address more."""
+    here = ipaddress.ip_address("127.0.0.1")
+    return (here, here + 1) if host == SEVERAL else (here,)
+
+
 def connector(context: ssl.SSLContext) -> aiohttp.TCPConnector:
     """No mark."""
     return aiohttp.TCPConnector(ssl=context)
@@ -119,17 +128,17 @@ async def serving(
     await pod.set_status(restarts=restarts)
     settings = await settings_of(pod, collector, opa, folder, identity)
     seen: list[GatewayConfig] = []
-    runtime = Runtime(settings, Edges(dial, connector))
+    runtime = Runtime(settings, Edges(dial, resolve, connector))
     gateway = await runtime.start()
     runtime.follow(seen.append)
     loops = asyncio.create_task(runtime.run())
-    server = await asyncio.get_running_loop().create_server(
-        lambda: gateway.accept(gateway.config.declared[0]), "127.0.0.1", 0
-    )
+    server = socket.create_server(("127.0.0.1", 0))
+    acceptor = Acceptor(lambda connection: gateway.take(connection, gateway.config.declared[0]))
+    acceptor.start(server)
     try:
-        yield gateway, server.sockets[0].getsockname()[1], seen
+        yield gateway, server.getsockname()[1], seen
     finally:
-        server.close()
+        acceptor.close()
         gateway.close("the test is over")
         loops.cancel()
         await asyncio.gather(loops, return_exceptions=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import time
@@ -48,9 +49,11 @@ class Speaker:
         path = f"{BASE}/namespaces/{self.namespace}/populations"
         return self.api.run("create", "--raw", path, "-f", "-", given=json.dumps(body), user=user)
 
-    def say(self, *pods: Pod) -> Any:
-        """Say the next population; the object that is answered."""
+    def say(self, *pods: Pod, starts: str = "") -> Any:
+        """Say the next population, by a note whose hash starts so in base64; the object that is answered."""
         note = self.note(*pods)
+        while not base64.b64encode(note_hash(note)).decode().startswith(starts):
+            note = self.note(*pods)
         done = self.post(note)
         assert done.returncode == 0, done.stderr
         self.epoch, self.previous = self.epoch + 1, note_hash(note)

@@ -21,3 +21,9 @@ def resident_mib(pid: int) -> float:
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found is not None, pid
     return int(found[1]) / 1024
+
+
+def peak_rss_mib(pid: int) -> float:
+    """The most memory that the process has had in use so far."""
+    line = next(one for one in Path(f"/proc/{pid}/status").read_text().splitlines() if one.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024

@@ -37,7 +37,7 @@ class Leases:
         self.asked = 0
         self.forgotten = 0
 
-    async def lease(self, target: str, session: str = "") -> Lease:
+    async def lease(self, target: str, session: str = "", public_key: str = "") -> Lease:
         self.asked += 1
         return Lease(self.user, self.password, "", 2**53)
 

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 import time
 from pathlib import Path
 
 import msgspec
-from pod_gateway import connector, dial
+from pod_gateway import connector, dial, resolve
 
+from chaperone_sidecar.listener import Acceptor
 from chaperone_sidecar.runtime import Edges, Runtime, Settings
 
 
 async def _serve(settings: Settings) -> None:
-    runtime = Runtime(settings, Edges(dial, connector))
+    runtime = Runtime(settings, Edges(dial, resolve, connector))
     gateway = await runtime.start()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: gateway.accept(gateway.config.targets[0]), "127.0.0.1", 0
-    )
-    print(server.sockets[0].getsockname()[1], flush=True)
+    server = socket.create_server(("127.0.0.1", 0))
+    Acceptor(lambda connection: gateway.take(connection, gateway.config.targets[0])).start(server)
+    print(server.getsockname()[1], flush=True)
     await runtime.run()
 
 

@@ -21,14 +21,14 @@ LIMIT: Final = 64 << 20
 ALLOW: Final = Decision(Action.ALLOW, "agents/billing", "read", "", "0123456789abcdef")
 
 
-def begin(pod: Pod, root: Path, limit: int = LIMIT) -> tuple[Recorder, Spool]:
+def begin(pod: Pod, root: Path, limit: int = LIMIT, ids: Ids | None = None) -> tuple[Recorder, Spool]:
     """Begin a stream as a gateway in this pod would."""
     der = pod.certificate.public_bytes(serialization.Encoding.DER)
     opened = record.StreamOpen(
         seq=0, wall_us=0, mono_us=0, stream="", cluster=pod.cluster, namespace=pod.namespace, pod=pod.pod,
         pod_uid=pod.pod_uid, identity=pod.identity, vkey="", certificate=base64.b64encode(der).decode(),
     )  # fmt: skip
-    return begin_stream(root, limit, pod.signer, opened, Ids())
+    return begin_stream(root, limit, pod.signer, opened, ids or Ids())
 
 
 def work(recorder: Recorder, commands: int, size: int = 40) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,14 @@ ASK = {
     "approval": {"groups": ["billing-leads"], "wait": "20s", "validFor": "60s"},
 }
 HURRY = ASK | {"approval": {"groups": ["billing-leads"], "wait": "1s", "validFor": "60s"}}
+
+
+def eventually(is_so: Callable[[], bool]) -> None:
+    """Wait until something is so."""
+    until = time.monotonic() + 20
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 class Person:

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import contextlib
 import ctypes
+import ipaddress
 import secrets
 import signal
 import socket
@@ -35,13 +36,14 @@ from chaperone_cli.say import say
 from chaperone_evidence import record
 from chaperone_evidence.certificate import STREAM_KEY_SCHEME, subject_uri
 from chaperone_operator.compile import Snapshot
+from chaperone_operator.compile.credential import HttpHeader, SecretRef
 from chaperone_sidecar import config as gateway_config
-from chaperone_sidecar.backend import PostgresBackends
-from chaperone_sidecar.config import GatewayConfig, Target
-from chaperone_sidecar.credentials.broker import Lease
+from chaperone_sidecar.config import GatewayConfig, IPAddress, Target
+from chaperone_sidecar.credentials.broker import Header, Lease
 from chaperone_sidecar.credentials.lease import User
 from chaperone_sidecar.errors import ChaperoneError, LeaseRefused
 from chaperone_sidecar.gateway import Gateway
+from chaperone_sidecar.listener import Acceptor
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.stream import begin_stream, make_signer
@@ -51,6 +53,8 @@ SPOOL_BYTES: Final = 4 << 30  # nothing is shipped and freed here, so the bound 
 OPA_TIMEOUT_S: Final = 15.0
 PR_SET_PDEATHSIG: Final = 1  # prctl(2)
 CLUSTER: Final = "dev"
+TOKEN_SECRET: Final = "kubernetes.io/service-account-token"  # noqa: S105 - a type
+KNOWN_HOSTS: Final = "ssh_known_hosts"  # beside the evidence: what an agent's pod finds in /etc/ssh
 MASK_KEY_SECRET: Final = "chaperone-mask-key"  # noqa: S105 - a name
 MIN_MASK_KEY_BYTES: Final = 16  # what masks ask for
 
@@ -99,8 +103,10 @@ async def _serve(
         if not await decider.wait_for_revision(snapshot.revision, OPA_TIMEOUT_S):
             raise Unusable("OPA did not load the policies in time.")
         gateway = _gateway(objects, snapshot, config, evidence, decider)
+        if any(target.protocol == "SSH" for target in config.targets):
+            (evidence / KNOWN_HOSTS).write_text(gateway.ssh_host_key.known_hosts(config.targets))
         for name, (host, listen_port) in places.items():
-            server = await _listen(gateway, targets[name], host, listen_port)
+            server = listen(gateway, targets[name], host, listen_port)
             stack.push_async_callback(_close, server)
         heads = asyncio.create_task(gateway.keep_heads())
         click.echo("ready")
@@ -148,10 +154,9 @@ def _gateway(objects: Objects, snapshot: Snapshot, config: GatewayConfig, eviden
     )  # fmt: skip
     recorder, _ = begin_stream(evidence, SPOOL_BYTES, signer, opened, Ids())
     leases = _Leases(objects["Secret"], snapshot, config.identity.name)
-    backends = PostgresBackends(_dial, leases)
     settings = msgspec.json.decode(snapshot.approvals, type=dict[str, Settings])
     desk = FileDesk(evidence.with_name(f"{evidence.name}-approvals"), settings, lambda line: say(line, err=True))
-    return Gateway(config, recorder, decider, backends, PodCa(pod), mask_key, desk)
+    return Gateway(config, recorder, decider, _dial, _resolve, leases, PodCa(pod), mask_key, desk)
 
 
 def _mask_key(manifests: list[Object]) -> bytes:
@@ -214,16 +219,31 @@ class _Leases:
             identity, {}
         )
 
-    async def lease(self, target: str, session: str = "") -> Lease:
+    async def lease(self, target: str, session: str = "", public_key: str = "") -> Lease:
         """The credential of a target, or LeaseRefused."""
         names = self._granted.get(target)
         if names is None:
             raise LeaseRefused("no policy of this identity grants anything at this target.")
+        ca = self._read(names["ca_secret"]) if names.get("ca_secret") else {}
+        asked = names.get("credential") or {}
+        if "kubernetesToken" in asked:
+            account = asked["kubernetesToken"]
+            token = self._token(account["serviceAccount"], account["namespace"])
+            return Lease("", "", ca.get("ca.crt", ""), 2**53 - 1, session, "token", token)
+        if "httpHeader" in asked:
+            return Lease(
+                "", "", ca.get("ca.crt", ""), 2**53 - 1, kind="header", header=self._header(asked["httpHeader"])
+            )
         if session or "secret" not in names:
-            raise LeaseRefused("without a cluster only credentials of kind secretRef can be leased.")
+            raise LeaseRefused(
+                "without a cluster only credentials of kinds secretRef, kubernetesToken and httpHeader can be leased."
+            )
         credential = self._read(names["secret"])
-        ca = self._read(names["ca_secret"]) if names["ca_secret"] else {}
         try:
+            if "ssh-privatekey" in credential:
+                return Lease(
+                    credential["username"], private_key=credential["ssh-privatekey"], expires_at_unix=2**53 - 1
+                )
             return Lease(credential["username"], credential["password"], ca.get("ca.crt", ""), 2**53 - 1)
         except KeyError as error:
             raise LeaseRefused(f'Secret "{names["secret"]}" has no key {error}.') from None
@@ -237,12 +257,35 @@ class _Leases:
     def let_go(self, user: User) -> None:
         """Nothing is kept."""
 
+    def _token(self, account: str, namespace: str) -> str:
+        """The token of a service account, from the Secret made for it; impersonation is the broker's."""
+        for secret in self._secrets.values():
+            metadata = secret["metadata"]
+            named = (metadata.get("annotations") or {}).get("kubernetes.io/service-account.name")
+            if (secret.get("type"), named, metadata.get("namespace")) == (TOKEN_SECRET, account, namespace):
+                return self._read(metadata["name"]).get("token", "")
+        raise LeaseRefused(
+            f"the manifests have no Secret of type {TOKEN_SECRET} for the service account {namespace}/{account}."
+        )
+
+    def _header(self, asked: dict[str, Any]) -> Header:
+        """A header out of a Secret, and where it may be sent to."""
+        value = asked.get("prefix", "") + self._read(asked["secretRef"]["name"]).get("token", "").rstrip("\r\n")
+        spec = HttpHeader(SecretRef(""), asked["host"])
+        place = (asked.get("scheme", spec.scheme), asked["host"], asked.get("port", spec.port))
+        return Header(asked.get("header", spec.header), value, *place, asked.get("path", spec.path))
+
     def _read(self, name: str) -> dict[str, str]:
         secret = self._secrets.get(name)
         if secret is None:
             raise LeaseRefused(f'Secret "{name}" does not exist in the manifests.')
         decoded = {key: base64.b64decode(value).decode() for key, value in (secret.get("data") or {}).items()}
         return decoded | {key: str(value) for key, value in (secret.get("stringData") or {}).items()}
+
+
+async def _resolve(host: str) -> tuple[IPAddress, ...]:
+    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    return tuple(ipaddress.ip_address(address[0]) for *_, address in found)
 
 
 async def _dial(host: str, port: int) -> socket.socket:
@@ -262,15 +305,24 @@ async def _dial(host: str, port: int) -> socket.socket:
     raise last
 
 
-async def _listen(gateway: Gateway, target: Target, host: str, port: int) -> asyncio.Server:
+def listen(gateway: Gateway, target: Target, host: str, port: int) -> Acceptor:
+    """Serve a target at an address.
+
+    Raises:
+        Unusable: it cannot be listened at.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return await asyncio.get_running_loop().create_server(lambda: gateway.accept(target), host, port)
+        server = socket.create_server((host, port), family=family)
     except OSError as error:
         raise Unusable(f"Cannot listen on {host}:{port}: {error.strerror}.") from error
+    acceptor = Acceptor(lambda connection: gateway.take(connection, target))
+    acceptor.start(server)
+    return acceptor
 
 
-async def _close(server: asyncio.Server) -> None:
-    server.close()
+async def _close(acceptor: Acceptor) -> None:
+    acceptor.close()
     await asyncio.sleep(0)  # last words that were written leave with this turn of the loop
 
 

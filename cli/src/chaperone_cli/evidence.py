@@ -8,6 +8,8 @@ Layout: `trust.pem` · `log.policy` · `streams/<stream>/<first seq>.seg` · `bo
 `log/<stream>.tlog-proof`. A bundle of coverage also has `operator.vkey` ·
 `populations/<namespace>/<epoch>.seg` · `populations/<namespace>/newest.entry` · `log/populations.tlog-proof` ·
 `ends/<stream>.seg`. One of a session whose texts were erased has `certificates/<index>.entry` and `.tlog-proof`.
+Of the policy that decided its commands one has `revisions/<namespace>/<serial>.entry`, `.seg` and
+`.tlog-proof`, `revisions/operator.vkey` and, of those that it does not have, `revisions/absent.txt`.
 Bundles also hold `README.txt` and `verify.py` for people; they are neither read nor run.
 """
 
@@ -27,6 +29,7 @@ from chaperone_evidence.errors import EvidenceError
 MAX_SEGMENT_BYTES: Final = 64 << 20  # segments are 1 or 2 MiB; a bundle's may be larger, never this large
 MAX_FILES: Final = 1_000_000  # a terabyte of segments
 MAX_TRUST_BYTES: Final = 1 << 20
+MAX_REVISION_BYTES: Final = 4 << 20  # three files of at most a megabyte
 MAX_EXTENDED_BYTES: Final = 64 << 10  # a tar's extended header: times and owners
 MAX_TAIL_BYTES: Final = 1 << 20  # zeros after the end of a tar; tar pads to 10 KiB
 
@@ -35,14 +38,18 @@ PROOF: Final = re.compile(r"log/([0-7][0-9a-hjkmnp-tv-z]{25})\.tlog-proof\Z")
 ENDS: Final = re.compile(r"ends/([0-7][0-9a-hjkmnp-tv-z]{25})\.seg\Z")
 POPULATIONS: Final = re.compile(r"populations/([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)/([0-9]{16}\.seg|newest\.entry)\Z")
 CERTIFICATE: Final = re.compile(r"certificates/([0-9]{16})\.(entry|tlog-proof)\Z")
+REVISION: Final = re.compile(r"revisions/([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)/([0-9]{16})\.(entry|seg|tlog-proof)\Z")
+REVISION_KEY: Final = "revisions/operator.vkey"
+ABSENT: Final = "revisions/absent.txt"
 POPULATION_PROOF: Final = "log/populations.tlog-proof"
 OPERATOR_KEY: Final = "operator.vkey"
 TRUST: Final = "trust.pem"
 LOG_POLICY: Final = "log.policy"
 COMPANIONS: Final = frozenset({"README.txt", "verify.py"})
 
-_FOLDERS: Final = ("streams/*", "bodies/*", "populations/*", "ends", "certificates", "log")
-_FILES: Final = frozenset({TRUST, LOG_POLICY, OPERATOR_KEY, POPULATION_PROOF, *COMPANIONS})
+_FOLDERS: Final = ("streams/*", "bodies/*", "populations/*", "ends", "certificates", "log", "revisions/*")
+_BESIDE: Final = (TRUST, LOG_POLICY, OPERATOR_KEY, REVISION_KEY, ABSENT)
+_FILES: Final = frozenset({*_BESIDE, POPULATION_PROOF, *COMPANIONS})
 _SPARE: Final = re.compile(r"streams/[^/]+/spare\Z")  # room that a gateway made for its next segment: empty
 _BLOCK: Final = 512
 _OCTAL: Final = re.compile(rb" *([0-7]{1,11})[ \0]*\Z")
@@ -85,7 +92,7 @@ class Directory:
     def names(self) -> list[str]:
         """See `Source`."""
         found = []
-        for pattern in (TRUST, LOG_POLICY, OPERATOR_KEY, *(f"{one}/*" for one in _FOLDERS)):
+        for pattern in (*_BESIDE, *(f"{one}/*" for one in _FOLDERS)):
             for path in self._root.glob(pattern):
                 name = path.relative_to(self._root).as_posix()
                 if path.is_symlink() or not path.is_file():
@@ -185,9 +192,11 @@ def segments(source: Source) -> dict[str, tuple[list[str], list[str]]]:
         match = LAYOUT.match(name)
         if match is not None:
             found.setdefault(match[2], ([], []))[match[1] == "bodies"].append(name)
-        elif name not in _FILES and not any(form.match(name) for form in (PROOF, ENDS, POPULATIONS, CERTIFICATE)):
+        elif name not in _FILES and not any(
+            form.match(name) for form in (PROOF, ENDS, POPULATIONS, CERTIFICATE, REVISION)
+        ):
             raise CannotVerify(f"The file {name} does not belong to the layout.")
-    if not found and OPERATOR_KEY not in source.names():
+    if not found and not {OPERATOR_KEY, REVISION_KEY} & set(source.names()):
         raise CannotVerify("There is no stream here; is this an evidence directory or a bundle?")
     return dict(sorted(found.items()))
 
@@ -238,6 +247,21 @@ def populations(source: Source) -> tuple[str, list[str]]:
     if len(found) > 1:
         raise CannotVerify(f"There are populations of {len(found)} namespaces; a bundle is of one.")
     return next(iter(found.items()), ("", []))
+
+
+def revisions(source: Source) -> Iterator[tuple[tuple[str, int], dict[str, bytes]]]:
+    """Namespace and serial of each revision of policy that is here, and its files by their ending.
+
+    Raises:
+        CannotVerify: a file is too long.
+    """
+    names: dict[tuple[str, int], dict[str, str]] = {}
+    for name in source.names():
+        match = REVISION.match(name)
+        if match is not None:
+            names.setdefault((match[1], int(match[2])), {})[match[3]] = name
+    for place, files in sorted(names.items()):
+        yield place, {ending: source.read(name, MAX_REVISION_BYTES) for ending, name in files.items()}
 
 
 def proofs(source: Source) -> dict[str, bytes]:

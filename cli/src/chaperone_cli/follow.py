@@ -1,19 +1,27 @@
-"""`chaperone follow`: what agents do, on a terminal, as it happens and over all protocols."""
+"""`chaperone follow`: what agents do, on a terminal, as it happens and over all protocols, in the order of its time."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
-from collections.abc import Iterator
-from typing import Any, Final
+import sys
+import time
+from collections.abc import Iterable
+from typing import Final, NoReturn
 
+import click
 import msgspec
 
 from chaperone_cli.kubectl import EVERYWHERE, CannotAsk, Cluster, ask, evidence_path, place
+from chaperone_cli.moments import Page, moments
 from chaperone_cli.say import say
-from chaperone_cli.stream_watch import RESOURCES, Change, Ended, Watches
+from chaperone_cli.stream_watch import APPROVALS, RESOURCES, Change, Ended, Watch, Watches
+from chaperone_cli.timeline import Moment, Timeline
+from chaperone_cli.waits import Waits
 from chaperone_evidence.errors import Malformed
 
-MAX_TEXT_CHARS: Final = 120
+NO_TERMINAL: Final = (160, 24)  # columns and lines
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -46,23 +54,20 @@ def run(cluster: Cluster, namespace: str, chosen: Chosen, *, from_start: bool) -
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         where = "" if namespace == EVERYWHERE else place(cluster, namespace)
-        versions = {} if from_start else {name: _newest(cluster, where, name) for name in RESOURCES}
+        newest = {name: _newest(cluster, where, name) for name in RESOURCES}
     except KeyboardInterrupt:
         return 0
     except CannotAsk as error:
         say(f"follow: FAILED: {error}", err=True)
         return 1
-    watches = Watches(cluster, where, versions, chosen.fields())
+    asked = RESOURCES if chosen.is_refused else (*RESOURCES, APPROVALS)  # who waits is not refused
+    watches = Watches(
+        cluster, where, {} if from_start else newest, chosen.fields(), is_known=True, resources=asked
+    )  # fmt: skip
     try:
         watches.open()
-        while True:
-            for watch in watches.ready(None):
-                try:
-                    for change in watches.read(watch):
-                        for line in lines(change, is_refused=chosen.is_refused):
-                            say(line)
-                except Ended as end:
-                    watches.begin_again(watch, end, "follow")
+        say(f"follow: from {'the beginning of the log' if from_start else 'now'} on; ctrl-C ends it", err=True)
+        _Following(watches, asked, chosen, from_start=from_start).run()
     except KeyboardInterrupt:
         return 0
     except (CannotAsk, Malformed) as error:
@@ -72,49 +77,55 @@ def run(cluster: Cluster, namespace: str, chosen: Chosen, *, from_start: bool) -
         watches.close()
 
 
-def lines(change: Change, *, is_refused: bool = False) -> Iterator[str]:
-    """What is said of a change.
+class _Following:
+    """What is heard, on its way to the terminal."""
 
-    Raises:
-        Malformed: it is no object of this API.
-    """
-    if change.value is None:
-        return
-    try:
-        tell = _command if change.resource == "commands" else _session
-        said = tell(change.value["spec"], change.value["status"], is_new=change.is_new)
-        if said and not (is_refused and change.resource == "sessions"):
-            at, what = said
-            metadata, spec = change.value["metadata"], change.value["spec"]
-            name = metadata["name"] if change.resource == "sessions" else spec["session"]
-            yield f"{at}  {metadata['namespace']}/{spec['identity']}  {spec['target']}  {name}  {what}"
-    except (KeyError, TypeError, AttributeError) as error:
-        raise Malformed("An object of the watch is none of this API.") from error
+    def __init__(self, watches: Watches, resources: Iterable[str], chosen: Chosen, *, from_start: bool) -> None:
+        self._watches = watches
+        self._apart = frozenset(resources) - frozenset(RESOURCES)
+        self._chosen = chosen
+        self._timeline = Timeline(RESOURCES, time.monotonic())
+        self._waits = Waits(chosen.identity, chosen.session, from_start=from_start)
+        is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self._page = Page(is_coloured=is_coloured, has_who=not (chosen.identity or chosen.session))
 
+    def run(self) -> NoReturn:
+        """Print until a signal; raises CannotAsk and Malformed."""
+        try:
+            while True:
+                for watch in self._watches.ready(self._timeline.wait_s()):
+                    self._hear(watch)
+                self._print(self._timeline.due(time.monotonic()))
+                self._watches.choose(self._timeline.wanted() | self._apart)
+        except KeyboardInterrupt:
+            self._print(self._timeline.all())
+            raise
 
-def _session(spec: dict[str, Any], status: dict[str, Any], *, is_new: bool) -> tuple[str, str] | None:
-    if is_new:
-        person = spec.get("delegated", {}).get("subject", "")
-        whose = f", on behalf of {person}" if person else ""
-        return status["startedAt"], f"session opened: {spec.get('protocol', '')}, user {spec.get('user', '-')}{whose}"
-    if "endedAt" in status:
-        counts = f"{status['commands']} commands, {status['denied']} refused"
-        return status["endedAt"], f"session ended: {status.get('reason', '-')}; {counts}"
-    return None  # it only counts on
+    def _hear(self, watch: Watch) -> None:
+        try:
+            for change in self._watches.read(watch):
+                self._add(change)
+        except Ended as end:
+            self._print(self._timeline.all())
+            try:
+                self._watches.begin_again(watch, end, "follow")
+            except CannotAsk as error:
+                if watch.resource not in self._apart:
+                    raise
+                self._apart -= {watch.resource}
+                say(f"follow: what waits for people is not shown: {error}", err=True)
 
+    def _add(self, change: Change) -> None:
+        if change.resource == APPROVALS:
+            self._timeline.add_apart(self._waits.moments(change), time.monotonic())
+        else:
+            told = moments(change, self._timeline, is_refused=self._chosen.is_refused)
+            self._timeline.add(change.resource, int(change.version), told, time.monotonic())
 
-def _command(spec: dict[str, Any], status: dict[str, Any], *, is_new: bool) -> tuple[str, str] | None:
-    text = " ".join(spec.get("command", "<not kept>").split())
-    shown = text if len(text) <= MAX_TEXT_CHARS else text[: MAX_TEXT_CHARS - 1] + "…"
-    rule = f" by {spec.get('policy', '')}/{spec['rule']}" if spec.get("rule") else ""
-    released = f", approval {spec['approval']}" if spec.get("approval") else ""
-    ended = ""
-    if "durationMicroseconds" in status:
-        code = f" {status['code']}" if status.get("code") else ""
-        took_ms = status["durationMicroseconds"] / 1000
-        ended = f"; {status['status']}{code}, {status['rows']} rows, {took_ms:.1f} ms"
-    what = f"{spec['decision']}{rule}{released}{ended}: {shown}" if is_new else f"{ended.removeprefix('; ')}: {shown}"
-    return (status["decidedAt"], what) if is_new or ended else None
+    def _print(self, told: Iterable[Moment]) -> None:
+        for moment in told:
+            for line in self._page.lines(moment, shutil.get_terminal_size(NO_TERMINAL).columns):
+                click.echo(line)
 
 
 def _newest(cluster: Cluster, namespace: str, resource: str) -> str:

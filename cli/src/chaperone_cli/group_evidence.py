@@ -32,7 +32,7 @@ from chaperone_cli.options import where
 @click.option(
     "--operator-key",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with the key that signs populations; without it a bundle's own is taken, and that is said.",
+    help="File with the key that signs populations and policy; without it a bundle's own is taken, and that is said.",
 )
 @click.option("--identity", default="", help="Is it proved that this AgentIdentity did nothing --from … --to …?")
 @click.option("--from", "begin", default="", metavar="TIME", help="Such as 2026-11-27T10:00:00Z.")
@@ -232,7 +232,8 @@ def follow(
 ) -> None:  # fmt: skip
     """Show what agents do as it happens: sessions, commands, decisions and ends, over all protocols. Ends on ctrl-C.
 
-    Uses kubectl and your rights: list and watch on commands and sessions.
+    Uses kubectl and your rights: list and watch on commands and sessions; with watch on approvalrequests, what waits
+    for people is shown while it waits.
     """
     from chaperone_cli import follow as following  # noqa: PLC0415 - verify needs no watches
 

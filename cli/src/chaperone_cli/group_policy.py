@@ -10,6 +10,8 @@ import click
 from chaperone_cli.kubectl import Cluster
 from chaperone_cli.options import where
 
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
 
 def _policy(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say which policies are meant: those of a directory, else those of the cluster."""
@@ -64,6 +66,70 @@ def replay_policy(
 
 
 @click.command()
+@click.argument("evidence", type=click.Path(exists=True, path_type=Path), required=False)
+@click.option("--from", "begin", default="", metavar="DATE", help="In place of EVIDENCE: sessions from this day on.")
+@click.option("--to", "end", default="", metavar="DATE", help="The last day; it is in the period.")
+@click.option("--trust", type=_FILE, help="Certificate of the gateway CA; as of verify.")
+@click.option("--log-policy", type=_FILE, help="The log's keys (C2SP tlog-policy); as of verify.")
+@click.option("--operator-key", type=_FILE, help="The key that signs policy; as of verify.")
+@click.option("-o", "--output", type=click.Choice(("text", "json")), default="text", show_default=True)
+@where
+def reperform(
+    evidence: Path | None, begin: str, end: str, trust: Path | None, log_policy: Path | None,
+    operator_key: Path | None, output: str, namespace: str, kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Make each recorded decision again, by the revision of policy that made it, and name every difference.
+
+    EVIDENCE is a bundle (or a directory), read offline. With --from and --to in its place every session of the
+    namespace in these days is fetched, with kubectl and your rights. Exit status: 0 no decision differs, 1 one does or
+    the evidence does not hold, 2 it cannot be told.
+    """
+    from chaperone_cli import reperform_commands as again  # noqa: PLC0415 - the compiler is an extra
+    from chaperone_cli.period_bundles import Keys  # noqa: PLC0415 - with it
+
+    if (evidence is None) is not bool(begin and end):
+        raise click.UsageError("Give EVIDENCE, or --from and --to.")
+    keys, as_json = Keys(trust, log_policy, operator_key), output == "json"
+    if evidence is not None:
+        raise SystemExit(again.run(evidence, keys, as_json=as_json))
+    raise SystemExit(again.run_period(Cluster(kubeconfig, context), namespace, begin, end, keys, as_json=as_json))
+
+
+@click.command()
+@click.argument("what", nargs=-1)
+@click.option("--revision", "revisions", multiple=True, help="Given twice: the revisions of policy to compare.")
+@click.option("--from", "begin", default="", metavar="DATE", help="With --revision: sessions from this day on.")
+@click.option("--to", "end", default="", metavar="DATE", help="The last day; it is in the period.")
+@click.option("--log-policy", type=_FILE, help="With --revision: the log's keys; as of verify.")
+@click.option("--operator-key", type=_FILE, help="With --revision: the key that signs policy; as of verify.")
+@click.option("--json", "as_json", is_flag=True, help="Print all that differs as JSON.")
+@where
+def diff(
+    what: tuple[str, ...], revisions: tuple[str, ...], begin: str, end: str, log_policy: Path | None,
+    operator_key: Path | None, as_json: bool, namespace: str, kubeconfig: str, context: str,
+) -> None:  # fmt: skip
+    """Say what one session did that another did not; or which decisions two revisions of policy make differently.
+
+    WHAT is two sessions (names, fetched with kubectl and your rights, or their bundles); with --revision, given twice,
+    bundles, or nothing and --from and --to. Exit status: 0 same, 1 different, 2 it cannot be told.
+    """
+    from chaperone_cli import diff_revisions, diff_sessions  # noqa: PLC0415 - the compiler is an extra
+    from chaperone_cli.period_bundles import Keys  # noqa: PLC0415 - with it
+
+    cluster = Cluster(kubeconfig, context)
+    if not revisions:
+        if len(what) != 2 or begin or end:
+            raise click.UsageError("Give two sessions, or --revision twice.")
+        raise SystemExit(diff_sessions.run(*what, cluster, namespace, as_json=as_json))
+    if len(revisions) != 2 or bool(what) is bool(begin and end):
+        raise click.UsageError("Give --revision twice, and bundles, or --from and --to.")
+    paths, keys = tuple(map(Path, what)), Keys(None, log_policy, operator_key)
+    raise SystemExit(
+        diff_revisions.run(paths, (revisions[0], revisions[1]), (begin, end), cluster, namespace, keys, as_json=as_json)
+    )
+
+
+@click.command()
 @click.option(
     "--evidence", required=True, type=click.Path(exists=True, path_type=Path), help="A directory or a bundle."
 )
@@ -95,4 +161,4 @@ def dev(manifests: Path, identity: str, evidence: Path, listen: tuple[str, ...])
     raise SystemExit(run(manifests, identity, evidence, listen))
 
 
-COMMANDS = (explain, replay_policy, suggest, dev)
+COMMANDS = (explain, replay_policy, reperform, diff, suggest, dev)

@@ -20,6 +20,7 @@ CHUNK_BYTES: Final = 1 << 20
 _LABEL: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 
 EVIDENCE_PATH: Final = "/apis/evidence.chaperone.dev/v1alpha1"
+POLICY_PATH: Final = "/apis/chaperone.dev/v1alpha1"
 EVERYWHERE: Final = "*"  # in place of a namespace: all of them
 LOG_PATH: Final = f"{EVIDENCE_PATH}/checkpoints/log"  # below it the log lies as C2SP tlog-tiles lays it out
 
@@ -47,6 +48,11 @@ class Cluster(msgspec.Struct, frozen=True):
 def evidence_path(resource: str, namespace: str) -> str:
     """Where the aggregated API lists a resource; "" is all namespaces."""
     return f"{EVIDENCE_PATH}/namespaces/{namespace}/{resource}" if namespace else f"{EVIDENCE_PATH}/{resource}"
+
+
+def policy_path(resource: str, namespace: str) -> str:
+    """Where the API server lists one of our custom resources; "" is all namespaces."""
+    return f"{POLICY_PATH}/namespaces/{namespace}/{resource}" if namespace else f"{POLICY_PATH}/{resource}"
 
 
 def place(cluster: Cluster, namespace: str) -> str:

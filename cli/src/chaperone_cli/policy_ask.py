@@ -5,10 +5,10 @@ OPA is run over a snapshot's bundle, as the gateway's OPA has it; questions have
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,12 +18,13 @@ from typing import Any, Final, Self
 import msgspec
 
 from chaperone_cli.policy_world import Unusable
-from chaperone_operator.compile import Snapshot, opa
+from chaperone_operator.compile import opa, rego
 from chaperone_sidecar.policy.decider import Answer
 
 type Question = dict[str, object]
 
 BATCH: Final = 2000  # questions of one run of OPA: some 100 ms to start, then about a millisecond each
+MAX_UNPACKED_BYTES: Final = 64 << 20  # a snapshot has at most 900 000 bytes, packed some ten times
 TIMEOUT_S: Final = 120.0  # of one run, on a machine that does other things
 MAX_SPLITS: Final = 64  # runs to find the questions that break a batch; what is left then has no answer
 _MANY: Final = "[decision | some question in input; decision := data.chaperone.decision with input as question]"
@@ -67,21 +68,28 @@ class Trace(msgspec.Struct, frozen=True):
 
 
 class Engine:
-    """OPA with the bundle of one snapshot; a context manager."""
+    """OPA with the bundle of one snapshot; a context manager.
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+    The bundle may be anybody's: what is in it reaches neither the network nor the clock.
+
+    Raises:
+        Unusable: it is no bundle of a snapshot.
+    """
+
+    def __init__(self, bundle: bytes) -> None:
+        self._bundle = bundle
         self._folder: TemporaryDirectory[str] | None = None
-        with tarfile.open(fileobj=io.BytesIO(gzip.decompress(snapshot.bundle))) as archive:
-            data = archive.extractfile("chaperone/data.json")
-            assert data is not None  # noqa: S101 - the compiler has just written it
-            self._grants: dict[str, dict[str, Any]] = json.load(data)["grants"]
+        self._grants: dict[str, dict[str, Any]] = _grants(bundle)
         self._splits = 0
         self._depends: dict[tuple[str, str], tuple[bool, bool]] = {}
 
     def __enter__(self) -> Self:
         self._folder = opa.folder()
-        self._path.write_bytes(self._snapshot.bundle)
+        self._path.write_bytes(self._bundle)
+        try:
+            self._allowed.write_text(rego.capabilities())
+        except opa.NoOpa as error:
+            raise Unusable(f"OPA cannot be asked: {error}.") from error
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -138,7 +146,8 @@ class Engine:
         return [*self._decide(questions[:half]), *self._decide(questions[half:])]
 
     def _run(self, given: object, query: str) -> Any:  # noqa: ANN401 - JSON
-        arguments = ("eval", "--format", "raw", "--strict-builtin-errors", "--bundle", str(self._path), "--stdin-input")
+        arguments = ("eval", "--format", "raw", "--strict-builtin-errors", "--bundle", str(self._path), "--stdin-input",
+                     "--capabilities", str(self._allowed))  # fmt: skip
         try:
             done = opa.run(*arguments, query, stdin=json.dumps(given), timeout_s=TIMEOUT_S)
         except opa.NoOpa as error:
@@ -146,6 +155,23 @@ class Engine:
         return opa.read(done.stdout) if done.returncode == 0 and done.stdout.strip() else None
 
     @property
+    def _allowed(self) -> Path:
+        return self._path.with_name("capabilities.json")
+
+    @property
     def _path(self) -> Path:
         assert self._folder is not None  # noqa: S101 - used inside `with` alone
         return Path(self._folder.name) / "bundle.tar.gz"
+
+
+def _grants(bundle: bytes) -> dict[str, dict[str, Any]]:
+    try:
+        unpacked = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(bundle, MAX_UNPACKED_BYTES + 1)
+        if len(unpacked) > MAX_UNPACKED_BYTES:
+            raise Unusable("The bundle of a revision is far too large.")
+        with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
+            data = archive.extractfile("chaperone/data.json")
+            found: dict[str, dict[str, Any]] = json.load(data)["grants"] if data is not None else {}
+            return found
+    except (zlib.error, tarfile.TarError, KeyError, ValueError, TypeError, RecursionError) as error:
+        raise Unusable(f"The bundle of a revision cannot be read: {error}.") from error

@@ -109,7 +109,7 @@ def explain(world: World, asked: Asked) -> Explained:
     text = asked.text.encode(errors="surrogateescape")
     facts = Classifier().read(text).facts
     more = {"minute": asked.minute} | ({} if asked.rows is None else {"rows": asked.rows})
-    with Engine(world.snapshot(asked.namespace)) as engine:
+    with Engine(world.snapshot(asked.namespace).bundle) as engine:
         answer, trace = engine.explain(question(asked.identity, asked.target, PROTOCOL, facts, **more))
     bound = list(world.bindings(asked.namespace, asked.identity, asked.target))
     masks = [*_masks(bound, facts), *_classified(world, asked.target, facts)]

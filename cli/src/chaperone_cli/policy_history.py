@@ -30,6 +30,7 @@ class Seen(msgspec.Struct, frozen=True, gc=False):
     protocol: str
     intent: record.CommandIntent
     text: bytes | None
+    stream: str = ""
 
 
 class History:
@@ -52,13 +53,13 @@ class History:
                 label = f"stream {number} of {len(names)}"
                 texts = Texts(bodies(self._source, of_bodies, label) if self._has_texts else iter(()))
                 try:
-                    yield from self._stream(entries(self._source, of_entries, label), texts)
+                    yield from self._stream(stream, entries(self._source, of_entries, label), texts)
                 except EvidenceError as error:
                     self.faults.append(f"stream {stream} is read up to here only: {error}")
         finally:
             progress("")
 
-    def _stream(self, found: Iterator[bytes], texts: Texts) -> Iterator[Seen]:
+    def _stream(self, stream: str, found: Iterator[bytes], texts: Texts) -> Iterator[Seen]:
         opened: record.StreamOpen | None = None
         protocols: OrderedDict[str, str] = OrderedDict()
         for data in found:
@@ -78,7 +79,7 @@ class History:
                     text = texts.find(intent.body)
                     texts.find(intent.params)
                     protocol = protocols.get(intent.session, "")
-                    yield Seen(opened.namespace, opened.identity, protocol, intent, text)
+                    yield Seen(opened.namespace, opened.identity, protocol, intent, text, stream)
                 case record.RecordingChunk(body=body):
                     texts.take(body)
                 case _:

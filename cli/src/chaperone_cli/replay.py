@@ -218,8 +218,9 @@ def _page(items: Bundle | Served) -> Iterator[str]:
 
 def _opening(known: record.SessionOpen) -> Iterator[str]:
     yield printable(f"opened       {moment(known.wall_us)}")
-    yield printable(f"target       {known.target} ({known.protocol}) at {known.upstream}, database {known.database}")
-    yield printable(f"client       {known.client}, user {known.user}, application {known.application or '-'}")
+    database = f", database {known.database}" if known.database else ""
+    yield printable(f"target       {known.target} ({known.protocol}) at {known.upstream}{database}")
+    yield printable(f"client       {known.client}, user {known.user or '-'}, application {known.application or '-'}")
     if isinstance(known.delegated, record.Delegated):
         person = f"{known.delegated.subject} {known.delegated.email}".strip()
         yield printable(f"on behalf of {person}, says {known.delegated.issuer}")

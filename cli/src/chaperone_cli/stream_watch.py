@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import selectors
 import subprocess
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import IO, Any, Final
 
 import msgspec
 
-from chaperone_cli.kubectl import MAX_COMPLAINT_CHARS, CannotAsk, Cluster, evidence_path
+from chaperone_cli.kubectl import MAX_COMPLAINT_CHARS, CannotAsk, Cluster, evidence_path, policy_path
 from chaperone_cli.say import say
 from chaperone_evidence.errors import Malformed
 
-RESOURCES: Final = ("sessions", "commands")
+RESOURCES: Final = ("sessions", "commands")  # of the log
+APPROVALS: Final = "approvalrequests"  # not of the log: a watch of them begins with all that there are
 WATCH_S: Final = 1800  # rights that were taken away end a watch at the latest then
 CHUNK_BYTES: Final = 64 << 10
 MAX_LINE_BYTES: Final = 4 << 20  # an object holds a text of 16 KiB at most, six times as long when it is escaped
 STOP_S: Final = 5.0
 FIRST_PAUSE_S: Final = 0.5
 MAX_PAUSE_S: Final = 60.0
+_NEVER: Final = re.compile(r"\((Forbidden|Unauthorized|NotFound|BadRequest|MethodNotAllowed)\)")  # as kubectl says it
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -38,6 +41,7 @@ class Change(msgspec.Struct, frozen=True):
     version: str
     value: dict[str, Any] | None
     is_new: bool
+    is_gone: bool = False  # nothing of the log ever is
 
 
 class Ended(Exception):
@@ -50,14 +54,19 @@ class _Event(msgspec.Struct):
 
 
 class Watch:
-    """One watch; `version` is that of the last change that was given."""
+    """One watch; `version` is that of the last change that was given.
+
+    Of the log, it begins again there. Of what is not of the log it begins with all that there is, each time: the API
+    server soon forgets versions of its own objects.
+    """
 
     def __init__(self, cluster: Cluster, resource: str, namespace: str, version: str, fields: str = "") -> None:
         self.resource = resource
         self._fields = f"&fieldSelector={urllib.parse.quote(fields, safe='')}" if fields else ""
         self.version = version
         self._cluster = cluster
-        self._place = evidence_path(resource, namespace)
+        self._is_of_log = resource in RESOURCES
+        self._place = evidence_path(resource, namespace) if self._is_of_log else policy_path(resource, namespace)
         self._process: subprocess.Popen[bytes] | None = None
         self._complaints: IO[bytes] | None = None
         self._rest = b""
@@ -69,8 +78,8 @@ class Watch:
         Raises:
             CannotAsk: kubectl is not installed.
         """
-        query = f"watch=true&allowWatchBookmarks=true&resourceVersion={self.version}&timeoutSeconds={WATCH_S}"
-        query += self._fields
+        query = f"watch=true&allowWatchBookmarks=true&timeoutSeconds={WATCH_S}{self._fields}"
+        query += f"&resourceVersion={self.version}" if self._is_of_log else ""
         self._complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         try:
             self._process = subprocess.Popen(
@@ -79,7 +88,13 @@ class Watch:
             )  # fmt: skip
         except FileNotFoundError as error:
             raise CannotAsk("kubectl is not installed; put it on the PATH.") from error
-        assert self._process.stdout is not None  # noqa: S101 - tells the type checker what PIPE means
+        return self.output
+
+    @property
+    def output(self) -> IO[bytes]:
+        """What to wait on, of an open one."""
+        assert self._process is not None  # noqa: S101 - it is open
+        assert self._process.stdout is not None  # noqa: S101 - see `open`
         return self._process.stdout
 
     def read(self) -> Iterator[Change]:
@@ -88,9 +103,7 @@ class Watch:
         Raises:
             Ended: nothing more comes. Malformed: it is no watch of this API.
         """
-        assert self._process is not None  # noqa: S101 - it is open
-        assert self._process.stdout is not None  # noqa: S101 - see `open`
-        data = os.read(self._process.stdout.fileno(), CHUNK_BYTES)
+        data = os.read(self.output.fileno(), CHUNK_BYTES)
         if not data:
             raise Ended(self._why())
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -112,7 +125,7 @@ class Watch:
         if not isinstance(version, str) or not version.isascii() or not version.isdecimal():
             raise Malformed("The answer names no resourceVersion of this API.")
         value = None if event.type == "BOOKMARK" else event.object
-        return Change(self.resource, version, value, event.type == "ADDED")
+        return Change(self.resource, version, value, event.type == "ADDED", event.type == "DELETED")
 
     def _why(self) -> str:
         assert self._process is not None  # noqa: S101 - it is open
@@ -139,28 +152,41 @@ class Watch:
 
 
 class Watches:
-    """The watches of all resources.
+    """The watches of several resources.
 
     Args:
         cluster: how kubectl reaches it.
         namespace: of the objects; "" for all.
         versions: where each watch begins; without one, at the beginning of the log.
         fields: a field selector of each resource; without one, everything.
+        is_known: the server has answered for these resources; a watch of which nothing came is begun again, too.
+        resources: which.
     """
 
     def __init__(
-        self, cluster: Cluster, namespace: str, versions: dict[str, str], fields: dict[str, str] | None = None
-    ) -> None:
+        self, cluster: Cluster, namespace: str, versions: dict[str, str], fields: dict[str, str] | None = None, *,
+        is_known: bool = False, resources: Collection[str] = RESOURCES,
+    ) -> None:  # fmt: skip
         self._selector = selectors.DefaultSelector()
+        self._is_known = is_known
         chosen = fields or {}
         self._watches = [
-            Watch(cluster, name, namespace, versions.get(name, "0"), chosen.get(name, "")) for name in RESOURCES
+            Watch(cluster, name, namespace, versions.get(name, "0"), chosen.get(name, "")) for name in resources
         ]
         self._failures = 0  # in a row
 
     def ready(self, timeout_s: float | None) -> list[Watch]:
         """Watches of which something can be read, or that have ended; none when the time is over."""
         return [key.data for key, _ in self._selector.select(timeout_s)]
+
+    def choose(self, resources: Collection[str]) -> None:
+        """From now on `ready` tells of these alone; what is not read stays in the pipe."""
+        registered = {key.data.resource for key in self._selector.get_map().values()}
+        for one in self._watches:
+            if one.resource in resources and one.resource not in registered:
+                self._selector.register(one.output, selectors.EVENT_READ, one)
+            elif one.resource in registered and one.resource not in resources:
+                self._selector.unregister(one.output)
 
     def open(self, watch: Watch | None = None) -> None:
         """Begin a watch, or all.
@@ -189,7 +215,7 @@ class Watches:
         """
         self.close(watch)
         if why := str(end):
-            if not watch.has_spoken:
+            if not watch.has_spoken and (not self._is_known or _NEVER.search(why)):
                 raise CannotAsk(why)
             self._failures += 1
             say(f"{who}: the watch of {watch.resource} ended: {why}; it is begun again", err=True)
@@ -201,7 +227,8 @@ class Watches:
         for key in list(self._selector.get_map().values()):
             if watch is None or key.data is watch:
                 self._selector.unregister(key.fileobj)
-                key.data.close()
+        for one in self._watches if watch is None else [watch]:
+            one.close()
         if watch is None:
             self._selector.close()
 

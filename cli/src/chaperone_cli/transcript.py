@@ -10,6 +10,7 @@ a line of this program.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final
@@ -21,7 +22,11 @@ from chaperone_cli.say import printable
 from chaperone_cli.values import cell, parameters
 from chaperone_evidence import frames, record
 
+MAX_BEGUN_BYTES: Final = 64 << 10  # of a line that may go on; a longer one is shown in parts
 _NO_TIME: Final = " " * 10
+# What a terminal would obey (ECMA-48: control sequences and control strings) in what one was shown; it is no text.
+_OBEYED: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-Z\\`-~])")
+_WITH_BODY: Final = frozenset({"HTTP", "MCP"})  # protocols whose parameters are a request's body
 _QUIET: Final = frozenset({"COMPLETE", "PARAMETER"})  # of messages: no errors, and no notices
 
 
@@ -32,15 +37,24 @@ class Event(msgspec.Struct, frozen=True):
     lines: list[str]
 
 
+class _Begun(msgspec.Struct, frozen=True):
+    """A line of output that has no end yet."""
+
+    t_us: int
+    text: bytes
+
+
 class Transcript:
     """Turns items into events, in their order."""
 
     def __init__(self) -> None:
         self._opened_us = 0
+        self._protocol = ""
         self.opened_wall_us = 0
         self._columns: tuple[frames.Column, ...] = ()
         self._widths: list[int] = []
         self._is_headed = False
+        self._begun: dict[str, _Begun] = {}
 
     def events(self, items: Iterable[Item]) -> Iterator[Event]:
         """The events of a session. Raises what `items` raises.
@@ -53,19 +67,23 @@ class Transcript:
             if isinstance(known, record.Unknown):
                 continue
             if ended is not None and not (isinstance(known, record.RecordingChunk) and known.command == ended[0]):
+                yield from self._line_ends(ended[0])
                 yield ended[1]
                 ended = None
             if isinstance(known, record.SessionOpen):
                 self._opened_us, self.opened_wall_us = known.mono_us, known.wall_us
+                self._protocol = known.protocol
             if isinstance(known, record.RecordingChunk):
                 yield from self._chunk(known, item)
                 continue
-            lines = _said(known, item)
+            lines = _said(known, item, self._protocol)
             event = Event(max(0, known.mono_us - self._opened_us), lines)
             if isinstance(known, record.CommandOutcome):
                 ended = known.command, event
             elif lines:
                 yield event
+        for command in tuple(self._begun):
+            yield from self._line_ends(command)
         if ended is not None:
             yield ended[1]
 
@@ -73,6 +91,10 @@ class Transcript:
         if item.problem:
             yield Event(known.first_us, [f"! a part of the recording is missing: {printable(item.problem)}"])
         for frame in item.frames:
+            if isinstance(frame, frames.Output):
+                yield from self._shown(known.command, frame)
+            else:
+                yield from self._line_ends(known.command)
             lines = self._frame(frame)
             if lines:
                 yield Event(frame.t_us, lines)
@@ -94,12 +116,30 @@ class Transcript:
                 return [f"# the rest of this result is not recorded: {kept} bytes are (maxResultBytes)"]
             case frames.Cut(kept_bytes=kept):
                 return [f"# the rest of this message is not recorded: {kept} bytes are"]
-            case frames.Output(data=data):
-                return _text("|", data)
+            case frames.Output():
+                return []  # its pieces are no lines; see `_shown`
             case frames.Input(data=data):
-                return _text(">", data)
+                return _terminal(">", _raw(data))
             case frames.Resize(width=width, height=height):
                 return [f"# the terminal has {width} columns and {height} lines"]
+
+    def _shown(self, command: str, frame: frames.Output) -> Iterator[Event]:
+        """The lines that end in what was shown; the rest waits, for it comes in pieces that say nothing of lines."""
+        before = self._begun.pop(command, None)
+        text = (before.text if before is not None else b"") + _raw(frame.data)
+        end = text.rfind(b"\n") + 1
+        if end:
+            yield Event(frame.t_us, _terminal("|", text[:end]))
+        if text[end:]:
+            self._begun[command] = _Begun(frame.t_us, text[end:])
+        if len(text) - end > MAX_BEGUN_BYTES:
+            yield from self._line_ends(command)
+
+    def _line_ends(self, command: str) -> Iterator[Event]:
+        """What waits of a command's last line: something else comes now."""
+        begun = self._begun.pop(command, None)
+        if begun is not None:
+            yield Event(begun.t_us, _terminal("|", begun.text))
 
     def _rows(self, rows: tuple[tuple[frames.Cell, ...], ...]) -> list[str]:
         """A piece of a table: columns are never narrower than in the piece before."""
@@ -145,6 +185,8 @@ def statement(item: Item) -> list[str]:
     known = item.record
     if item.text is None and isinstance(known, record.CommandIntent):
         return [f"(the text is not here; its SHA-256 is {printable(known.sha256)})"]
+    if not item.text and isinstance(known, record.CommandIntent):
+        return [f"({printable(known.kind)})"]
     return [printable(line.replace("\t", "    ")) for line in (item.text or b"").decode("utf-8", "replace").split("\n")]
 
 
@@ -169,24 +211,33 @@ def approval(known: record.ApprovalRequest | record.ApprovalOutcome) -> str:
     return printable(f"{known.approval}: {known.state}" + (f", {known.message}" if known.message else ""))
 
 
-def _said(known: record.Known, item: Item) -> list[str]:
+def _said(known: record.Known, item: Item, protocol: str) -> list[str]:
     match known:
         case record.SessionOpen():
             whom = f", on behalf of {known.delegated.subject}" if isinstance(known.delegated, record.Delegated) else ""
-            where = f"{known.target} ({known.protocol}), database {known.database}"
+            where = f"{known.target} ({known.protocol})" + (f", database {known.database}" if known.database else "")
             application = known.application or "-"
             return [printable(f"# opened {moment(known.wall_us)} at {where}, application {application}{whom}")]
         case record.SessionClose():
             return [printable(f"# closed: {known.reason}; {known.commands} commands, {known.denied} not allowed")]
         case record.CommandIntent():
-            bound = [f"> ${n} = {value}" for n, value in enumerate(parameters(item.params or b""), 1)]
-            return [*(f"> {line}" for line in statement(item)), *bound, f"= {decision(known)}"]
+            lines = [*statement(item), *_bound(item.params or b"", protocol)]
+            return [*(f"> {line}" for line in lines), f"= {decision(known)}"]
         case record.CommandOutcome():
             return [f"# {outcome(known)}"]
         case record.ApprovalRequest() | record.ApprovalOutcome():
             return [f"? {approval(known)}"]
         case _:
             return []
+
+
+def _bound(raw: bytes, protocol: str) -> list[str]:
+    """What a command was sent with: a request's body, or parameters as the protocol binds them."""
+    if protocol in _WITH_BODY:
+        return printable_lines(raw.decode("utf-8", "replace")) if raw else []
+    if protocol == "PostgreSQL":
+        return [f"${number} = {value}" for number, value in enumerate(parameters(raw), 1)]
+    return [f"({len(raw)} bytes of parameters)"] if raw else []
 
 
 def _message(frame: frames.Message) -> list[str]:
@@ -206,11 +257,24 @@ def printable_lines(text: str) -> list[str]:
 def _text(sign: str, data: str | frames.Bytes) -> list[str]:
     if isinstance(data, frames.Bytes):
         return [f"{sign} ({_size(data)} bytes that are no text)"]
-    return [f"{sign} {line}" for line in printable_lines(data.removesuffix("\n").replace("\r\n", "\n"))]
+    return [f"{sign} {line}" for line in printable_lines(data.replace("\r\n", "\n").removesuffix("\n"))]
+
+
+def _terminal(sign: str, data: bytes) -> list[str]:
+    """What a terminal showed, as text; what is written over a line is a line of its own."""
+    text = frames.cell(data)
+    if isinstance(text, frames.Bytes):
+        return _text(sign, text)
+    plain = _OBEYED.sub("", text).replace("\r\n", "\n")
+    return _text(sign, re.sub(r"(^|\n)\r+", r"\1", plain).replace("\r", "\n"))
+
+
+def _raw(data: str | frames.Bytes) -> bytes:
+    return data.raw if isinstance(data, frames.Bytes) else data.encode()
 
 
 def _size(data: str | frames.Bytes) -> int:
-    return len(data.raw) if isinstance(data, frames.Bytes) else len(data.encode())
+    return len(_raw(data))
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:

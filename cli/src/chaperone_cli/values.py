@@ -16,6 +16,7 @@ from chaperone_cli.say import printable
 from chaperone_evidence import frames
 
 MAX_WIDTH: Final = 48  # characters of a cell
+CONCEALED: Final = b"[masked]"  # the gateway keeps it in place of a parameter, whatever the format of that
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _TEXTS: Final = (18, 19, 25, 114, 142, 705, 1042, 1043)  # char name text json xml unknown bpchar varchar
 
@@ -84,7 +85,8 @@ def parameters(raw: bytes) -> list[str]:
             (size,) = struct.unpack_from(">i", raw, place)
             place += 4
             is_text = not (how[index] if len(how) > 1 else how[0] if how else 0)
-            found.append(None if size < 0 else frames.cell(raw[place : place + size], is_text=is_text))
+            value = raw[place : place + max(size, 0)]
+            found.append(None if size < 0 else frames.cell(value, is_text=is_text or value == CONCEALED))
             place += max(size, 0)
     except (struct.error, IndexError):
         return []

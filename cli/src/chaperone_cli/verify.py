@@ -11,7 +11,7 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from chaperone_cli import completeness
+from chaperone_cli import completeness, revisions
 from chaperone_cli.completeness import Completeness
 from chaperone_cli.evidence import (
     LOG_POLICY,
@@ -27,6 +27,7 @@ from chaperone_cli.evidence import (
     proofs,
     segments,
 )
+from chaperone_cli.revisions import Kept
 from chaperone_cli.say import progress, say
 from chaperone_evidence import policyfile
 from chaperone_evidence.completeness import Finding
@@ -76,6 +77,7 @@ def run(
             anchor = read_trust(source, trust, log_policy)
             verdict = judge(source, anchor.authorities, anchor.log)
             found = completeness.cover(source, verdict, question.operator_key, anchor.log, asked)
+            kept = revisions.keep(source, verdict.streams, question.operator_key, anchor.log)
     except (CannotVerify, OSError) as error:
         if as_json:
             click.echo(msgspec.json.encode({"verify": "CANNOT VERIFY", "why": str(error)}))
@@ -83,18 +85,18 @@ def run(
             say(f"verify: CANNOT VERIFY: {error}")
         return CANNOT
     if as_json:
-        click.echo(msgspec.json.encode(_plain(verdict, anchor, found)))
+        click.echo(msgspec.json.encode(_plain(verdict, anchor, found, kept)))
     else:
-        _print(verdict, anchor, found)
-    return FINDINGS if _problems(verdict, found) or not _is_answered(found) else OK
+        _print(verdict, anchor, found, kept)
+    return FINDINGS if _problems(verdict, found, kept) or not _is_answered(found) else OK
 
 
-def _problems(verdict: Verdict, found: Completeness | None) -> list[Problem | Finding]:
+def _problems(verdict: Verdict, found: Completeness | None, kept: Kept) -> list[Problem | Finding]:
     """Everything that is wrong. Populations that are no chain come first: nothing can be held against them."""
     of_coverage = found.coverage.problems if found is not None else []
     if found is not None and not found.coverage.as_of_us:
-        return [*of_coverage, *verdict.problems]
-    return [*verdict.problems, *of_coverage]
+        return [*of_coverage, *verdict.problems, *kept.problems]
+    return [*verdict.problems, *of_coverage, *kept.problems]
 
 
 def _is_answered(found: Completeness | None) -> bool:
@@ -150,7 +152,7 @@ def read_trust(source: Source, given: Path | None, log_policy: Path | None = Non
     Raises:
         CannotVerify: there is no certificate, or a file holds something else. OSError: a file cannot be read.
     """
-    log = _read_policy(source, log_policy)
+    log = read_policy(source, log_policy)
     if given is not None:
         pem = given.read_bytes()
     elif TRUST in source.names():
@@ -163,7 +165,12 @@ def read_trust(source: Source, given: Path | None, log_policy: Path | None = Non
         raise CannotVerify("The file with the gateway CA holds no certificate (PEM).") from error
 
 
-def _read_policy(source: Source, given: Path | None) -> Policy | None:
+def read_policy(source: Source, given: Path | None) -> Policy | None:
+    """The log's keys: those of a file that the auditor brought, else those beside the evidence.
+
+    Raises:
+        CannotVerify: a file holds something else. OSError: it cannot be read.
+    """
     if given is None and LOG_POLICY not in source.names():
         return None
     data = given.read_bytes() if given is not None else source.read(LOG_POLICY, MAX_TRUST_BYTES)
@@ -178,7 +185,7 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
 
 
-def _print(verdict: Verdict, trust: Trust, found: Completeness | None) -> None:
+def _print(verdict: Verdict, trust: Trust, found: Completeness | None, kept: Kept) -> None:
     for certificate in trust.authorities[:MAX_SHOWN]:
         say(f"trust: {certificate.subject.rfc4514_string()} SHA-256 {fingerprint(certificate)}")
     if not trust.is_given:
@@ -191,9 +198,9 @@ def _print(verdict: Verdict, trust: Trust, found: Completeness | None) -> None:
         say(f"note: {remark}")
     if len(verdict.notes) > MAX_SHOWN:
         say(f"note: {len(verdict.notes) - MAX_SHOWN} more notes; --json shows all")
-    for line in completeness.lines(found) if found is not None else ():
+    for line in (*(completeness.lines(found) if found is not None else ()), *revisions.lines(kept)):
         say(line)
-    problems = _problems(verdict, found)
+    problems = _problems(verdict, found, kept)
     for problem in problems[1 : MAX_SHOWN + 1]:
         say(f"also: {problem}")
     if len(problems) > MAX_SHOWN + 1:
@@ -221,8 +228,8 @@ def _logged(report: StreamReport, found: Logged) -> str:
     )
 
 
-def _plain(verdict: Verdict, trust: Trust, found: Completeness | None) -> dict[str, object]:
-    is_ok = not _problems(verdict, found) and _is_answered(found)
+def _plain(verdict: Verdict, trust: Trust, found: Completeness | None, kept: Kept) -> dict[str, object]:
+    is_ok = not _problems(verdict, found, kept) and _is_answered(found)
     return {
         "verify": "OK" if is_ok else "FAILED",
         "ok": is_ok,
@@ -233,6 +240,7 @@ def _plain(verdict: Verdict, trust: Trust, found: Completeness | None) -> dict[s
             "sha256": [fingerprint(certificate) for certificate in trust.authorities],
         },
         "streams": [_plain_stream(report) for report in verdict.streams],
+        "policies": revisions.plain(kept),
         **(
             {}
             if found is None

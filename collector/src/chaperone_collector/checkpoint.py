@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import sqlite3
 from pathlib import Path
 from typing import Final
 
@@ -18,11 +17,14 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
+from chaperone_collector.database import Connection
 from chaperone_collector.errors import StoreUnusable
 from chaperone_collector.tree import Tree, read_root
 from chaperone_evidence import receipt
 from chaperone_evidence.checkpoint import Checkpoint
 from chaperone_evidence.cosignature import ED25519, MLDSA44, CheckpointSigner, sign_checkpoint
+from chaperone_evidence.errors import EvidenceError
+from chaperone_evidence.policy import Policy, open_checkpoint
 from chaperone_evidence.receipt import Receipt
 
 FILE: Final = "log.key"
@@ -48,20 +50,20 @@ class LogKeys:
     """The two private keys of a log.
 
     Args:
-        directory: of the database.
+        path: their file, or the directory that it lies in.
         may_make: whether a log without keys may get some: one that has signed nothing yet.
 
     Raises:
         StoreUnusable: the keys cannot be read or written.
     """
 
-    def __init__(self, directory: Path, *, may_make: bool) -> None:
-        path = directory / FILE
+    def __init__(self, path: Path, *, may_make: bool) -> None:
+        path = path / FILE if path.is_dir() else path
         try:
             if not path.exists():
                 if not may_make:
                     raise StoreUnusable(f"{path} is gone, and this log has signed with it; restore it from a backup.")
-                _make(path)
+                make_keys(path)
             kept = msgspec.json.decode(path.read_bytes(), type=_Kept)
             self._ed25519 = Ed25519PrivateKey.from_private_bytes(base64.b64decode(kept.ed25519, validate=True))
             self._mldsa44 = MLDSA44PrivateKey.from_seed_bytes(base64.b64decode(kept.mldsa44, validate=True))
@@ -70,6 +72,24 @@ class LogKeys:
             raise StoreUnusable(f"{path} holds no keys of a log; restore it from a backup.") from None
         except OSError as error:
             raise StoreUnusable(f"{path} cannot be read or written: {error.strerror}.") from error
+
+    def check(self, connection: Connection) -> None:
+        """Whether they are those that signed the newest checkpoint.
+
+        Raises:
+            StoreUnusable: they are not.
+        """
+        row = connection.execute("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
+        if row is None:
+            return
+        origin = read_origin(connection)
+        keys = tuple(one.key for one in self.signers(origin))
+        try:
+            open_checkpoint(bytes(row[0]), Policy(origin, keys, len(keys)))
+        except EvidenceError as error:
+            raise StoreUnusable(
+                "The log was signed with other keys than those that are given: give it its own."
+            ) from error
 
     def receipt(self, origin: str, index: int, size: int, hashes: tuple[bytes, ...], root: bytes) -> Receipt:
         """The COSE receipt of an entry in the tree of a checkpoint."""
@@ -84,7 +104,7 @@ class LogKeys:
         )
 
 
-def sign(connection: sqlite3.Connection, tree: Tree, keys: LogKeys, now_us: int) -> int:
+def sign(connection: Connection, tree: Tree, keys: LogKeys, now_us: int) -> int:
     """Sign what the log holds now, if that is more than the newest checkpoint says; in a transaction.
 
     Returns:
@@ -101,7 +121,7 @@ def sign(connection: sqlite3.Connection, tree: Tree, keys: LogKeys, now_us: int)
     return said.size
 
 
-def cosign(connection: sqlite3.Connection, size: int, lines: str) -> bool:
+def cosign(connection: Connection, size: int, lines: str) -> bool:
     """Add a witness's signatures to a checkpoint, in a transaction; False when it is gone or has them."""
     row = connection.execute("SELECT note FROM checkpoint WHERE size = ?", (size,)).fetchone()
     if row is None or lines.encode() in bytes(row[0]):
@@ -113,7 +133,7 @@ def cosign(connection: sqlite3.Connection, size: int, lines: str) -> bool:
     return True
 
 
-def thin(connection: sqlite3.Connection, now_us: int) -> int:
+def thin(connection: Connection, now_us: int) -> int:
     """Of the checkpoints of more than a day ago keep the last one of each hour; returns how many went.
 
     Of those that were signed in a hurry, after ten minutes the one of each interval that most witnesses have signed.
@@ -125,7 +145,7 @@ def thin(connection: sqlite3.Connection, now_us: int) -> int:
     hurried = connection.execute(
         "DELETE FROM checkpoint WHERE size IN (SELECT size FROM (SELECT size, row_number() OVER "
         "(PARTITION BY wall_us / ? ORDER BY witnesses DESC, size DESC) AS place FROM checkpoint "
-        "WHERE wall_us < ?) WHERE place > 1)",
+        "WHERE wall_us < ?) placed WHERE place > 1)",
         (interval_us, hurried_us // interval_us * interval_us),
     ).rowcount
     old_us = (now_us // _HOUR_US) * _HOUR_US - KEPT_WHOLE_US
@@ -139,18 +159,18 @@ def thin(connection: sqlite3.Connection, now_us: int) -> int:
     )
 
 
-def read_origin(connection: sqlite3.Connection) -> str:
+def read_origin(connection: Connection) -> str:
     """The log's name, which is the cluster's; "" before the first gateway has said which cluster that is."""
     row = connection.execute("SELECT cluster FROM stream ORDER BY id LIMIT 1").fetchone()
     return f"chaperone.dev/log/{row[0]}" if row else ""
 
 
-def newest(connection: sqlite3.Connection) -> int:
+def newest(connection: Connection) -> int:
     """The size that was signed last; 0 when none was."""
     return int(connection.execute("SELECT coalesce(max(size), 0) FROM checkpoint").fetchone()[0])
 
 
-def check(connection: sqlite3.Connection, size: int) -> int:
+def check(connection: Connection, size: int) -> int:
     """Whether a log of `size` entries holds what its newest checkpoint says; returns how many that are.
 
     Raises:
@@ -170,8 +190,8 @@ def check(connection: sqlite3.Connection, size: int) -> int:
     return signed
 
 
-def _make(path: Path) -> None:
-    """Write fresh keys, for the owner alone; durable when this returns."""
+def make_keys(path: Path) -> None:
+    """Write fresh keys of a log, for the owner alone; durable when this returns."""
     fresh = _Kept(base64.b64encode(os.urandom(32)).decode(), base64.b64encode(os.urandom(32)).decode())
     unfinished = path.with_suffix(".new")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -7,9 +7,9 @@ database is the only place that has it, beside copies that people made with `exp
 from __future__ import annotations
 
 import os
-import sqlite3
 from typing import Final
 
+from chaperone_collector.database import Connection
 from chaperone_collector.errors import KeyDestroyed
 
 KEY_BYTES: Final = 32  # AES-256
@@ -21,7 +21,7 @@ def day_of(at_us: int) -> int:
     return at_us // DAY_US
 
 
-def key_for(db: sqlite3.Connection, namespace: str, identity: str, day: int) -> tuple[int, bytes]:
+def key_for(db: Connection, namespace: str, identity: str, day: int) -> tuple[int, bytes]:
     """Number and key of an identity's day, made where there is none; in a transaction.
 
     Numbers are random, so that a database that was restored without its keys does not give one out twice.
@@ -31,7 +31,7 @@ def key_for(db: sqlite3.Connection, namespace: str, identity: str, day: int) -> 
     """
     where = (namespace, identity, day)
     db.execute(
-        "INSERT OR IGNORE INTO datakey (id, namespace, identity, day, key) VALUES (?,?,?,?,?)",
+        "INSERT INTO datakey (id, namespace, identity, day, key) VALUES (?,?,?,?,?) ON CONFLICT DO NOTHING",
         (int.from_bytes(os.urandom(8), "big") >> 1, *where, os.urandom(KEY_BYTES)),
     )
     row = db.execute("SELECT id, key FROM datakey WHERE namespace = ? AND identity = ? AND day = ?", where).fetchone()
@@ -40,7 +40,7 @@ def key_for(db: sqlite3.Connection, namespace: str, identity: str, day: int) -> 
     return int(row[0]), bytes(row[1])
 
 
-def destroy(db: sqlite3.Connection, namespace: str, identity: str, until_day: int, idx: int) -> int:
+def destroy(db: Connection, namespace: str, identity: str, until_day: int, idx: int) -> int:
     """Destroy an identity's keys up to and with a day; in a transaction.
 
     Args:
@@ -54,7 +54,6 @@ def destroy(db: sqlite3.Connection, namespace: str, identity: str, until_day: in
         How many keys there were. Their bytes are overwritten in the database; the write-ahead log lets go of them when
         it is next written over.
     """
-    db.execute("PRAGMA secure_delete=ON")
     return db.execute(
         "UPDATE datakey SET key = NULL, destroyed_idx = ? "
         "WHERE namespace = ? AND identity = ? AND day <= ? AND key IS NOT NULL",

@@ -7,6 +7,7 @@ CollectorError
 ├── KeyDestroyed      what was to be encrypted was erased
 ├── ArchiveFailed     the bucket did not do what was asked; it may be asked again
 ├── RestoreRefused    an archive is not what a log of this kind leaves behind
+├── MigrationRefused  a log cannot be moved from one database to another
 └── Refused           a request that is answered with a status and no effect
 """
 
@@ -35,6 +36,10 @@ class ArchiveFailed(CollectorError):
 
 class RestoreRefused(CollectorError):
     """What is in the archive cannot be believed, or the directory is not empty."""
+
+
+class MigrationRefused(CollectorError):
+    """The target is not empty, or what came there is not what was in the source."""
 
 
 class ChainBroken(CollectorError):

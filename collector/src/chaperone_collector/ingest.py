@@ -16,7 +16,7 @@ import asyncio
 import logging
 import re
 from collections import OrderedDict
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 import msgspec
@@ -90,7 +90,7 @@ class Ingest:
         first = request.query.get("from", "")
         if not _SEQ.match(first):
             raise Refused(400, "Bad request", "Say from=<number of the batch's first record>.")
-        with self._take(request, subject, MAX_BATCH_BYTES):
+        async with self._take(request, subject, MAX_BATCH_BYTES):
             data = await _read(request)
             async with _Turn(self._locks, name):
                 stored = await self._end(name)
@@ -99,6 +99,7 @@ class Ingest:
                     stored = await self._extend(stored, int(first), data, subject)
                 except ChainBroken as broken:
                     self._ends.pop(name, None)
+                    stored = await self._end(name)  # another collector may have brought it further
                     return await self._broken(stored, int(first), data, subject, broken)
         self._metrics.batches.labels("stored").inc()
         return _json(200, {"acked": stored.acked, "credit": self._budget.credit(subject.pod_uid)})
@@ -110,7 +111,7 @@ class Ingest:
         if not _COMMIT.match(text):
             raise Refused(400, "Bad request", "Name the body by its commitment, 64 hexadecimal digits.")
         commit = bytes.fromhex(text)
-        with self._take(request, subject, MAX_BODY_BYTES):
+        async with self._take(request, subject, MAX_BODY_BYTES):
             data = await _read(request)
             if len(data) < entry.SALT_BYTES or entry.body_commit(data) != commit:
                 raise Refused(400, "Another body", "The bytes are not those that the commitment names.")
@@ -120,7 +121,7 @@ class Ingest:
     async def bodies(self, request: web.Request) -> web.Response:
         """Store many bodies, each under the commitment that its bytes have."""
         subject = self._peers.subject(request)
-        with self._take(request, subject, MAX_BODIES_BYTES):
+        async with self._take(request, subject, MAX_BODIES_BYTES):
             data = await _read(request)
             try:
                 await self._put({entry.body_commit(body): body for body in entry.body_frames(data)}, subject)
@@ -131,7 +132,7 @@ class Ingest:
     async def _put(self, bodies: dict[bytes, bytes], subject: Subject) -> None:
         self._metrics.bodies.inc(await self._store.write(lambda tx: tx.put_bodies(bodies, subject.pod_uid)))
 
-    def _take(self, request: web.Request, subject: Subject, cap: int) -> AbstractContextManager[None]:
+    def _take(self, request: web.Request, subject: Subject, cap: int) -> AbstractAsyncContextManager[None]:
         size = request.content_length
         if size is None:
             raise Refused(411, "Length required", "Send Content-Length, so that room can be kept.")
@@ -178,7 +179,7 @@ class Ingest:
 
     async def _end(self, name: str) -> Stored:
         known = self._ends.get(name)
-        if known is not None:
+        if known is not None and not self._store.database.is_shared:
             return known
         row = await self._store.look_up(lambda db: read_stored(db, name))
         if row is None:

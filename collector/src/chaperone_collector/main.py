@@ -12,12 +12,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
+from chaperone_collector import migrate, place
 from chaperone_collector.api import token
 from chaperone_collector.api.authorize import Authorizer
+from chaperone_collector.api.figures import keep_reports
 from chaperone_collector.api.frontproxy import FrontProxy
 from chaperone_collector.api.kubernetes import Kubernetes
 from chaperone_collector.api.server import Api
@@ -35,6 +37,9 @@ from chaperone_evidence import policyfile
 from chaperone_evidence.errors import Malformed
 from chaperone_evidence.policyfile import Quorum, Witness
 
+if TYPE_CHECKING:
+    from chaperone_collector.following import Following
+
 log = logging.getLogger("chaperone_collector")
 
 SHUTDOWN_TIMEOUT_S: Final = 10.0  # for requests that are being answered; kubelet waits 30 s by default
@@ -47,9 +52,12 @@ _SERVICE_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run until SIGTERM; 0 when ended in order, 1 when the collector cannot start or its disk failed.
 
-    With the name of a command of the archive (`drill`, `restore`, `export-keys`) as first argument: that.
+    With the name of a command (`migrate`, `new-log-key`; of the archive `drill`, `restore`, `export-keys`) as first
+    argument: that.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] in migrate.COMMANDS:
+        return migrate.command(given)
     if given and not given[0].startswith("-"):
         from chaperone_collector.archive.commands import command  # noqa: PLC0415 - its client takes a second to load
 
@@ -66,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("chaperone-collector", description=__doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="directory of the database; on a volume that is not shared")
+    place.add_options(parser)
     add("--tls-dir", type=Path, required=True, help="directory with tls.crt and tls.key of both TLS listeners")
     add("--gateway-ca", type=Path, required=True, help="PEM file of the CA that issues gateways' certificates")
     add("--bind", default="", help="address to listen on; default: all")
@@ -105,7 +113,8 @@ async def _run(options: argparse.Namespace) -> int:
     witnesses, quorum = _witnesses(options.witnesses)
     witness_tls = _client_tls(options.witness_ca)
     archive = archive_options.load(options.archive) if options.archive is not None else None
-    store = Store(options.data, metrics, _now_us, witnesses, quorum)
+    store = Store(place.open_place(options), metrics, _now_us, witnesses, quorum)
+    following = _follow(store)
     runners: list[web.AppRunner] = []
     tasks: list[asyncio.Task[None]] = []
     kubernetes = None
@@ -128,11 +137,12 @@ async def _run(options: argparse.Namespace) -> int:
                 metrics=metrics, now_us=_now_us,
             )  # fmt: skip
             await _listen(runners, api.application(), options, options.api_port, api_tls.outer)
-        tasks += [asyncio.create_task(store.keep_checkpoints()), asyncio.create_task(store.keep_watch())]
-        tasks.append(asyncio.create_task(keep_retention(store, options.min_retention)))
-        tasks.append(asyncio.create_task(Witnessing(store, witnesses, metrics, witness_tls).run()))
-        if archive is not None:
-            tasks.append(asyncio.create_task(_ship(store, options.data / "evidence.db", archive, metrics)))
+        for work in (
+            store.keep_checkpoints, store.keep_watch, lambda: keep_reports(store, _now_us),
+            lambda: keep_retention(store, options.min_retention),
+            lambda: Witnessing(store, witnesses, metrics, witness_tls).run(), lambda: _ship(store, archive, metrics),
+        ):  # fmt: skip
+            tasks.append(asyncio.create_task(store.lead.keep(work)))
         ingest = Ingest(store, ca, Peers(ca, tls.is_current), metrics)
         await _listen(runners, ingest.application(), options, options.ingest_port, tls.outer)
         await _listen(runners, _metrics_application(metrics, store), options, options.metrics_port, None)
@@ -148,14 +158,28 @@ async def _run(options: argparse.Namespace) -> int:
             task.cancel()
         if kubernetes is not None:
             await kubernetes.close()
+        if following is not None:
+            await asyncio.to_thread(following.close)
         await store.close()
 
 
-async def _ship(store: Store, database: Path, archive: ArchiveOptions, metrics: Metrics) -> None:
+def _follow(store: Store) -> Following | None:
+    """Hear of the collectors that share the log, where others may."""
+    if not store.database.is_shared:
+        return None
+    from chaperone_collector.following import Following  # noqa: PLC0415 - only where there is a server
+    from chaperone_collector.postgresql import Server  # noqa: PLC0415
+
+    return Following(store, store.database) if isinstance(store.database, Server) else None
+
+
+async def _ship(store: Store, archive: ArchiveOptions | None, metrics: Metrics) -> None:
+    if archive is None:
+        return
     # Loaded where it is needed: the client of buckets takes a second and 40 MiB.
     from chaperone_collector.archive.shipping import Shipping  # noqa: PLC0415
 
-    await Shipping(store, database, archive, metrics, _now_us).run()
+    await Shipping(store, archive, metrics, _now_us).run()
 
 
 def _witnesses(path: Path | None) -> tuple[tuple[Witness, ...], Quorum]:

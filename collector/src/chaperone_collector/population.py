@@ -7,12 +7,12 @@ populations are entries of it, in their order. Runs in the writer's thread.
 from __future__ import annotations
 
 import base64
-import sqlite3
 from typing import Final
 
 import msgspec
 
 from chaperone_collector import retention
+from chaperone_collector.database import Connection
 from chaperone_collector.errors import Refused
 from chaperone_evidence import entry, population
 from chaperone_evidence.coverage import Said
@@ -28,9 +28,9 @@ INSERT INTO producer (namespace, pod_uid, pod, identity, state, reason, exit_cod
 ON CONFLICT (namespace, pod_uid) DO UPDATE SET
     pod = excluded.pod, identity = excluded.identity, state = excluded.state, reason = excluded.reason,
     exit_code = excluded.exit_code, finished_us = excluded.finished_us,
-    expected_us = iif(expected_us > 0, expected_us, excluded.expected_us),
-    said_us = iif(state = excluded.state, said_us, excluded.said_us)
-    WHERE state <> 'Ended' OR excluded.state <> 'Ended'
+    expected_us = CASE WHEN producer.expected_us > 0 THEN producer.expected_us ELSE excluded.expected_us END,
+    said_us = CASE WHEN producer.state = excluded.state THEN producer.said_us ELSE excluded.said_us END
+    WHERE producer.state <> 'Ended' OR excluded.state <> 'Ended'
 """
 
 
@@ -52,7 +52,7 @@ class Given(msgspec.Struct, frozen=True):
         )  # fmt: skip
 
 
-def admit(db: sqlite3.Connection, given: Given) -> None:
+def admit(db: Connection, given: Given) -> None:
     """Whether the population is by the operator of this cluster and follows the newest one of its namespace.
 
     The first key that comes is the one from then on.
@@ -61,22 +61,35 @@ def admit(db: sqlite3.Connection, given: Given) -> None:
         Refused: 403, another key or cluster; 409, another epoch than the next.
     """
     said = given.said
-    pinned = db.execute("SELECT value FROM meta WHERE key = ?", (KEY,)).fetchone()
-    if pinned is not None and bytes(pinned[0]).decode() != given.vkey:
-        raise Refused(403, "Forbidden", f"The populations of this cluster are signed by {bytes(pinned[0]).decode()}; "
-                      f"{given.vkey} is another key. Restore the operator's.")  # fmt: skip
-    known = db.execute("SELECT cluster FROM stream ORDER BY id LIMIT 1").fetchone()
-    if known is not None and known[0] != said.cluster:
-        raise Refused(403, "Forbidden", f"This log is of the cluster {known[0]}, the population of {said.cluster}.")
+    admit_key(db, given.vkey, said.cluster)
     epoch, digest = newest(db, said.namespace)
     if (said.epoch, said.previous) != (epoch + 1, digest):
         raise Refused(409, "Conflict", f"The next population of {said.namespace} has epoch {epoch + 1} and follows "
                       f"{base64.b64encode(digest).decode()}; this one has epoch {said.epoch}.")  # fmt: skip
-    if pinned is None:
-        db.execute("INSERT INTO meta (key, value) VALUES (?,?)", (KEY, given.vkey.encode()))
+    pin_key(db, given.vkey)
 
 
-def newest(db: sqlite3.Connection, namespace: str) -> tuple[int, bytes]:
+def admit_key(db: Connection, vkey: str, cluster: str) -> None:
+    """Whether the operator of this key is believed here.
+
+    Raises:
+        Refused: 403, another key or cluster.
+    """
+    pinned = db.execute("SELECT value FROM meta WHERE key = ?", (KEY,)).fetchone()
+    if pinned is not None and bytes(pinned[0]).decode() != vkey:
+        raise Refused(403, "Forbidden", f"The operator of this cluster signs with {bytes(pinned[0]).decode()}; "
+                      f"{vkey} is another key. Restore the operator's.")  # fmt: skip
+    known = db.execute("SELECT cluster FROM stream ORDER BY id LIMIT 1").fetchone()
+    if known is not None and known[0] != cluster:
+        raise Refused(403, "Forbidden", f"This log is of the cluster {known[0]}, what was signed is of {cluster}.")
+
+
+def pin_key(db: Connection, vkey: str) -> None:
+    """From now on this key is the operator's, unless there is one."""
+    db.execute("INSERT INTO meta (key, value) VALUES (?,?) ON CONFLICT (key) DO NOTHING", (KEY, vkey.encode()))
+
+
+def newest(db: Connection, namespace: str) -> tuple[int, bytes]:
     """The newest epoch of a namespace and the hash of its note; 0 and zeros where there is none."""
     row = db.execute(
         "SELECT epoch, hash FROM population WHERE namespace = ? ORDER BY epoch DESC LIMIT 1", (namespace,)
@@ -84,7 +97,7 @@ def newest(db: sqlite3.Connection, namespace: str) -> tuple[int, bytes]:
     return (row[0], bytes(row[1])) if row else (0, population.FIRST)
 
 
-def keep(db: sqlite3.Connection, given: Given, idx: int, now_us: int) -> None:
+def keep(db: Connection, given: Given, idx: int, now_us: int) -> None:
     """Take over what the population says; `idx` is its entry's."""
     said = given.said
     digest = population.note_hash(given.note)
@@ -112,10 +125,10 @@ def keep(db: sqlite3.Connection, given: Given, idx: int, now_us: int) -> None:
     )
 
 
-def meet(db: sqlite3.Connection, namespace: str, pod_uid: str, pod: str, identity: str, idx: int, now_us: int) -> None:
+def meet(db: Connection, namespace: str, pod_uid: str, pod: str, identity: str, idx: int, now_us: int) -> None:
     """A pod opens a stream, whether a population has named it or not."""
     db.execute(
-        "INSERT OR IGNORE INTO producer (namespace, pod_uid, pod, identity, idx, met_us, said_us) "
-        "VALUES (?,?,?,?,?,?,?)",
+        "INSERT INTO producer (namespace, pod_uid, pod, identity, idx, met_us, said_us) "
+        "VALUES (?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
         (namespace, pod_uid, pod, identity, idx, now_us, now_us),
     )

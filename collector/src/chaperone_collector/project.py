@@ -1,15 +1,16 @@
 """What the tables say of a stream's records: sessions, commands, outcomes. Runs in the writer's thread.
 
 A projection never refuses an entry: what does not fit (an outcome without its intent, a session opened twice) is stored
-and becomes a finding. Caches hold ids only; after a transaction was rolled back the owner makes a new projection.
+and becomes a finding. Caches hold ids only; after a transaction was rolled back the owner makes a new projection, and
+after other collectors wrote it says which streams (`forget`).
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
+from chaperone_collector.database import Connection, add
 from chaperone_collector.stream import Extension
 from chaperone_collector.tally import Tally
 from chaperone_evidence import record
@@ -55,7 +56,7 @@ class SessionTally:
 class Projection:
     """Reads entries into tables; one per run of the writer."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._db = connection
         self._rule_tally = Tally(connection)
         self._flows: dict[tuple[str, ...], int] = {}
@@ -69,6 +70,12 @@ class Projection:
         self._outcomes: list[tuple[int, int]] = []
         self._chunks: list[tuple[int, int]] = []
         self._findings: list[tuple[int, str, int, str]] = []
+
+    def forget(self, streams: set[int]) -> None:
+        """Another collector wrote these: what it may have changed is looked up again; flows and rules never change."""
+        self._rule_tally = Tally(self._db)
+        self._sessions = {key: found for key, found in self._sessions.items() if key[0] not in streams}
+        self._intents = {key: found for key, found in self._intents.items() if key[0] not in streams}
 
     def apply(self, extension: Extension, stream: int, first_idx: int, now_us: int) -> None:
         """Take in the entries of one batch, stored from `first_idx` on."""
@@ -99,25 +106,22 @@ class Projection:
         db = self._db
         self._rule_tally.flush()
         if self._commands:
-            db.executemany(
-                "INSERT INTO command (idx, flow, session, decision, rule, effects, approval, subject) "
-                "VALUES (?,?,?,?,?,?,?,?)",
-                self._commands,
-            )
+            columns = "idx, flow, session, decision, rule, effects, approval, subject"
+            add(db, "command", columns, self._commands)
         if self._effects:
-            db.executemany("INSERT INTO effect (effect, flow, idx) VALUES (?,?,?)", self._effects)
+            add(db, "effect", "effect, flow, idx", self._effects)
         if self._outcomes:
-            db.executemany("INSERT INTO outcome (idx, command) VALUES (?,?)", self._outcomes)
+            add(db, "outcome", "idx, command", self._outcomes)
         if self._chunks:
-            db.executemany("INSERT INTO chunk (idx, session) VALUES (?,?)", self._chunks)
+            add(db, "chunk", "idx, session", self._chunks)
         if self._tallies:
             db.executemany(
-                "UPDATE session SET commands = commands + ?, denied = denied + ?, changed = max(changed, ?), "
+                "UPDATE session SET commands = commands + ?, denied = denied + ?, changed = ?, "
                 "ended_us = coalesce(?, ended_us), close_idx = coalesce(?, close_idx) WHERE idx = ?",
                 [(t.commands, t.denied, t.changed, t.ended_us, t.close_idx, idx) for idx, t in self._tallies.items()],
             )
         if self._findings:
-            db.executemany("INSERT INTO finding (wall_us, stream, seq, what) VALUES (?,?,?,?)", self._findings)
+            add(db, "finding", "wall_us, stream, seq, what", self._findings)
         self._commands, self._effects, self._outcomes, self._chunks = [], [], [], []
         self._tallies, self._findings = {}, []
         for cache, cap in (
@@ -179,8 +183,8 @@ class Projection:
         flow = self._flow(namespace, identity, found.target, found.protocol)
         subject = found.delegated.subject if isinstance(found.delegated, record.Delegated) else ""
         added = self._db.execute(
-            "INSERT OR IGNORE INTO session (idx, name, namespace, flow, stream, changed, started_us, subject) "
-            "VALUES (?,?,?,?,?,?,?,?)",
+            "INSERT INTO session (idx, name, namespace, flow, stream, changed, started_us, subject) "
+            "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING",
             (idx, found.session, namespace, flow, stream, idx, found.wall_us, subject),
         )
         if added.rowcount != 1:
@@ -226,7 +230,8 @@ class Projection:
         known = self._flows.get(key)
         if known is None:
             where = "namespace = ? AND identity = ? AND target = ? AND protocol = ?"
-            self._db.execute("INSERT OR IGNORE INTO flow (namespace, identity, target, protocol) VALUES (?,?,?,?)", key)
+            added = "INSERT INTO flow (namespace, identity, target, protocol) VALUES (?,?,?,?) ON CONFLICT DO NOTHING"
+            self._db.execute(added, key)
             known = int(self._db.execute(f"SELECT id FROM flow WHERE {where}", key).fetchone()[0])  # noqa: S608
             self._flows[key] = known
         return known
@@ -234,7 +239,7 @@ class Projection:
     def _rule(self, name: str) -> int:
         known = self._rules.get(name)
         if known is None:
-            self._db.execute("INSERT OR IGNORE INTO rule (name) VALUES (?)", (name,))
+            self._db.execute("INSERT INTO rule (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
             known = int(self._db.execute("SELECT id FROM rule WHERE name = ?", (name,)).fetchone()[0])
             self._rules[name] = known
         return known

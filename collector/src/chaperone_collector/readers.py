@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Final
 
+from chaperone_collector.database import FAULTS, Connection, begin_read
 from chaperone_collector.errors import StoreBusy
-from chaperone_collector.schema import open_reader
 
 log = logging.getLogger(__name__)
 
@@ -23,20 +21,20 @@ class Readers:
     """A few threads with a connection each.
 
     Args:
-        path: the database.
+        connect: makes a connection that reads.
         name: of the threads.
         threads: how many.
         max_queued: callers that may wait; more are told to come back.
     """
 
-    def __init__(self, path: Path, name: str, threads: int, max_queued: int) -> None:
-        self._path = path
+    def __init__(self, connect: Callable[[], Connection], name: str, threads: int, max_queued: int) -> None:
+        self._connect = connect
         self._max_queued = max_queued
         self._queued = 0
         self._local = threading.local()
         self._pool = ThreadPoolExecutor(threads, name, self._open)
 
-    async def read[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
+    async def read[T](self, query: Callable[[Connection], T]) -> T:
         """Run a query.
 
         Raises:
@@ -50,7 +48,7 @@ class Readers:
                 return await asyncio.get_running_loop().run_in_executor(self._pool, self._query, query)
         except TimeoutError as error:
             raise StoreBusy("The query took too long.") from error
-        except sqlite3.Error as error:
+        except FAULTS as error:
             log.exception("a query failed")
             raise StoreBusy("The database cannot be read.") from error
         finally:
@@ -61,12 +59,13 @@ class Readers:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def _open(self) -> None:
-        self._local.connection = open_reader(self._path)
+        self._local.connection = self._connect()
 
-    def _query[T](self, query: Callable[[sqlite3.Connection], T]) -> T:
-        connection: sqlite3.Connection = self._local.connection
-        connection.execute("BEGIN")
+    def _query[T](self, query: Callable[[Connection], T]) -> T:
+        connection: Connection = self._local.connection
+        begin_read(connection)
         try:
             return query(connection)
         finally:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a server's may be gone
+                connection.execute("ROLLBACK")

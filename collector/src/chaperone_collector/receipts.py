@@ -10,7 +10,6 @@ many witnesses as the collector's policy asks for. While somebody waits, the log
 from __future__ import annotations
 
 import re
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Final
 
 from aiohttp import web
 
+from chaperone_collector.database import Connection
 from chaperone_collector.errors import Refused
 from chaperone_collector.peer import Peers
 from chaperone_collector.store import Store
@@ -104,7 +104,7 @@ class Receipts:
                 del self._waiting[pod_uid]
 
 
-def read_receipt(db: sqlite3.Connection, index: int, policy: Policy) -> LogProof | None:
+def read_receipt(db: Connection, index: int, policy: Policy) -> LogProof | None:
     """The proof of an entry at the newest checkpoint over it with enough cosignatures; None when none has them.
 
     What is stored of witnesses was verified when it came.
@@ -124,7 +124,7 @@ def read_receipt(db: sqlite3.Connection, index: int, policy: Policy) -> LogProof
     return None
 
 
-def _find(db: sqlite3.Connection, stream: str, seq: int) -> tuple[int, str] | None:
+def _find(db: Connection, stream: str, seq: int) -> tuple[int, str] | None:
     row = db.execute(
         "SELECT e.idx, s.pod_uid FROM stream s JOIN entry e ON e.stream = s.id WHERE s.name = ? AND e.seq = ?",
         (stream, seq),

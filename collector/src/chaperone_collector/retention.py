@@ -14,13 +14,13 @@ What the write-ahead log still holds goes with the next checkpoint that empties 
 from __future__ import annotations
 
 import base64
-import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from chaperone_collector import datakeys
+from chaperone_collector.database import Connection
 from chaperone_collector.project import NO_SESSION
 from chaperone_evidence import canonical, entry, record
 from chaperone_evidence.errors import EvidenceError
@@ -38,16 +38,16 @@ _SESSIONS: Final = (
     "SELECT idx, changed FROM session WHERE flow = ? AND changed >= ? AND changed < ? ORDER BY changed LIMIT ?"
 )
 _NAMING: Final = (
-    "SELECT n.idx, e.bytes FROM (SELECT idx FROM command WHERE session = ?1 AND idx > ?2 "
-    "UNION ALL SELECT idx FROM chunk WHERE session = ?1 AND idx > ?2) n JOIN entry e ON e.idx = n.idx "
-    "ORDER BY n.idx LIMIT ?3"
+    "SELECT n.idx, e.bytes FROM (SELECT idx FROM command WHERE session = ? AND idx > ? "
+    "UNION ALL SELECT idx FROM chunk WHERE session = ? AND idx > ?) n JOIN entry e ON e.idx = n.idx "
+    "ORDER BY n.idx LIMIT ?"
 )
-_STRAY: Final = (
-    "SELECT c.idx, e.bytes FROM command c INDEXED BY command_session JOIN entry e ON e.idx = c.idx "
-    "WHERE c.session = ? AND c.flow = ? AND c.idx > ? AND c.idx < ? ORDER BY c.idx LIMIT ?"
+_STRAY: Final = (  # The plus keeps SQLite from the index of flows: few commands have no session.
+    "SELECT c.idx, e.bytes FROM command c JOIN entry e ON e.idx = c.idx "
+    "WHERE c.session = ? AND +c.flow = ? AND c.idx > ? AND c.idx < ? ORDER BY c.idx LIMIT ?"
 )
 _UNNAMED: Final = (
-    "SELECT u.hash FROM unnamed u JOIN body b ON b.hash = u.hash WHERE b.bytes <> x'' "
+    "SELECT u.hash FROM unnamed u JOIN body b ON b.hash = u.hash WHERE length(b.bytes) > 0 "
     "AND NOT EXISTS (SELECT 1 FROM stream s WHERE s.pod_uid = u.pod_uid AND s.seen_us >= ?) "
     "AND EXISTS (SELECT 1 FROM stream s WHERE s.pod_uid = u.pod_uid AND s.namespace = ? AND s.identity = ?) LIMIT ?"
 )
@@ -68,25 +68,23 @@ class Step(msgspec.Struct):
     said: BodiesErased | None = None  # None: there was no text, and no key
 
 
-def hear(db: sqlite3.Connection, said: Population) -> None:
+def hear(db: Connection, said: Population) -> None:
     """Take over what a population says of retention."""
     db.executemany(
         "INSERT INTO retention (namespace, identity, days, held, epoch) VALUES (?,?,?,?,?) "
         "ON CONFLICT (namespace, identity) DO UPDATE SET days = excluded.days, held = excluded.held, "
         "epoch = excluded.epoch",
-        [(said.namespace, one.identity, one.days, one.is_held, said.epoch) for one in said.retention],
+        [(said.namespace, one.identity, one.days, int(one.is_held), said.epoch) for one in said.retention],
     )
     db.execute(
-        "INSERT INTO meta (key, value) VALUES (?,?) ON CONFLICT (key) DO UPDATE SET "
-        "value = max(CAST(value AS INTEGER), excluded.value)",
-        (OPERATOR_US, said.wall_us),
+        "INSERT INTO meta (key, value) VALUES (?,?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        (OPERATOR_US, str(max(_operator_us(db), said.wall_us)).encode()),
     )
 
 
-def erase(db: sqlite3.Connection, now_us: int, minimum_days: int) -> Step:
+def erase(db: Connection, now_us: int, minimum_days: int) -> Step:
     """Erase texts of one identity that are due, as many as one transaction may."""
-    signed = db.execute("SELECT CAST(value AS INTEGER) FROM meta WHERE key = ?", (OPERATOR_US,)).fetchone()
-    at_us = min(now_us, signed[0]) if signed else 0
+    at_us = min(now_us, _operator_us(db))
     due = db.execute(_DUE).fetchall()
     for namespace, identity, days, epoch in due:
         until_us = at_us - max(days, minimum_days) * DAY_US
@@ -108,7 +106,13 @@ def erase(db: sqlite3.Connection, now_us: int, minimum_days: int) -> Step:
     return Step(is_last=True)
 
 
-def certify(db: sqlite3.Connection, step: Step, said: BodiesErased, idx: int) -> None:
+def _operator_us(db: Connection) -> int:
+    """The newest time that the operator has signed; 0 for none."""
+    row = db.execute("SELECT value FROM meta WHERE key = ?", (OPERATOR_US,)).fetchone()
+    return int(row[0]) if row else 0  # digits, or what older versions wrote: an integer
+
+
+def certify(db: Connection, step: Step, said: BodiesErased, idx: int) -> None:
     """What goes along with texts, in the transaction of their certificate, whose entry is `idx`.
 
     The archive's copies go by their keys, of whole days.
@@ -118,7 +122,7 @@ def certify(db: sqlite3.Connection, step: Step, said: BodiesErased, idx: int) ->
         datakeys.destroy(db, said.namespace, said.identity, step.key_day, idx)
 
 
-def _key_day(db: sqlite3.Connection, namespace: str, identity: str, until_us: int, before: int) -> int | None:
+def _key_day(db: Connection, namespace: str, identity: str, until_us: int, before: int) -> int | None:
     """The last day of which every text is due, if there are keys of then or before it.
 
     A session that goes on has older texts that are not due, so no day counts on which one of those began, or later.
@@ -138,13 +142,13 @@ def _key_day(db: sqlite3.Connection, namespace: str, identity: str, until_us: in
     return last if oldest <= last else None
 
 
-def received(db: sqlite3.Connection, idx: int) -> tuple[int, int]:
+def received(db: Connection, idx: int) -> tuple[int, int]:
     """First index and time of the transaction that stored an entry."""
     row = db.execute("SELECT idx, wall_us FROM received WHERE idx <= ? ORDER BY idx DESC LIMIT 1", (idx,)).fetchone()
     return (int(row[0]), int(row[1])) if row else (idx, 0)
 
 
-def _first_since(db: sqlite3.Connection, since_us: int) -> int:
+def _first_since(db: Connection, since_us: int) -> int:
     """The index of the first entry that came then or later."""
     low, high = 0, int(db.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
     while low < high:
@@ -156,7 +160,7 @@ def _first_since(db: sqlite3.Connection, since_us: int) -> int:
     return low
 
 
-def _flow(db: sqlite3.Connection, step: Step, flow: int, before: int) -> None:
+def _flow(db: Connection, step: Step, flow: int, before: int) -> None:
     """Erase texts of a flow whose sessions ended before an index, from where this ended last."""
     place = db.execute("SELECT changed, command, stray FROM erased_flow WHERE flow = ?", (flow,)).fetchone()
     changed, command, stray = start = place or (0, -1, -1)
@@ -164,7 +168,7 @@ def _flow(db: sqlite3.Connection, step: Step, flow: int, before: int) -> None:
         if step.left <= 0:
             break
         after = command if its_changed == changed else -1
-        rows = db.execute(_NAMING, (session, after, step.left)).fetchall()
+        rows = db.execute(_NAMING, (session, after, session, after, step.left)).fetchall()
         step.left -= len(rows) + (its_changed > start[0])  # what was looked at before costs nothing
         _empty(db, step, session, rows)
         changed, command = its_changed, rows[-1][0] if rows else max(after, session)
@@ -177,7 +181,7 @@ def _flow(db: sqlite3.Connection, step: Step, flow: int, before: int) -> None:
         db.execute(_KEEP_PLACE, (flow, changed, command, stray))
 
 
-def _never_named(db: sqlite3.Connection, step: Step, namespace: str, identity: str, until_us: int) -> None:
+def _never_named(db: Connection, step: Step, namespace: str, identity: str, until_us: int) -> None:
     """Erase what pods that are gone sent ahead of records that never came."""
     if step.left <= 0:
         return
@@ -187,7 +191,7 @@ def _never_named(db: sqlite3.Connection, step: Step, namespace: str, identity: s
             step.commits[commit] = None
 
 
-def _empty(db: sqlite3.Connection, step: Step, session: int, rows: Iterable[tuple[int, bytes]]) -> None:
+def _empty(db: Connection, step: Step, session: int, rows: Iterable[tuple[int, bytes]]) -> None:
     for _, raw in rows:
         for commit in commits(bytes(raw)):
             if _is_emptied(db, commit):
@@ -195,8 +199,8 @@ def _empty(db: sqlite3.Connection, step: Step, session: int, rows: Iterable[tupl
                 step.sessions[session] = None
 
 
-def _is_emptied(db: sqlite3.Connection, commit: bytes) -> bool:
-    return db.execute("UPDATE body SET bytes = x'' WHERE hash = ? AND bytes <> x''", (commit,)).rowcount > 0
+def _is_emptied(db: Connection, commit: bytes) -> bool:
+    return db.execute("UPDATE body SET bytes = ? WHERE hash = ? AND length(bytes) > 0", (b"", commit)).rowcount > 0
 
 
 def commits(raw: bytes) -> list[bytes]:

@@ -1,7 +1,7 @@
 """The tables, and how a database of another version is treated.
 
 `entry` is the log: the bytes as they came, numbered in the order of storage; those of stream 0 are the collector's own.
-Everything else is read off it (streams, sessions, commands, chunks, readings, tallies, populations, producers,
+Everything else is read off it (streams, sessions, commands, chunks, readings, tallies, populations, producers, reports,
 retention and the indexes over them) or stands beside it (bodies and their keys, what was erased of them, quarantine,
 findings, what is archived). `access` held reads of evidence before they were entries.
 
@@ -213,7 +213,21 @@ CREATE TABLE archived (
 );
 """
 
-MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4)
+_V5: Final = """
+CREATE TABLE report (
+    idx INTEGER PRIMARY KEY, kind TEXT NOT NULL, period TEXT NOT NULL, first INTEGER NOT NULL, until INTEGER NOT NULL,
+    UNIQUE (kind, period)
+);
+CREATE INDEX finding_wall ON finding (wall_us);
+CREATE INDEX quarantine_wall ON quarantine (wall_us);
+CREATE TABLE policy_revision (
+    idx INTEGER PRIMARY KEY, namespace TEXT NOT NULL, serial INTEGER NOT NULL, revision TEXT NOT NULL,
+    UNIQUE (namespace, serial)
+);
+CREATE INDEX policy_revision_name ON policy_revision (namespace, revision);
+"""
+
+MIGRATIONS: Final[tuple[str, ...]] = (_V1, _V2, _V3, _V4, _V5)
 
 
 def open_writer(path: Path, migrations: tuple[str, ...] = MIGRATIONS) -> sqlite3.Connection:

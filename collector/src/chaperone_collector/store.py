@@ -11,9 +11,7 @@ store refuses everything from then on and the process ends; the next one reads w
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 import queue
 import sqlite3
 import threading
@@ -25,10 +23,12 @@ from typing import Any, Final
 
 from chaperone_collector import checkpoint, tree
 from chaperone_collector.checkpoint import LogKeys
+from chaperone_collector.database import FAULTS, Connection, Database, ServerFault, Verdict, begin, judge
+from chaperone_collector.directory import Directory
 from chaperone_collector.errors import CollectorError, StoreBusy, StoreUnusable
+from chaperone_collector.leading import Lead
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.readers import Readers
-from chaperone_collector.schema import open_writer
 from chaperone_collector.transaction import Transaction, Unnamed
 from chaperone_evidence import policyfile
 from chaperone_evidence.coverage import LOST_AFTER_US
@@ -49,8 +49,6 @@ THIN_EVERY_S: Final = 600.0
 CLOCK_STEP_US: Final = 5_000_000
 
 _STOP: Final = object()
-_TRANSIENT: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_NOMEM}
-_ERROR_CODE_MASK: Final = 0xFF  # extended result codes carry the primary one in their lowest byte
 
 
 class Job:
@@ -68,40 +66,40 @@ class Store:
     """The database of one collector.
 
     Args:
-        directory: holds `evidence.db` and a lock; nobody else may use it.
+        where: a directory of its own, or another place.
         metrics: where commits are counted.
         now_us: the collector's clock, microseconds since 1970.
         witnesses: who else signs the log.
         quorum: whose signatures receipts need besides the log's own.
 
     Raises:
-        StoreUnusable: see `schema.open_writer`; or another collector holds the directory.
+        StoreUnusable: the database cannot be used, or another collector holds the directory.
     """
 
     def __init__(
         self,
-        directory: Path,
+        where: Path | Database,
         metrics: Metrics,
         now_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         witnesses: tuple[Witness, ...] = (),
         quorum: Quorum = policyfile.NO_QUORUM,
     ) -> None:
-        log.info("sqlite %s, database %s", sqlite3.sqlite_version, directory / "evidence.db")
+        self.database: Database = Directory(where) if isinstance(where, Path) else where
+        log.info("database %s", self.database.name)
         self._metrics = metrics
         self._witnesses = tuple(key for one in witnesses for key in one.keys)
         self._quorum = quorum
         self._now_us = now_us
-        self._lock_fd = _lock(directory)
-        self._path = directory / "evidence.db"
-        self._db = open_writer(self._path)
+        self._db = self.database.open_writer()
         try:
-            self._unnamed = Unnamed(self._db)
             self._transaction = self._opened()
             self.signed_size = checkpoint.newest(self._db)
-        except sqlite3.Error as error:
-            raise StoreUnusable(f"The log of {self._path} cannot be read: {error}.") from error
+        except FAULTS as error:
+            raise StoreUnusable(f"The log of {self.database.name} cannot be read: {error}.") from error
         self.size = self._transaction.size
-        self._keys = LogKeys(directory, may_make=self.signed_size == 0)
+        self._keys = LogKeys(self.database.key_path, may_make=self.database.makes_keys and self.signed_size == 0)
+        if not self.database.makes_keys:  # a file that somebody named may be another one's
+            self._keys.check(self._db)
         self.started_us = now_us()
         self.failure: str | None = None
         self._jobs: queue.Queue[Any] = queue.Queue(MAX_QUEUED_JOBS)
@@ -109,12 +107,15 @@ class Store:
         self._grown = asyncio.Event()
         self.signed = asyncio.Event()
         """Set, and another one made, when a checkpoint or a witness's signature has come."""
+        self.lead = Lead(is_held=not self.database.is_shared)
+        self._marks = (self.signed_size, 0)
         self._hurried = 0
         self._hurry = asyncio.Event()
         self.failed = asyncio.Event()
         # People who read can never make gateways wait: each side has threads and a queue of its own.
-        self._pages = Readers(self._path, "pages", READER_THREADS, MAX_QUEUED_READS)
-        self._lookups = Readers(self._path, "lookups", 1, MAX_QUEUED_JOBS)
+        connect = self.database.open_reader
+        self._pages = Readers(connect, "pages", READER_THREADS, MAX_QUEUED_READS)
+        self._lookups = Readers(connect, "lookups", 1, MAX_QUEUED_JOBS)
         self.read = self._pages.read
         self.look_up = self._lookups.read
         self._thread = threading.Thread(target=self._run, name="writer", daemon=True)
@@ -173,6 +174,32 @@ class Store:
         self.signed.set()
         self.signed = asyncio.Event()
 
+    def tell[**P](self, hear: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Call something in the thread of the event loop, from another one."""
+        try:
+            self._loop.call_soon_threadsafe(lambda: hear(*args, **kwargs))
+        except RuntimeError:
+            log.info("the collector has stopped")
+
+    def hear(self, size: int, signed: int, signatures: int) -> None:
+        """How far the log is, whoever wrote it: its entries, those signed, and how often witnesses signed lately."""
+        if (signed, signatures) != self._marks:
+            self._marks = (signed, signatures)
+            self.signed_size = max(self.signed_size, signed)
+            self.note_signed()
+        self._grow(size)
+
+    def hurry(self, for_s: float) -> None:
+        """Somebody waits for signatures, at another collector."""
+        waiting = self.hurried()
+        waiting.__enter__()
+        self._loop.call_later(for_s, waiting.__exit__, None, None, None)
+
+    @property
+    def is_hurried(self) -> bool:
+        """Whether somebody waits for signatures."""
+        return self._hurried > 0
+
     async def until(self, event: asyncio.Event, timeout_s: float) -> bool:
         """Whether an event comes in that time."""
         try:
@@ -221,7 +248,7 @@ class Store:
         """How far the wall clock is ahead of the monotonic one."""
         return self._now_us() - time.monotonic_ns() // 1000
 
-    def policy(self, connection: sqlite3.Connection) -> bytes:
+    def policy(self, connection: Connection) -> bytes:
         """With which keys this log and its witnesses sign, as a C2SP tlog-policy; empty before it has a name."""
         origin = checkpoint.read_origin(connection)
         if not origin:
@@ -229,7 +256,7 @@ class Store:
         keys = tuple(one.key for one in self._keys.signers(origin))
         return policyfile.render(Policy(origin, keys, len(keys), self._witnesses)).encode()
 
-    def receipt(self, connection: sqlite3.Connection, index: int) -> Receipt | None:
+    def receipt(self, connection: Connection, index: int) -> Receipt | None:
         """The COSE receipt of an entry at the newest checkpoint; None when that does not cover it."""
         row = connection.execute("SELECT size, root FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
         if row is None or row[0] <= index:
@@ -238,7 +265,7 @@ class Store:
         path = tuple(tree.read_proof(connection, index, size))
         return self._keys.receipt(checkpoint.read_origin(connection), index, size, path, bytes(root))
 
-    def receipt_policy(self, connection: sqlite3.Connection) -> Policy | None:
+    def receipt_policy(self, connection: Connection) -> Policy | None:
         """The log's keys and the quorum of witnesses that receipts have; None before the log has a name."""
         origin = checkpoint.read_origin(connection)
         if not origin:
@@ -263,17 +290,19 @@ class Store:
         await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
         self._pages.close()
         self._lookups.close()
-        os.close(self._lock_fd)
+        self.database.close()
 
     def _opened(self) -> Transaction:
         """The writer's end of the log, once the log is known to hold what it has signed."""
         hashed = tree.build(self._db)
         if hashed:
             log.info("%d entries of before were hashed", hashed)
-        transaction = Transaction(self._db, self._unnamed, self._now_us)
-        if adopted := transaction.adopt_reads():
-            log.info("%d reads of before are in the log now", adopted)
+        begin(self._db)
+        transaction = Transaction(self._db, Unnamed(self._db), self._now_us)
         checkpoint.check(self._db, transaction.size)
+        self._db.execute("ROLLBACK")
+        if not self.database.is_shared and (adopted := transaction.adopt_reads()):  # servers have no older versions
+            log.info("%d reads of before are in the log now", adopted)
         return transaction
 
     def _run(self) -> None:
@@ -321,18 +350,18 @@ class Store:
 
     def _undo(self, group: list[Job], error: Exception) -> None:
         """Roll back. A full disk is told to the senders; a job that fails is found by running each alone."""
-        code = getattr(error, "sqlite_errorcode", None)
+        verdict = judge(error)
         try:
-            self._transaction = self._transaction.rolled_back()
+            self._transaction.roll_back()
         except sqlite3.Error as second:
-            error, code = second, sqlite3.SQLITE_IOERR
-        if code is not None and code & _ERROR_CODE_MASK in _TRANSIENT:
+            error, verdict = second, Verdict.BROKEN
+        except ServerFault as second:
+            error, verdict = second, Verdict.BUSY  # the next transaction has a connection of its own
+        if verdict is Verdict.BUSY:
             log.warning("the database cannot take writes: %s", error)
             self._answer([(job, None, StoreBusy(f"The database cannot take writes: {error}.")) for job in group])
-        elif isinstance(error, (sqlite3.OperationalError, sqlite3.DatabaseError)) and not isinstance(
-            error, sqlite3.IntegrityError
-        ):
-            self._fail(f"The database failed: {error}.", group)
+        elif verdict is Verdict.BROKEN:
+            self._fail(f"The database failed: {error}", group)
         elif len(group) > 1:
             for job in group:
                 self._commit([job])
@@ -361,21 +390,10 @@ class Store:
                 job.future.set_exception(error)
             else:
                 job.future.set_result(result)
+        self._grow(size)
+
+    def _grow(self, size: int) -> None:
         if size > self.size:
             self.size = size
             self._grown.set()
             self._grown = asyncio.Event()
-
-
-def _lock(directory: Path) -> int:
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreUnusable(f"The data directory {directory} cannot be used: {error.strerror}.") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        raise StoreUnusable(f"Another collector uses {directory}; one directory has one writer.") from error
-    return fd

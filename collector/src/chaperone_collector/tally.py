@@ -9,12 +9,12 @@ texts have bounds, and a namespace has a bounded number of counters.
 
 from __future__ import annotations
 
-import sqlite3
 from enum import IntEnum
 from typing import Final
 
 import msgspec
 
+from chaperone_collector.database import Connection
 from chaperone_evidence import record
 
 MAX_PER_NAMESPACE: Final = 10_000  # counters; a namespace with more rules than that has the first ones counted
@@ -49,7 +49,7 @@ class Counter(msgspec.Struct, frozen=True):
 class Tally:
     """What one transaction after another adds; after a rollback the owner makes a new one."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._db = connection
         self._fresh: dict[_Key, tuple[int, int, int]] = {}  # how many more, last time, index of the entry
         self._sizes: dict[str, int] = {}
@@ -73,9 +73,10 @@ class Tally:
         """Write what was counted; before the transaction ends."""
         for key, (count, last_us, idx) in self._fresh.items():
             moved = self._db.execute(
-                "UPDATE tally SET count = count + ?, last_us = max(last_us, ?), changed = ? "
+                "UPDATE tally SET count = count + ?, changed = ?, "
+                "last_us = CASE WHEN last_us < ? THEN ? ELSE last_us END "
                 "WHERE namespace = ? AND what = ? AND name = ? AND rule = ? AND action = ?",
-                (count, last_us, idx, *key),
+                (count, idx, last_us, last_us, *key),
             )
             if moved.rowcount == 0 and self._has_room(key[0]):
                 self._db.execute(
@@ -93,7 +94,7 @@ class Tally:
         return self._sizes[namespace] < MAX_PER_NAMESPACE
 
 
-def changes(connection: sqlite3.Connection, since: int, limit: int) -> tuple[list[Counter], int]:
+def changes(connection: Connection, since: int, limit: int) -> tuple[list[Counter], int]:
     """At most `limit` counters that changed since the log had `since` entries, the oldest change first; and its size.
 
     Counters that the same entry changed may be on both sides of a limit: whoever goes on asks from the last `changed`.

@@ -10,9 +10,10 @@ from typing import Final
 
 import msgspec
 
-from chaperone_collector import checkpoint, population, retention
+from chaperone_collector import checkpoint, population, reporting, retention, revision
 from chaperone_collector.checkpoint import LogKeys
-from chaperone_collector.errors import ChainBroken, Refused
+from chaperone_collector.database import Connection, add, begin
+from chaperone_collector.errors import ChainBroken, Refused, StoreUnusable
 from chaperone_collector.project import Projection, named_bodies
 from chaperone_collector.schema import BUSY_TIMEOUT_S
 from chaperone_collector.stream import Extension, Stored
@@ -31,7 +32,7 @@ OWN_STREAM: Final = 0  # of the collector; those of gateways count from 1
 class Unnamed:
     """Bodies that no record names yet, bounded per pod."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._db = connection
         self._bodies: dict[bytes, tuple[str, int]] = {}
         self._bytes: Counter[str] = Counter()
@@ -72,23 +73,54 @@ class Unnamed:
 class Transaction:
     """One transaction after another on the writer's connection."""
 
-    def __init__(self, connection: sqlite3.Connection, unnamed: Unnamed, now_us: Callable[[], int]) -> None:
+    def __init__(self, connection: Connection, unnamed: Unnamed, now_us: Callable[[], int]) -> None:
         self._db = connection
         self._unnamed = unnamed
         self._now_us = now_us
-        self._projection = Projection(connection)
-        self._tree = Tree(connection)
-        self.size = int(connection.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
-        self._own = _length(connection, OWN_STREAM)
-        self._first = self.size
         self._has_erased = True  # by a process before this one, perhaps
         self._at_us = now_us()
+        self._turn: int | None = None  # on a server, the number of the last transaction here
+        self.size = 0
+        self._read()
+        self._first = self.size
+
+    def _read(self) -> None:
+        """Read anew what is remembered between transactions."""
+        self._measure()
+        self._projection = Projection(self._db)
+        self._tree = Tree(self._db)
+        self._is_stale = False
+
+    def _follow(self) -> None:
+        """Take in what other collectors wrote meanwhile."""
+        first = self.size
+        self._measure()
+        self._tree.follow()
+        grown = self._db.execute("SELECT DISTINCT stream FROM entry WHERE idx >= ?", (first,)).fetchall()
+        self._projection.forget({stream for (stream,) in grown})
+
+    def _measure(self) -> None:
+        """How long the log is, and the collector's own stream."""
+        size = int(self._db.execute("SELECT coalesce(max(idx), -1) + 1 FROM entry").fetchone()[0])
+        if size < self.size:
+            raise StoreUnusable(f"The log has {size} entries and had {self.size}: the server has lost what it had "
+                                "committed. Bring back the server that has them.")  # fmt: skip
+        self.size, self._own = size, _length(self._db, OWN_STREAM)
 
     def begin(self) -> None:
         """Start. What a transaction stores has one time, from which a restored log learns what its tables said."""
+        turn = begin(self._db)
+        if self._is_stale:
+            self._unnamed.reload()
+            self._read()
+            if turn is not None:  # perhaps it is another server by now, which took over from the one before
+                checkpoint.check(self._db, self.size)
+        elif turn is not None and turn - 1 != self._turn:  # turns between were of others
+            self._unnamed.reload()
+            self._follow()
+        self._turn = turn
         self._first = self.size
         self._at_us = self._now_us()
-        self._db.execute("BEGIN IMMEDIATE")
 
     def commit(self) -> None:
         """Write what was collected and wait for the disk."""
@@ -97,12 +129,11 @@ class Transaction:
             self._db.execute("INSERT INTO received (idx, wall_us) VALUES (?,?)", (self._first, self._at_us))
         self._db.execute("COMMIT")
 
-    def rolled_back(self) -> Transaction:
-        """Undo everything since `begin`; what was remembered is read anew."""
+    def roll_back(self) -> None:
+        """Undo everything since `begin`; what was remembered is read anew by the next one."""
+        self.size, self._is_stale = self._first, True
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
-        self._unnamed.reload()
-        return Transaction(self._db, self._unnamed, self._now_us)
 
     def append(self, extension: Extension) -> Stored:
         """Store a checked batch; returns the stream's end as it is then.
@@ -114,21 +145,20 @@ class Transaction:
         after = msgspec.structs.replace(extension.after)
         stream = extension.before.id or self._open(extension, now_us)
         signed = max(
-            (extension.before.count + n + 1 for n, checked in enumerate(extension.entries) if checked.head), default=0
+            (extension.before.count + n + 1 for n, checked in enumerate(extension.entries) if checked.head),
+            default=None,
         )
-        state = next((checked.head.state for checked in reversed(extension.entries) if checked.head), "")
+        state = next((checked.head.state for checked in reversed(extension.entries) if checked.head), None)
         moved = self._db.execute(
-            "UPDATE stream SET count = ?, link = ?, signed = max(signed, ?), head_us = ?, "
-            "state = coalesce(nullif(?, ''), state), seen_us = ?, lost_idx = NULL WHERE id = ? AND count = ?",
+            "UPDATE stream SET count = ?, link = ?, signed = coalesce(?, signed), head_us = ?, "
+            "state = coalesce(?, state), seen_us = ?, lost_idx = NULL WHERE id = ? AND count = ?",
             (after.count, after.link, signed, after.head_us, state, now_us, stream, extension.before.count),
         )
         if moved.rowcount != 1:
             raise ChainBroken("gap", "The stream grew by another request meanwhile.")
         first, seq = self.size, extension.before.count
-        self._db.executemany(
-            "INSERT INTO entry (idx, stream, seq, class, bytes) VALUES (?,?,?,?,?)",
-            [(first + n, stream, seq + n, one.cls, one.data) for n, one in enumerate(extension.entries)],
-        )
+        rows = [(first + n, stream, seq + n, one.cls, one.data) for n, one in enumerate(extension.entries)]
+        add(self._db, "entry", "idx, stream, seq, class, bytes", rows)
         self.size += len(extension.entries)
         self._tree.append(one.data for one in extension.entries)
         self._projection.apply(extension, stream, first, now_us)
@@ -171,6 +201,8 @@ class Transaction:
         idx = self.put_own(statement.encode(said).encode())
         if isinstance(said, statement.EvidenceRead):
             self._db.execute("INSERT INTO reading (idx, namespace) VALUES (?,?)", (idx, said.namespace))
+        elif isinstance(said, statement.ReportMade):
+            reporting.keep(self._db, said, idx)
         return idx
 
     def put_own(self, data: bytes) -> int:
@@ -185,7 +217,7 @@ class Transaction:
         self._tree.append([data])
         return idx
 
-    def on[T](self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def on[T](self, work: Callable[[Connection], T]) -> T:
         """Let another concern write its own tables in this transaction."""
         return work(self._db)
 
@@ -200,6 +232,24 @@ class Transaction:
         self._db.execute("INSERT INTO body (hash, bytes) VALUES (?,?)", (entry.body_commit(body), body))
         idx = self.say(said)
         population.keep(self._db, given, idx, said.wall_us)
+        return idx
+
+    def revise(self, given: revision.Given) -> int:
+        """Store a revision of policy; returns the index of its entry, also where it is there already.
+
+        Raises:
+            Refused: it is not by the operator of this cluster, or its serial has other content.
+        """
+        known = revision.admit(self._db, given)
+        if known is not None:
+            return known
+        said = given.found.statement(given.salts, self._at_us)
+        bodies = given.found.bodies(given.salts)
+        self._db.executemany(
+            "INSERT INTO body (hash, bytes) VALUES (?,?)", [(entry.body_commit(body), body) for body in bodies]
+        )
+        idx = self.say(said)
+        revision.keep(self._db, said, idx)
         return idx
 
     def lose(self, silent_since_us: int) -> int:
@@ -256,8 +306,8 @@ class Transaction:
         return step
 
     def forget(self) -> bool:
-        """Empty the write-ahead log, between transactions, so that what is erased is gone; False: a reader needs it."""
-        if not self._has_erased:
+        """Empty SQLite's write-ahead log, between transactions, of what was erased; False: a reader needs it."""
+        if not self._has_erased or not isinstance(self._db, sqlite3.Connection):
             return True
         self._db.execute("PRAGMA busy_timeout=0")  # who reads is not waited for: gateways would wait along
         try:
@@ -269,7 +319,7 @@ class Transaction:
 
     def secret(self, key: str, fresh: bytes) -> bytes:
         """A value that is made once for this database."""
-        self._db.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?,?)", (key, fresh))
+        self._db.execute("INSERT INTO meta (key, value) VALUES (?,?) ON CONFLICT DO NOTHING", (key, fresh))
         return bytes(self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0])
 
     def _open(self, extension: Extension, now_us: int) -> int:
@@ -281,13 +331,16 @@ class Transaction:
             raise Refused(429, "Too many streams", f"The pod has {streams} streams already; delete it and see why.")
         self._supersede(opened.previous, opened.pod_uid, extension.before.name, now_us)
         row = self._db.execute(
-            "INSERT INTO stream (name, cluster, namespace, pod, pod_uid, identity, owner, node, service_account, "
-            "vkey, revision, previous, opened_us, count, link, seen_us) "
-            "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING id",
+            "INSERT INTO stream (id, name, cluster, namespace, pod, pod_uid, identity, owner, node, service_account, "
+            "vkey, revision, previous, opened_us, count, link, seen_us) VALUES "
+            "((SELECT coalesce(max(id), 0) + 1 FROM stream),?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) "
+            "ON CONFLICT DO NOTHING RETURNING id",
             (opened.stream, opened.cluster, opened.namespace, opened.pod, opened.pod_uid, opened.identity, opened.owner,
              opened.node, opened.service_account, opened.vkey, opened.revision, opened.previous, opened.wall_us, 0,
              extension.before.link, now_us),
         ).fetchone()  # fmt: skip
+        if row is None:
+            raise ChainBroken("gap", "The stream was opened by another request meanwhile.")
         population.meet(self._db, opened.namespace, opened.pod_uid, opened.pod, opened.identity, self.size, now_us)
         return int(row[0])
 
@@ -306,7 +359,7 @@ class Transaction:
         self._db.execute("UPDATE stream SET superseded = 1 WHERE name = ? AND pod_uid = ?", (previous, pod_uid))
 
 
-def read_stored(connection: sqlite3.Connection, name: str) -> tuple[int, int, bytes, str, str, str, str, int] | None:
+def read_stored(connection: Connection, name: str) -> tuple[int, int, bytes, str, str, str, str, int] | None:
     """The end of a stream: id, count, link, pod uid, cluster, vkey, state, time of the last head."""
     row: tuple[int, int, bytes, str, str, str, str, int] | None = connection.execute(
         "SELECT id, count, link, pod_uid, cluster, vkey, state, head_us FROM stream WHERE name = ?", (name,)
@@ -314,7 +367,7 @@ def read_stored(connection: sqlite3.Connection, name: str) -> tuple[int, int, by
     return row
 
 
-def read_entries(connection: sqlite3.Connection, stream: int, first: int, last: int) -> list[bytes]:
+def read_entries(connection: Connection, stream: int, first: int, last: int) -> list[bytes]:
     """The stored entries of a stream from `first` to `last`, both included."""
     rows = connection.execute(
         "SELECT bytes FROM entry WHERE stream = ? AND seq BETWEEN ? AND ? ORDER BY seq", (stream, first, last)
@@ -330,7 +383,7 @@ def _decode(text: str) -> bytes | None:
     return commit if len(commit) == entry.LINK_BYTES else None
 
 
-def _length(connection: sqlite3.Connection, stream: int) -> int:
+def _length(connection: Connection, stream: int) -> int:
     """How many entries of a stream are stored."""
     row = connection.execute("SELECT coalesce(max(seq) + 1, 0) FROM entry WHERE stream = ?", (stream,)).fetchone()
     return int(row[0])

@@ -7,10 +7,10 @@ but for `read_tile`.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from chaperone_collector.database import Connection, begin
 from chaperone_collector.errors import StoreUnusable
 from chaperone_evidence import merkle, tiles
 from chaperone_evidence.merkle import HASH_BYTES
@@ -29,7 +29,7 @@ class Tree:
         StoreUnusable: entries are missing.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._db = connection
         self._builder = _begun(connection)
         self.append(_entries(connection, self._builder.size, WIDTH))
@@ -43,6 +43,12 @@ class Tree:
         """Add entries, and store the tiles that they fill; in a transaction, unless they fill none."""
         _add(self._db, self._builder, entries)
 
+    def follow(self) -> None:
+        """Add the entries that other collectors stored, and with them the tiles that they fill."""
+        while found := _entries(self._db, self._builder.size, BATCH_ENTRIES):
+            for data in found:
+                self._builder.append(merkle.leaf_hash(data))
+
     def root(self) -> bytes:
         """The root over all entries; its nodes are all in tiles that are not full."""
         edge = {(tile.level, tile.index): hashes for tile, hashes in self._builder.partial()}
@@ -53,7 +59,7 @@ class Tree:
         return merkle.read_root(self.size, tiles.reader(self.size, read))
 
 
-def build(connection: sqlite3.Connection) -> int:
+def build(connection: Connection) -> int:
     """Store the full tiles of entries that were stored before there was a tree; returns how many entries that were.
 
     Raises:
@@ -61,7 +67,7 @@ def build(connection: sqlite3.Connection) -> int:
     """
     began = _hashed(connection)
     while True:
-        connection.execute("BEGIN IMMEDIATE")
+        begin(connection)
         builder = _begun(connection)
         found = _entries(connection, builder.size, BATCH_ENTRIES)
         _add(connection, builder, found[: len(found) // WIDTH * WIDTH])
@@ -70,7 +76,7 @@ def build(connection: sqlite3.Connection) -> int:
             return _hashed(connection) - began
 
 
-def read_tile(connection: sqlite3.Connection, tile: Tile) -> bytes:
+def read_tile(connection: Connection, tile: Tile) -> bytes:
     """The hashes of a tile of the log; for one that is not full, of as many as it names.
 
     Raises:
@@ -90,7 +96,7 @@ def read_tile(connection: sqlite3.Connection, tile: Tile) -> bytes:
     return b"".join(hashes)
 
 
-def read_bundle(connection: sqlite3.Connection, tile: Tile) -> bytes:
+def read_bundle(connection: Connection, tile: Tile) -> bytes:
     """The entries of an entry bundle of the log.
 
     Raises:
@@ -102,7 +108,7 @@ def read_bundle(connection: sqlite3.Connection, tile: Tile) -> bytes:
     return tiles.encode_bundle(found)
 
 
-def read_proof(connection: sqlite3.Connection, index: int, size: int) -> list[bytes]:
+def read_proof(connection: Connection, index: int, size: int) -> list[bytes]:
     """The proof that entry `index` is among the first `size`.
 
     Raises:
@@ -111,7 +117,7 @@ def read_proof(connection: sqlite3.Connection, index: int, size: int) -> list[by
     return merkle.inclusion_proof(index, size, _reader(connection, size))
 
 
-def read_growth(connection: sqlite3.Connection, old: int, size: int) -> list[bytes]:
+def read_growth(connection: Connection, old: int, size: int) -> list[bytes]:
     """The proof that the log of `size` entries grew out of that of `old`.
 
     Raises:
@@ -120,7 +126,7 @@ def read_growth(connection: sqlite3.Connection, old: int, size: int) -> list[byt
     return merkle.consistency_proof(old, size, _reader(connection, size))
 
 
-def read_root(connection: sqlite3.Connection, size: int) -> bytes:
+def read_root(connection: Connection, size: int) -> bytes:
     """The root over the first `size` entries, from what is stored.
 
     Raises:
@@ -129,28 +135,28 @@ def read_root(connection: sqlite3.Connection, size: int) -> bytes:
     return merkle.read_root(size, _reader(connection, size))
 
 
-def _reader(connection: sqlite3.Connection, size: int) -> merkle.Reader:
+def _reader(connection: Connection, size: int) -> merkle.Reader:
     return tiles.reader(size, lambda wanted: [read_tile(connection, one) for one in wanted])
 
 
-def _begun(connection: sqlite3.Connection) -> TileBuilder:
+def _begun(connection: Connection) -> TileBuilder:
     """What goes on from the last full tile of leaves."""
     return TileBuilder(_hashed(connection), lambda wanted: [read_tile(connection, one) for one in wanted])
 
 
-def _add(connection: sqlite3.Connection, builder: TileBuilder, entries: Iterable[bytes]) -> None:
+def _add(connection: Connection, builder: TileBuilder, entries: Iterable[bytes]) -> None:
     """Hash entries, and store the tiles that they fill."""
     for data in entries:
         for tile, hashes in builder.append(merkle.leaf_hash(data)):
             connection.execute("INSERT INTO tile (level, idx, bytes) VALUES (?,?,?)", (tile.level, tile.index, hashes))
 
 
-def _hashed(connection: sqlite3.Connection) -> int:
+def _hashed(connection: Connection) -> int:
     """Entries whose hashes are in full tiles."""
     return WIDTH * int(connection.execute("SELECT coalesce(max(idx) + 1, 0) FROM tile WHERE level = 0").fetchone()[0])
 
 
-def _entries(connection: sqlite3.Connection, first: int, most: int) -> list[bytes]:
+def _entries(connection: Connection, first: int, most: int) -> list[bytes]:
     """Entries from `first` on, which have to follow each other.
 
     Raises:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import ssl
 from typing import Final
 
@@ -18,6 +17,7 @@ import aiohttp
 import msgspec
 
 from chaperone_collector import tree
+from chaperone_collector.database import Connection
 from chaperone_collector.errors import CollectorError
 from chaperone_collector.metrics import Metrics
 from chaperone_collector.store import Store
@@ -113,7 +113,7 @@ class Witnessing:
         return size
 
 
-def _newest(db: sqlite3.Connection, seen: int) -> Newest | None:
+def _newest(db: Connection, seen: int) -> Newest | None:
     row = db.execute("SELECT size, note FROM checkpoint ORDER BY size DESC LIMIT 1").fetchone()
     if row is None:
         return None

@@ -41,6 +41,7 @@ class StreamOpen(Record, frozen=True, kw_only=True, tag="stream.open"):
     gateway_version: str = ""
     durability: str = ""
     revision: str = ""
+    policy_serial: Integer = 0  # of the operator's note on it; 0 where nobody signs policy, as in development
     previous: str = ""  # the stream of the process before this one in the same pod
     previous_link: str = ""  # base64 of its last link
 
@@ -70,6 +71,7 @@ class SessionOpen(Record, frozen=True, kw_only=True, tag="session.open"):
     user: str = ""  # as the client named itself; the backend's user is the credential's
     database: str = ""
     application: str = ""
+    role: str = ""  # the backend's user, under which its own counters count
     delegated: Delegated | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -100,6 +102,21 @@ class Commitment(msgspec.Struct, frozen=True, gc=False):
     alg: Literal["sha256-salted"] = "sha256-salted"
 
 
+class Use(msgspec.Struct, frozen=True, gc=False):
+    """How often a rule that may be used only so often had been used."""
+
+    rule: str
+    count: Integer
+
+
+class Circumstances(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """What a decision depended on beside what the command does: whoever asks policy again has to say the same."""
+
+    minute: Integer | msgspec.UnsetType = msgspec.UNSET  # since 1970, that was asked about
+    rows: Integer | msgspec.UnsetType = msgspec.UNSET  # the backend's estimate
+    uses: tuple[Use, ...] = ()
+
+
 class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     """A command is about to reach the backend, or was refused."""
 
@@ -120,12 +137,14 @@ class CommandIntent(Record, frozen=True, kw_only=True, tag="command.intent"):
     would_policy: str = ""
     would_rule: str = ""
     in_transaction: bool = False
+    statements: Integer = 1  # that the backend begins to run by it and counts; -1: not known
     is_masked: bool = (
         False  # text and parameters as kept lack values that masks hide; hash and size are of what is kept
     )
     body: Commitment | msgspec.UnsetType = msgspec.UNSET
     params: Commitment | msgspec.UnsetType = msgspec.UNSET  # of the bound parameters as sent
     subject: str = ""  # on whose behalf; the session's `delegated` says more
+    circumstances: Circumstances | msgspec.UnsetType = msgspec.UNSET  # where it depended on any
 
 
 class CommandOutcome(Record, frozen=True, kw_only=True, tag="command.outcome"):

@@ -18,6 +18,7 @@ from chaperone_evidence.record import Commitment, Integer
 
 CLASS_POPULATION: Final = 3
 CLASS_STATEMENT: Final = 4
+CLASS_POLICY: Final = 5
 CLASS_READ: Final = 6
 CLASS_OPERATION: Final = 8
 CLASS_ERASURE: Final = 9
@@ -69,6 +70,19 @@ class PopulationEpoch(Statement, frozen=True, kw_only=True, tag="population.epoc
     body: Commitment
 
 
+class PolicyRevision(Statement, frozen=True, kw_only=True, tag="policy.revision"):
+    """Policy came into force (`revision.py`): class 5. The bodies are what the operator made and signed."""
+
+    namespace: str
+    revision: str
+    serial: Integer
+    identities: Integer  # that have a signed configuration in it
+    bundle_sha256: str  # hex, of the bundle's content; notes name it
+    bundle: Commitment
+    gateway: Commitment
+    notes: Commitment
+
+
 class DrillAttempt(msgspec.Struct, frozen=True, gc=False):
     """Something that a bucket has to refuse, and what it answered."""
 
@@ -104,14 +118,31 @@ class BodiesErased(Statement, frozen=True, kw_only=True, tag="bodies.erased"):
     epoch: Integer
 
 
-type Known = EvidenceRead | StreamLost | PopulationEpoch | WormDrill | BodiesErased
+class ReportMade(Statement, frozen=True, kw_only=True, tag="report.made"):
+    """The keeper stated, for a day or a month that is over, what its log holds of it: class 8. The body is the report.
+
+    It is about the entries from `first` to before `end`, and rests on the checkpoint of `size` entries.
+    """
+
+    kind: str  # Daily or Monthly
+    period: str  # 2026-11-26 or 2026-11, in UTC by the keeper's clock
+    first: Integer
+    end: Integer
+    size: Integer
+    root: str  # base64
+    exceptions: Integer
+    sha256: str  # hex, of the report alone
+    body: Commitment
+
+
+type Known = EvidenceRead | StreamLost | PopulationEpoch | PolicyRevision | WormDrill | BodiesErased | ReportMade
 
 _ERASED_DOMAIN: Final = b"chaperone.dev/erased/v1\n"
 _decoder: Final[msgspec.json.Decoder[Known]] = msgspec.json.Decoder(Known.__value__)
 _CLASSES: Final[dict[type[Known], int]] = {
     EvidenceRead: CLASS_READ, StreamLost: CLASS_STATEMENT, PopulationEpoch: CLASS_POPULATION,
-    BodiesErased: CLASS_ERASURE,
-    WormDrill: CLASS_OPERATION,
+    PolicyRevision: CLASS_POLICY, BodiesErased: CLASS_ERASURE,
+    WormDrill: CLASS_OPERATION, ReportMade: CLASS_OPERATION,
 }  # fmt: skip
 
 

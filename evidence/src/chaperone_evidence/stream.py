@@ -18,6 +18,7 @@ from chaperone_evidence import canonical, chain, entry, merkle, note, record
 from chaperone_evidence.certificate import check_issued
 from chaperone_evidence.errors import EvidenceError, Torn
 
+MAX_REVISIONS: Final = 10_000  # of policy, in one stream; the first ones are looked for
 MAX_OPEN_INTENTS: Final = 1_000_000  # intents of one stream that wait for an outcome; a gateway has hundreds
 MAX_LISTED: Final = 1000  # records named one by one in a report; the counts go on
 CLOCK_STEP_US: Final = 2_000_000  # wall and monotonic clock part by more than this between two records: it was set
@@ -73,6 +74,7 @@ class StreamReport(msgspec.Struct):
     head_us: int = 0  # time of the last verified head
     open_intents: int = 0
     open_listed: list[OpenIntent] = msgspec.field(default_factory=list)  # the first of them
+    revisions: dict[str, int] = msgspec.field(default_factory=dict)  # of policy → the first command that one decided
     unknown: int = 0  # records of types that this version does not know
     bodies: dict[bytes, int] = msgspec.field(default_factory=dict)  # commitment → seq of the first record naming it
     sizes: dict[bytes, int] = msgspec.field(default_factory=dict)  # commitment → bytes of the text
@@ -232,6 +234,8 @@ class StreamVerifier:
         report = self.report
         self._need_session(found.session)
         report.commands += 1
+        if found.revision and len(report.revisions) < MAX_REVISIONS:
+            report.revisions.setdefault(found.revision, found.seq)
         if found.decision == "Allow":
             if len(self._waiting) >= MAX_OPEN_INTENTS:
                 raise EvidenceError("more commands are open than this program can keep")

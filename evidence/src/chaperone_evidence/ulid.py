@@ -22,6 +22,20 @@ def encode(time_ms: int, random: bytes) -> str:
     return "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
 
 
+def time_ms(text: str) -> int:
+    """The time in a ULID, in milliseconds since 1970.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not is_ulid(text):
+        raise ValueError("It is no ULID.")
+    found = 0
+    for character in text[:10]:
+        found = found << 5 | _ALPHABET.index(character)
+    return found
+
+
 def is_ulid(text: str) -> bool:
     """Whether the text has the form of a ULID of ours."""
     return len(text) == 26 and text[0] in "01234567" and all(character in _ALPHABET for character in text)

@@ -70,6 +70,7 @@ ACCESS_TARGETS: Final = Resource("chaperone.dev", "v1alpha1", "accesstargets", "
 ACCESS_POLICIES: Final = Resource("chaperone.dev", "v1alpha1", "accesspolicies", "AccessPolicy")
 APPROVAL_REQUESTS: Final = Resource("chaperone.dev", "v1alpha1", "approvalrequests", "ApprovalRequest")
 CLUSTER_ACCESS_POLICIES: Final = Resource("chaperone.dev", "v1alpha1", "clusteraccesspolicies", "ClusterAccessPolicy")
+POLICY_REVISIONS: Final = Resource("evidence.chaperone.dev", "v1alpha1", "policyrevisions", "PolicyRevision")
 POPULATIONS: Final = Resource("evidence.chaperone.dev", "v1alpha1", "populations", "Population")
 TALLIES: Final = Resource("evidence.chaperone.dev", "v1alpha1", "tallies", "Tally")
 

@@ -34,6 +34,7 @@ from chaperone_operator.reconcile.backlog import Backlog
 from chaperone_operator.reconcile.leadership import Leadership
 from chaperone_operator.reconcile.loop import Reconciler
 from chaperone_operator.reconcile.populate import Populating
+from chaperone_operator.reconcile.publish import Publishing
 from chaperone_operator.reconcile.resync import Resync
 from chaperone_operator.reconcile.snapshot import Declared
 from chaperone_operator.reconcile.tally import Tallying
@@ -88,6 +89,8 @@ class Operator:
         self._resync = Resync(self._client, self._world, self._reconciler)
         self._tallying = Tallying(self._client, self._world, self._leadership)
         self._populating = Populating(self._client, self._world, self._leadership)
+        self._publishing = Publishing(self._client, self._leadership)
+        self._reconciler.on_stored = self._publishing.in_force
         self._identities = Identities(self._client)
         self._certificates = Certificates(self._client, options.namespace, on_bundle=self._new_bundle)
         self._webhooks: Webhooks | None = None
@@ -118,6 +121,7 @@ class Operator:
                     Watches(self._access, self._take).run(),
                     self._tally(),
                     self._populate(signer, cluster),
+                    self._publishing.run(signer),
                     self._reconcile(signer),
                 ]
                 running = [tasks.create_task(part) for part in parts]

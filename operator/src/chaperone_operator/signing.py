@@ -101,6 +101,11 @@ def signed(
     return {**data, NOTES: base64.b64encode(msgspec.json.encode(found)).decode("ascii")}
 
 
+def serial(data: Mapping[str, str], namespace: str, signer: Signer) -> int:
+    """The serial of a snapshot's `binaryData` by its notes; 0 where this signer has signed none."""
+    return _serial(_notes(data), namespace, signer)
+
+
 def _notes(stored: Mapping[str, str]) -> dict[str, str]:
     try:
         return msgspec.json.decode(base64.b64decode(stored.get(NOTES, ""), validate=True) or b"{}", type=dict[str, str])

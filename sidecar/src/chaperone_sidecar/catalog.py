@@ -66,11 +66,11 @@ class Backends(Protocol):
     """Opens connections; `PostgresBackends` does."""
 
     async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
-        """See `driver.Connector`."""
+        """See `connector.Connector`."""
         ...
 
     def forget(self, opened: Opened) -> None:
-        """See `driver.Connector`."""
+        """See `connector.Connector`."""
         ...
 
 

@@ -101,6 +101,7 @@ class Command(msgspec.Struct, frozen=True, gc=False):
     shown_params: bytes | None = None
     shown_facts: Facts | None = None
     param_types: tuple[int, ...] = ()  # OIDs of the protocol, 0 where not known
+    statements: int = 1  # that the backend begins to run by it, as its own counters count them; -1: not known
 
     @property
     def is_preparing(self) -> bool:

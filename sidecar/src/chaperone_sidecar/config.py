@@ -62,6 +62,13 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     server_name: str = ""
 
 
+class Ssh(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an SSH server is authenticated: its own keys, or keys of who signs those of hosts; in OpenSSH's form."""
+
+    host_keys: tuple[str, ...] = ()
+    host_authorities: tuple[str, ...] = ()
+
+
 class Limit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The most there may be of something, and the policy that says so."""
 
@@ -92,6 +99,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = Limits()
     masks: Masks = Masks()
     leased_per_session: bool = False  # each session gets a credential of its own
+    ssh: Ssh = Ssh()
 
     def is_same_place(self, other: Target) -> bool:
         """Whether the other differs in nothing but the limits, which open sessions follow."""

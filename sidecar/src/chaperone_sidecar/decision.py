@@ -26,6 +26,14 @@ class Would(msgspec.Struct, frozen=True, gc=False):
     rule: str
 
 
+class Circumstances(msgspec.Struct, frozen=True, gc=False):
+    """What an answer depended on beside the command: the minute that was asked about, an estimate, and uses by rule."""
+
+    minute: int
+    rows: int | None = None
+    uses: tuple[tuple[str, int], ...] = ()
+
+
 class Decision(msgspec.Struct, frozen=True, gc=False):
     """One answer, with the rule and the revision that made it."""
 
@@ -37,3 +45,16 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     hint: str = ""  # what to do now, where that is more than asking for the rule to be changed
     approval: str = ""  # the request by which people allowed it, where policy wanted that
     would: Would | None = None  # absent where it would be the same action
+    circumstances: Circumstances | None = None  # absent where it depended on none
+
+
+def changed_meanwhile(held: Decision) -> Decision:
+    """The answer to an approved command that is no longer what people approved."""
+    return Decision(
+        Action.DENY,
+        held.policy,
+        held.rule,
+        f'policy or the backend has changed since request "{held.approval}" was made.',
+        held.revision,
+        "Nothing was executed, and the approval is spent. Send the command anew.",
+    )

@@ -14,307 +14,111 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
-from concurrent.futures import Future
-from functools import partial
-from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+import socket
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
 from chaperone_sidecar import metrics
-from chaperone_sidecar.approval.binding import Place
-from chaperone_sidecar.approval.hold import Holds
-from chaperone_sidecar.command import Command
-from chaperone_sidecar.config import Target
-from chaperone_sidecar.credentials.users import Users
-from chaperone_sidecar.decision import CANCELLED, Action, Decision
+from chaperone_sidecar.conduct import Conduct
+from chaperone_sidecar.connector import Connector
+from chaperone_sidecar.direction import Direction
 from chaperone_sidecar.effects import (
     Admit,
     Ask,
     CancelUpstream,
     Close,
     Conclude,
+    Effects,
     Hold,
     Identify,
     Intend,
-    Intent,
     Offload,
     Opened,
     OpenUpstream,
+    Receipt,
     SessionEffect,
     StartTls,
     ToClient,
     ToUpstream,
     Wait,
 )
-from chaperone_sidecar.errors import (
-    ChaperoneError,
-    LimitReached,
-    SpoolFull,
-    Suspended,
-    Unwitnessed,
-    UpstreamUnavailable,
-    UserRefused,
-)
-from chaperone_sidecar.limits.meter import Meter
-from chaperone_sidecar.limits.reached import RULE_PREFIX, Reached
+from chaperone_sidecar.errors import ChaperoneError, SpoolFull, Suspended, UpstreamUnavailable
 from chaperone_sidecar.link import Link
+from chaperone_sidecar.offload import worked_off
 from chaperone_sidecar.outbox import Outbox
-from chaperone_sidecar.policy.decider import Decider
-from chaperone_sidecar.recording.assurance import Assurance
-from chaperone_sidecar.recording.recorder import Recorder, SessionLog
-
-if TYPE_CHECKING:
-    from chaperone_sidecar.recording.results import ResultLog
+from chaperone_sidecar.recording.recorder import Recorder
+from chaperone_sidecar.session import Session
 
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S: Final = 15.0  # from connect to a session that is open; a client on the same node needs milliseconds
-OFFLOAD_TIMEOUT_S: Final = 10.0  # the worst text of 1 MiB took 1.3 s to be parsed
 WATCH_S: Final = 0.25  # how often the present command's duration is looked at: limits are whole seconds
 CUT_TIMEOUT_S: Final = 10.0  # a backend that has not ended a cancelled command by then is left alone with it
-MAX_PENDING_BYTES: Final = 4 << 20  # arrived while its direction waits; the transport is paused, so one read at most
-MAX_HELD_BYTES: Final = 256 << 10  # read behind a command that waits for people, so that a client that goes is noticed
-
-type Effects = Generator[SessionEffect, Any, None]
-
-
-class Session(Protocol):
-    """What a protocol's package gives the driver."""
-
-    def from_client(self, data: bytes) -> Effects:
-        """Take plain bytes from the client."""
-        ...
-
-    def from_upstream(self, data: bytes) -> Effects:
-        """Take plain bytes from the backend."""
-        ...
-
-    def cut(self, reached: Reached) -> Effects:
-        """End the running command with an error that names the limit."""
-        ...
-
-    def running(self) -> object | None:
-        """The command that the backend works on now: the same object for as long as it is the same command."""
-        ...
-
-    def abandoned(self) -> list[Intent]:
-        """Intents that owe an outcome when the connection is gone."""
-        ...
-
-    def fatal(self, error: Exception) -> bytes:
-        """The native last word."""
-        ...
-
-    def record(self, log: ResultLog) -> None:
-        """Say to the log what the client is shown from now on."""
-        ...
-
-    def show(self, data: bytes | bytearray | memoryview) -> None:
-        """The client is about to get this; raises `SpoolFull`."""
-        ...
-
-
-class Connector(Protocol):
-    """Opens backends for sessions; one per protocol."""
-
-    async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
-        """Connect `link` and log in; returns what the session learns (its receipt is replaced), early bytes, address.
-
-        Raises:
-            UpstreamUnavailable: with a text for the client.
-        """
-        ...
-
-    async def cancel(self, process_id: int, secret: bytes) -> None:
-        """Cancel what the session with this key runs; silent when there is none."""
-        ...
-
-    def on_cancel(self, opened: Opened, interrupt: Callable[[], bool]) -> None:
-        """Ask `interrupt` first when the session with this key is to be cancelled; true means that this was all."""
-        ...
-
-    def forget(self, opened: Opened, *, is_running: bool = False) -> None:
-        """The session is over; its key cancels nothing any more. What it still runs is cancelled when that is said."""
-        ...
-
-
-class _Direction:
-    """One side's generator, run to its end for each delivery."""
-
-    def __init__(self, driver: Driver, start: Callable[[bytes], Effects]) -> None:
-        self._driver = driver
-        self._start = start
-        self._pending = bytearray()
-        self._task: asyncio.Task[None] | None = None
-        self.link: Link | None = None
-
-    @property
-    def is_waiting(self) -> bool:
-        return self._task is not None
-
-    def deliver(self, data: bytes) -> None:
-        if self._task is not None:
-            self._pending += data
-            if self.link is not None and len(self._pending) > MAX_HELD_BYTES:
-                self.link.pause(True)
-            if len(self._pending) > MAX_PENDING_BYTES:
-                self._driver.fail(ChaperoneError("More arrived than can be kept while the session waits."))
-            return
-        self._run(self._start(data), None)
-
-    def run(self, generator: Effects) -> None:
-        """Run something else on this side; it must not be waiting."""
-        self._run(generator, None)
-
-    def _run(self, generator: Effects, answer: object) -> None:
-        driver = self._driver
-        try:
-            effect = generator.send(answer)
-            while True:
-                try:
-                    found = driver.execute(effect)
-                except ChaperoneError as error:
-                    effect = generator.throw(error)
-                    continue
-                if type(found) is CoroutineType:  # an instance check of an abstract class costs a microsecond
-                    driver.commit()
-                    if driver.is_over:  # what the client was to be shown could not be recorded
-                        found.close()
-                        return
-                    if self.link is not None:
-                        # While people think, a client may go: who does not read from it does not see that.
-                        self.link.pause(type(effect) is not Hold or driver.is_choked(self.link))
-                    self._task = driver.spawn(self._resume(generator, found))
-                    return
-                effect = generator.send(found)
-        except StopIteration:
-            driver.commit()
-        except ChaperoneError as error:
-            driver.fail(error)
-
-    async def _resume(self, generator: Effects, awaited: Coroutine[Any, Any, object]) -> None:
-        try:
-            answer = await awaited
-        except ChaperoneError as error:
-            self._task = None
-            self._throw(generator, error)
-        else:
-            self._task = None
-            self._run(generator, answer)
-        if self._task is None and not self._driver.is_over:
-            if self._pending:
-                waiting, self._pending = bytes(self._pending), bytearray()
-                self.deliver(waiting)
-            if self._task is None and self.link is not None:
-                self.link.pause(self._driver.is_choked(self.link))
-
-    def _throw(self, generator: Effects, error: ChaperoneError) -> None:
-        try:
-            effect = generator.throw(error)
-        except StopIteration:
-            self._driver.commit()
-        except ChaperoneError as other:
-            self._driver.fail(other)
-        else:
-            self._run(_resumed(generator, effect), None)
-
-
-def _resumed(generator: Effects, effect: SessionEffect) -> Effects:
-    """The rest of a generator whose next effect is already known."""
-    while True:
-        try:
-            answer = yield effect
-        except ChaperoneError as error:
-            effect = generator.throw(error)
-            continue
-        try:
-            effect = generator.send(answer)
-        except StopIteration:
-            return
 
 
 class Driver:
     """Runs one session.
 
     Args:
-        target: what the connection's original destination belongs to.
         session: the protocol's session.
-        meter: counts what the session does against the limits of policy.
+        conduct: the way of its commands.
         connector: opens the backend.
-        recorder, decider, holds: the services of the process.
+        recorder: of the process.
         accept_context: makes the TLS context towards the client.
         on_over: told when the session is over.
         shown_client: what records may show of a name that the client gives itself.
-        estimate: how many rows a command in a database will reach, for policies that ask.
-        users: says who is behind a token; None where nobody is asked for one.
-        on_refused: told when a session is refused for want of one.
-        max_result_bytes: kept of what each command shows; 0: nothing is.
+        greet: what a session says before its client does, where the protocol begins so.
     """
 
     def __init__(
         self,
-        target: Target,
         session: Session,
-        meter: Meter,
+        conduct: Conduct,
         connector: Connector,
         recorder: Recorder,
-        decider: Decider,
-        holds: Holds,
         accept_context: Callable[[], Any],
         on_over: Callable[[Driver], None],
         shown_client: Callable[[str], str],
-        estimate: Callable[[str, Command], Awaitable[int | None]],
-        users: Users | None = None,
-        on_refused: Callable[[], None] = lambda: None,
-        max_result_bytes: int = 0,
+        greet: Callable[[], Effects[None]] | None = None,
     ) -> None:
-        self.target = target
+        self.target = conduct.target
+        self._greet = greet
         self._session = session
-        self._meter = meter
+        self._conduct = conduct
+        self._meter = conduct.meter
         self._connector = connector
         self._recorder = recorder
-        self._decider = decider
-        self._holds = holds
-        self._held: asyncio.Task[Decision] | None = None
         self._accept_context = accept_context
         self._on_over = on_over
         self._shown_client = shown_client
-        self._estimate = estimate
-        self._users = users
-        self._on_refused = on_refused
-        self._expiry: asyncio.TimerHandle | None = None
-        self._log: SessionLog = recorder.new_session(target.name)
+        self._log = conduct.log
         self._opened: Opened | None = None
-        self._max_result_bytes = max_result_bytes
-        self._results: ResultLog | None = None  # from when the session is open on
-        self._place = Place(self._log.id, target.name, target.protocol)
+        self._deadline: asyncio.TimerHandle | None = None
         self._to_upstream: list[bytes | bytearray | memoryview] = []
         self._to_client: list[bytes | bytearray | memoryview] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
-        self._unassured: Intent | None = None
         self._is_client_full = False
         self._choked: set[Link] = set()
         self._is_watching = False
         self._is_cut = False
         self.is_over = False
-        self._client_side = _Direction(self, session.from_client)
-        self._upstream_side = _Direction(self, session.from_upstream)
+        self._client_side = Direction(self, session.from_client)
+        self._upstream_side = Direction(self, session.from_upstream)
         self.client = Link(self._client_lost, self._start)
         self.upstream = Link(self._upstream_lost)
         self._client_side.link = self.client
         self._outbox = Outbox(self.client, recorder, self._is_whole, self._choke_upstream, self.fail)
         self._handlers: dict[type, Callable[[Any], object]] = {
-            Ask: self._ask,
-            Admit: self._admit,
-            Intend: self._intend,
+            Ask: conduct.ask,
+            Admit: conduct.admit,
+            Intend: conduct.intend,
             Conclude: self._conclude,
             ToUpstream: self._send_upstream,
             ToClient: self._send_client,
-            Hold: self._hold,
+            Hold: conduct.hold,
             StartTls: self._start_tls,
             Identify: self._identify,
             OpenUpstream: self._open,
@@ -324,6 +128,14 @@ class Driver:
             Close: self._close,
         }
 
+    async def take(self, connection: socket.socket) -> None:
+        """Serve an accepted connection.
+
+        Raises:
+            OSError: it is gone.
+        """
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self.client, connection)
+
     def cut(self, error: ChaperoneError, *, is_stopping: bool = False) -> None:
         """End the session from outside with a native last word; its backend stops working.
 
@@ -331,7 +143,7 @@ class Driver:
         """
         self._is_cut = True
         if is_stopping:
-            self._holds.leave(self._log.id, is_stopping=True)
+            self._conduct.leave(is_stopping=True)
         self.fail(error)
 
     def follow_limits(self) -> None:
@@ -355,9 +167,9 @@ class Driver:
         if self._to_upstream:
             self._log.bytes_in += _hand_over(self.upstream, self._to_upstream)
         if self._to_client:
-            if self._results is not None:
+            if self._conduct.results is not None:
                 try:
-                    self._results.flush()
+                    self._conduct.results.flush()
                 except SpoolFull as error:
                     self.fail(error)
                     return
@@ -379,7 +191,7 @@ class Driver:
         metrics.session_failed(self.target.name, type(error).__name__)
         self._to_upstream.clear()
         words = self._session.fatal(error)
-        if self._results is not None and not self._is_recorded(words, error):
+        if self._conduct.results is not None and not self._is_recorded(words, error):
             self._to_client.clear()
         self._end(str(error) if isinstance(error, Suspended) else type(error).__name__, words)
 
@@ -388,11 +200,11 @@ class Driver:
 
         Our own words are said also where they are not: that the session ends for want of room is in its last record.
         """
-        if self._results is None or isinstance(error, SpoolFull):
+        if self._conduct.results is None or isinstance(error, SpoolFull):
             return False
         try:
             self._session.show(words)
-            self._results.flush()
+            self._conduct.results.flush()
         except SpoolFull:
             return False
         return True
@@ -403,70 +215,8 @@ class Driver:
 
     # --- effects ----------------------------------------------------------------------------------------------------
 
-    def _ask(self, effect: Ask) -> object:
-        found = self._decider.remembered(self.target.name, effect.command, self._log.user)
-        if found is not None:
-            return found
-        command = effect.command
-        estimate = partial(self._estimate, self._place.database, command)
-        return self._decider.decide(
-            self.target.name, self.target.protocol, command, estimate, is_approved=effect.is_approved,
-            user=self._log.user,
-        )  # fmt: skip
-
-    def _admit(self, effect: Admit) -> Decision:
-        reached = self._meter.admit(effect.command)
-        if reached is None:
-            return effect.decision
-        metrics.limit_reached(self.target.name, reached.name)
-        return reached.decision(effect.decision.revision)
-
-    async def _hold(self, effect: Hold) -> Decision:
-        admit = partial(self._admit, Admit(effect.command, effect.decision))
-        held = asyncio.create_task(self._holds.hold(self._place, effect.command, effect.decision, effect.shown, admit))
-        self._held = held
-        try:
-            return await held
-        except asyncio.CancelledError:
-            if self._held is held:  # the session ends
-                raise
-        finally:
-            self._held = None
-        revision = effect.decision.revision
-        return Decision(Action.DENY, "", CANCELLED, "the client cancelled it while it waited for approval.", revision)
-
-    def _interrupt(self) -> bool:
-        """The client cancels: if people are being asked, that ends here."""
-        held, self._held = self._held, None
-        return held is not None and held.cancel()
-
-    def _intend(self, effect: Intend) -> object:
-        intent = self._recorder.intend(self._log, effect.command, effect.decision)
-        metrics.command(self.target.name, effect.decision.action)
-        assurance = self._recorder.assurance
-        return intent if assurance is None else self._assured(intent, effect.decision, assurance)
-
-    async def _assured(self, intent: Intent, decision: Decision, assurance: Assurance) -> Intent:
-        """An intent once it is sure enough for what comes next; the session does not know of it before."""
-        self._unassured = intent
-        try:
-            if decision.action is Action.ALLOW:
-                await assurance.sent(intent.receipt.seq)
-            else:
-                await assurance.told(intent.receipt.seq)
-        except Unwitnessed:
-            self._recorder.conclude(self._log, intent, "refused", "unwitnessed")
-            raise
-        finally:
-            self._unassured = None
-        return intent
-
-    def _conclude(self, effect: Conclude) -> object:
-        if effect.code.startswith(RULE_PREFIX):
-            metrics.limit_reached(self.target.name, effect.code.removeprefix(RULE_PREFIX))
-        receipt = self._recorder.conclude(
-            self._log, effect.intent, effect.status, effect.code, effect.rows, effect.size_bytes
-        )
+    def _conclude(self, effect: Conclude) -> Receipt:
+        receipt = self._conduct.conclude(effect)
         self._outbox.owed_seq = receipt.seq
         return receipt
 
@@ -476,7 +226,7 @@ class Driver:
         self._to_upstream.append(effect.data)
 
     def _send_client(self, effect: ToClient) -> None:
-        if self._results is not None:
+        if self._conduct.results is not None:
             self._session.show(effect.data)
         self._to_client.append(effect.data)
 
@@ -484,24 +234,11 @@ class Driver:
         self.commit()
         self.client.accept_tls(self._accept_context(), effect.received, effect.alpn)
 
-    async def _identify(self, effect: Identify) -> None:
-        try:
-            found = await self._users.identify(effect.token) if self._users is not None else None
-        except UserRefused:
-            self._on_refused()
-            raise
-        if found is None or self.is_over:
-            return
-        self._log.user = found.user
-        ended = UserRefused(f'The token of user "{found.user.subject}" has expired; connect again with another one.')
-        left_s = max(0.0, found.expires_at_unix - time.time())
-        self._expiry = asyncio.get_running_loop().call_later(left_s, self.cut, ended)
+    def _identify(self, effect: Identify) -> object:
+        return self._conduct.identify(effect.token, self.cut)
 
     def _open(self, effect: OpenUpstream) -> object:
-        reached = self._meter.enter()
-        if reached is not None:
-            metrics.limit_reached(self.target.name, reached.name)
-            raise LimitReached(reached)
+        self._conduct.enter()
         return self._open_upstream(effect)
 
     async def _open_upstream(self, effect: OpenUpstream) -> Opened:
@@ -514,30 +251,21 @@ class Driver:
                 opened, early, address = await self._connector.open(self.target, effect, self.upstream)
         except TimeoutError as error:
             raise UpstreamUnavailable(f'Target "{self.target.name}" did not answer in time.') from error
-        receipt = self._recorder.open_session(
-            self._log, protocol=self.target.protocol, client=self.client.peer, upstream=address, user=user,
-            database=database, application=application,
+        receipt = self._conduct.open(
+            client=self.client.peer, upstream=address, user=user, database=database, application=application,
+            place=(effect.user, effect.database), role=opened.role,
         )  # fmt: skip
         self._outbox.owed_seq = receipt.seq
-        if self._max_result_bytes:
-            self._record_results(self._max_result_bytes)
-        self._opened = Opened(receipt, opened.parameters, opened.process_id, opened.secret)
-        self._place = msgspec.structs.replace(
-            self._place, user=effect.user, database=effect.database, delegated=self._log.user
-        )
-        self._connector.on_cancel(self._opened, self._interrupt)
+        if self._conduct.results is not None:
+            self._session.record(self._conduct.results)
+        self._opened = msgspec.structs.replace(opened, receipt=receipt)
+        self._connector.on_cancel(self._opened, self._conduct.interrupt)
         self._upstream_side.link = self.upstream
         self.upstream.deliver_to(self._upstream_side.deliver, self._upstream_writable)
         self.follow_limits()
         if early:
             self._upstream_side.deliver(early)
         return self._opened
-
-    def _record_results(self, max_bytes: int) -> None:
-        from chaperone_sidecar.recording.results import ResultLog  # noqa: PLC0415 - it loads a compressor
-
-        self._results = ResultLog(self._recorder, self._log, max_bytes)
-        self._session.record(self._results)
 
     def _watch(self) -> None:
         """Look at how long the present command runs, for as long as that is limited and the session lives."""
@@ -578,7 +306,9 @@ class Driver:
 
     def _start(self) -> None:
         self.client.deliver_to(self._client_side.deliver, self._client_writable)
-        asyncio.get_running_loop().call_later(START_TIMEOUT_S, self._check_started)
+        self._deadline = asyncio.get_running_loop().call_later(START_TIMEOUT_S, self._check_started)
+        if self._greet is not None:
+            self._client_side.run(self._greet())
 
     def _client_lost(self, _: Exception | None) -> None:
         self._end("client closed the connection")
@@ -606,7 +336,7 @@ class Driver:
     def _is_whole(self) -> bool:
         return bool(self._session.fatal(ChaperoneError("")))
 
-    def _choke(self, link: Link, direction: _Direction, choked: bool) -> None:
+    def _choke(self, link: Link, direction: Direction, choked: bool) -> None:
         if choked:
             self._choked.add(link)
         else:
@@ -619,33 +349,28 @@ class Driver:
         if self.is_over:
             return
         self.is_over = True
-        if self._expiry is not None:
-            self._expiry.cancel()
+        if self._deadline is not None:
+            self._deadline.cancel()  # it would keep a short session's 100 KiB until then
         is_running = self._is_cut and self._session.running() is not None
-        self._holds.leave(self._log.id)  # before the session's last record
-        if self._results is not None:
+        self._conduct.leave()
+        if self._conduct.results is not None:
             try:
-                self._results.flush()
+                self._conduct.results.flush()
             except SpoolFull:
                 self._to_client.clear()
         try:
-            for intent in self._session.abandoned():
-                self._recorder.conclude(self._log, intent, "aborted")
-            if self._unassured is not None:
-                self._recorder.conclude(self._log, self._unassured, "aborted")
-            if self._opened is not None:
-                self._recorder.close_session(self._log, reason)
-                self._outbox.owed_seq = self._recorder.next_seq - 1
+            self._conduct.close(reason, self._session.abandoned())
         except SpoolFull:
             logger.error("session %s: its end could not be recorded", self._log.id)
             self._outbox.break_off(last)
         else:
+            if self._opened is not None:
+                self._outbox.owed_seq = self._recorder.next_seq - 1
             _hand_over(self.upstream, self._to_upstream)
             self._to_client.append(last)
             _hand_over(self._outbox, self._to_client)
         if self._opened is not None:
             self._connector.forget(self._opened, is_running=is_running)
-        self._meter.leave()
         self.upstream.close()
         self._outbox.close()
         for task in self._tasks:
@@ -658,20 +383,6 @@ class Driver:
         if not task.cancelled() and (error := task.exception()) is not None:
             logger.error("session %s failed: %s", self._log.id, type(error).__name__)
             self.fail(ChaperoneError("The gateway failed; the session is closed."))
-
-
-async def worked_off(effect: Offload, timeout_s: float = OFFLOAD_TIMEOUT_S) -> object:
-    """What the work of an `Offload` gives.
-
-    Raises:
-        ChaperoneError: not in time.
-    """
-    try:
-        async with asyncio.timeout(timeout_s):
-            work = effect.work()
-            return await (asyncio.wrap_future(work) if isinstance(work, Future) else work)
-    except TimeoutError as error:
-        raise ChaperoneError("The statement took too long to be understood.") from error
 
 
 def _hand_over(way: Link | Outbox, parts: list[bytes | bytearray | memoryview]) -> int:

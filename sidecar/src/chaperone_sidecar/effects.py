@@ -140,6 +140,7 @@ class Opened(msgspec.Struct, frozen=True, gc=False):
     parameters: tuple[tuple[str, str], ...]
     process_id: int
     secret: bytes
+    role: str = ""  # the backend's user
 
 
 class CancelUpstream(msgspec.Struct, frozen=True, gc=False):

@@ -3,6 +3,7 @@
 ChaperoneError
 ├── ProtocolError(side)        a peer broke the protocol; `side` says which
 ├── Unmaskable                 a mask cannot be kept, so the answer is not given; the text is fit for the client
+├── CommandRefused(decision)   policy does not let a command pass, and that is recorded
 ├── SpoolFull                  the record cannot be kept, so the command must not run
 │   └── SpoolFailed            its disk failed: nothing is recorded any more, so nothing runs
 ├── Unwitnessed                no checkpoint of the log covers a command's record; the text is fit for the client
@@ -24,6 +25,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from chaperone_sidecar.decision import Decision
     from chaperone_sidecar.limits.reached import Reached
 
 
@@ -43,6 +45,14 @@ class Unmaskable(ChaperoneError):
     """What policy says to mask cannot be told from the rest of an answer; the text names it and the next step."""
 
     rule = "unmaskable"  # how records and refusals name it
+
+
+class CommandRefused(ChaperoneError):
+    """A command must not run; the protocol tells its client so in its own words, from the decision."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(decision.message or "policy denies this command.")
+        self.decision = decision
 
 
 class SpoolFull(ChaperoneError):

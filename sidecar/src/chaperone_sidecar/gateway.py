@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
-from collections.abc import Callable
+import socket
+import ssl
 from typing import Final
 
 from chaperone_sidecar import metrics
 from chaperone_sidecar.approval.desk import Desk
 from chaperone_sidecar.approval.hold import Holds
-from chaperone_sidecar.backend import PostgresBackends
-from chaperone_sidecar.catalog import Catalogs
-from chaperone_sidecar.config import GatewayConfig, Suspension, Target
+from chaperone_sidecar.conduct import Conduct, Estimate
+from chaperone_sidecar.config import GatewayConfig, IPAddress, Suspension, Target
 from chaperone_sidecar.credentials.users import Check, Users
-from chaperone_sidecar.driver import Driver
-from chaperone_sidecar.effects import Opened, OpenUpstream
 from chaperone_sidecar.errors import ChaperoneError, ConfigError, SpoolFull, Suspended, UserRefused
+from chaperone_sidecar.frontend import Conversation, Dial, Frontend, LeaseSource, Resolve, load
+from chaperone_sidecar.hostkey import HostKey
 from chaperone_sidecar.limits import MAX_SESSIONS
 from chaperone_sidecar.limits.meter import Meter
 from chaperone_sidecar.limits.quota import Quota
-from chaperone_sidecar.link import Link
 from chaperone_sidecar.policy.decider import Decider
-from chaperone_sidecar.protocols.postgresql.answers import fatal
-from chaperone_sidecar.protocols.postgresql.messages import ALPN
-from chaperone_sidecar.protocols.postgresql.session import Session
-from chaperone_sidecar.readers import Readers
 from chaperone_sidecar.recording.assurance import Witness
 from chaperone_sidecar.recording.recorder import Recorder
 from chaperone_sidecar.tls import PodCa
@@ -41,7 +37,10 @@ class Gateway:
 
     Args:
         config: what the broker says of this pod; replaced by `reconfigure`.
-        recorder, decider, backends, ca: the services.
+        recorder, decider, ca: the services.
+        dial: the way out.
+        resolve: where names lead there.
+        leases: gives the credentials of targets.
         mask_key: of the namespace, where `config` masks; never logged, never shown.
         desk: where people are asked for approvals; None where nobody can be.
         check: checks tokens of persons; None where nobody can.
@@ -56,7 +55,9 @@ class Gateway:
         config: GatewayConfig,
         recorder: Recorder,
         decider: Decider,
-        backends: PostgresBackends,
+        dial: Dial,
+        resolve: Resolve,
+        leases: LeaseSource,
         ca: PodCa,
         mask_key: bytes = b"",
         desk: Desk | None = None,
@@ -67,17 +68,20 @@ class Gateway:
         recorder.assure(config.identity.durability, witness)
         self.config = config
         self.mask_key = mask_key
-        self._recorder = recorder
+        self.recorder = recorder
+        self.dial = dial
+        self._resolve = resolve
+        self._forwarded: set[asyncio.Task[None]] = set()
+        self.leases = leases
+        self.ssh_host_key = HostKey()
         self._decider = decider
-        self._backends = backends
         self._ca = ca
         self._holds = Holds(desk, recorder, lambda: self.config.revision, lambda: self.mask_key)
-        self.catalogs = Catalogs(backends)
-        self._readers = Readers(self.catalogs)
+        self._frontends: dict[str, Frontend] = {}
         self._quotas = {target.name: Quota(target.limits) for target in config.targets}
         self._check = check
         self._users = self._users_of(config)
-        self._drivers: set[Driver] = set()
+        self._conversations: set[Conversation] = set()
         self._denied_egress: dict[tuple[str, str, int, str], int] = {}
         self._denied_names: dict[tuple[str, str], int] = {}
         self._noted: Suspension | None = None
@@ -86,45 +90,79 @@ class Gateway:
     @property
     def next_seq(self) -> int:
         """Number that the stream's next record gets."""
-        return self._recorder.next_seq
+        return self.recorder.next_seq
 
     @property
     def ca_pem(self) -> str:
         """Certificate of the pod's CA."""
         return self._ca.pem
 
-    def accept(self, target: Target) -> Link:
-        """The protocol of a connection that was accepted for a target."""
-        if len(self._drivers) >= MAX_SESSIONS:
-            return _turned_away(f"{MAX_SESSIONS} sessions are open in this pod; close some of them.")
-        suspended = self.config.suspended
-        if suspended is not None:
+    @property
+    def suspended(self) -> Suspended | None:
+        """Why nothing may be opened now, when nothing may."""
+        return self.config.suspended
+
+    async def take(self, connection: socket.socket, target: Target) -> None:
+        """Serve a connection that was accepted for a target.
+
+        Raises:
+            OSError: it is gone. ConfigError: the target's protocol is not spoken here.
+        """
+        frontend = self._frontend(target.protocol)
+        if len(self._conversations) >= MAX_SESSIONS:
+            full = f"{MAX_SESSIONS} sessions are open in this pod; close some of them."
+            await frontend.turn_away(connection, target, ChaperoneError(full))
+            return
+        if self.suspended is not None:
             self.deny_egress("tcp", target.name, target.port, "suspended")
-        names = tuple(host.name for host in target.hosts) or (target.upstream.host,)
-        addresses = tuple(address for host in target.hosts for address in (host.ipv4, host.ipv6))
-        meter = Meter(self._quotas.setdefault(target.name, Quota(target.limits)))
-        users = self._users if suspended is None else None  # nothing is opened then, so nobody need be known
-        driver = Driver(
+        conversation = frontend.begin(target)
+        self._conversations.add(conversation)
+        metrics.SESSIONS.set(len(self._conversations))
+        try:
+            await conversation.take(connection)
+        except OSError:
+            self.over(conversation)
+            raise
+
+    def conduct(self, target: Target, estimate: Estimate | None = None) -> Conduct:
+        """See `frontend.Services`."""
+        more = {} if estimate is None else {"estimate": estimate}
+        return Conduct(
             target,
-            Session(
-                lambda database: self._readers.of(target, database, self.mask_key), meter, asks_user=users is not None
-            ),
-            meter,
-            self._backends if suspended is None else _Closed(suspended),
-            self._recorder,
+            Meter(self._quotas.setdefault(target.name, Quota(target.limits))),
+            self.recorder,
             self._decider,
             self._holds,
-            lambda: self._ca.server_context((*names, *addresses), ALPN),
-            self._over,
-            lambda name: self._readers.shown_client(target, name, self.mask_key),
-            lambda database, command: self.catalogs.of(target, database).estimate(command),
-            users,
+            self._users if self.suspended is None else None,  # nothing is opened then, so nobody need be known
             lambda: self.deny_egress("tcp", target.name, target.port, "no user"),
             self.config.identity.max_result_bytes,
+            **more,
         )
-        self._drivers.add(driver)
-        metrics.SESSIONS.set(len(self._drivers))
-        return driver.client
+
+    def server_context(self, target: Target, *alpn: str) -> ssl.SSLContext:
+        """See `frontend.Services`."""
+        names = tuple(host.name for host in target.hosts) or (target.upstream.host,)
+        addresses = tuple(address for host in target.hosts for address in (host.ipv4, host.ipv6))
+        networks = map(ipaddress.ip_network, target.addresses)
+        single = tuple(str(one.network_address) for one in networks if one.num_addresses == 1)
+        return self._ca.server_context((*names, *addresses, *single), *alpn)
+
+    def over(self, conversation: Conversation) -> None:
+        """See `frontend.Services`."""
+        self._conversations.discard(conversation)
+        metrics.SESSIONS.set(len(self._conversations))
+
+    async def targets_at(self, addresses: frozenset[IPAddress], port: int) -> tuple[Target, ...]:
+        """See `frontend.Services`."""
+        asked = [target for target in self.config.targets if target.upstream.port == port]
+        found = [target for target in asked if await self._is_at(target, addresses)]
+        return tuple(found)
+
+    def forward(self, connection: socket.socket, target: Target) -> None:
+        """See `frontend.Services`."""
+        task = asyncio.get_running_loop().create_task(self._forward(connection, target))
+        self._forwarded.add(task)
+        task.add_done_callback(self._forwarded.discard)
 
     def reconfigure(self, config: GatewayConfig, mask_key: bytes = b"") -> None:
         """Another configuration is in force: sessions follow its limits, and end where the target is not as it was."""
@@ -132,31 +170,31 @@ class Gateway:
         self._note_suspension(config)
         is_other_delegation = config.delegation != self.config.delegation
         is_other_recording = config.identity.max_result_bytes != self.config.identity.max_result_bytes
-        self._recorder.assure(config.identity.durability, self._witness)
+        self.recorder.assure(config.identity.durability, self._witness)
         self.config = config
         self.mask_key = mask_key
         if suspended is not None:  # before anything that may fail
-            for driver in tuple(self._drivers):
-                driver.cut(suspended)
+            for one in tuple(self._conversations):
+                one.cut(suspended)
         if is_other_delegation:
             self._users = self._users_of(config)
-            for driver in tuple(self._drivers):
-                driver.cut(UserRefused("Another delegation of the agent's identity is in force; connect again."))
+            for one in tuple(self._conversations):
+                one.cut(UserRefused("Another delegation of the agent's identity is in force; connect again."))
         if is_other_recording:
-            for driver in tuple(self._drivers):
-                driver.cut(ChaperoneError("Results are recorded in another way from now on; connect again."))
+            for one in tuple(self._conversations):
+                one.cut(ChaperoneError("Results are recorded in another way from now on; connect again."))
         current = {target.name: target for target in config.targets}
-        self.catalogs.follow(config.targets)
-        self._readers.clear()
+        for frontend in self._frontends.values():
+            frontend.follow(config.targets)
         self._quotas = {name: self._quotas.get(name) or Quota() for name in current}
         for name, target in current.items():
             self._quotas[name].use(target.limits)
-        for driver in tuple(self._drivers):
-            found = current.get(driver.target.name)
-            if found is None or not found.is_same_place(driver.target):
-                driver.cut(ChaperoneError(f'Target "{driver.target.name}" is no longer as it was; connect again.'))
+        for one in tuple(self._conversations):
+            found = current.get(one.target.name)
+            if found is None or not found.is_same_place(one.target):
+                one.cut(ChaperoneError(f'Target "{one.target.name}" is no longer as it was; connect again.'))
             else:
-                driver.follow_limits()
+                one.follow_limits()
 
     def deny_egress(self, network: str, address: str, port: int, reason: str) -> None:
         """Note a connection to an undeclared destination; recorded with the next head."""
@@ -189,26 +227,47 @@ class Gateway:
         """
         while self._denied_egress:  # what is not in the spool yet stays noted, for a time when there is room
             (network, address, port, reason), count = next(iter(self._denied_egress.items()))
-            self._recorder.deny_egress(network, address, port, reason, count)
+            self.recorder.deny_egress(network, address, port, reason, count)
             del self._denied_egress[(network, address, port, reason)]
         while self._denied_names:
             (name, qtype), count = next(iter(self._denied_names.items()))
-            self._recorder.deny_dns(name, qtype, count)
+            self.recorder.deny_dns(name, qtype, count)
             del self._denied_names[(name, qtype)]
-        self._recorder.tick()
+        self.recorder.tick()
 
     def close(self, reason: str) -> None:
         """Cut every session with a native last word and end the stream."""
-        for driver in tuple(self._drivers):
-            driver.cut(ChaperoneError(reason), is_stopping=True)
-        self.catalogs.close()
-        if self._recorder.is_closed:
+        for one in tuple(self._conversations):
+            one.cut(ChaperoneError(reason), is_stopping=True)
+        for frontend in self._frontends.values():
+            frontend.close()
+        if self.recorder.is_closed:
             return
         try:
             self.write_head()
-            self._recorder.close(reason)
+            self.recorder.close(reason)
         except SpoolFull as error:
             logger.error("the stream's end cannot be recorded: %s", error)
+
+    async def _is_at(self, target: Target, addresses: frozenset[IPAddress]) -> bool:
+        try:
+            found = await self._resolve(target.upstream.host)
+        except OSError:
+            return False
+        return bool(found) and addresses.issuperset(found)
+
+    async def _forward(self, connection: socket.socket, target: Target) -> None:
+        # Nothing is awaited between this look and the conversation's beginning, which the next policy finds and cuts.
+        current = next((one for one in self.config.targets if one.name == target.name), None)
+        if current is None or not current.is_same_place(target):
+            connection.close()
+            return
+        try:
+            await self.take(connection, current)
+        except (OSError, ConfigError) as error:
+            connection.close()
+            if isinstance(error, ConfigError):
+                logger.error("a forwarded connection is refused: %s", error)
 
     def _note_suspension(self, config: GatewayConfig) -> None:
         """Record that everything is taken away, or given again, before it is; without room it happens all the same."""
@@ -216,7 +275,7 @@ class Gateway:
             return
         self._noted = config.suspension
         try:
-            self._recorder.note_suspension(config.suspension, config.revision, len(self._drivers))
+            self.recorder.note_suspension(config.suspension, config.revision, len(self._conversations))
         except SpoolFull as error:
             logger.error("a suspension cannot be recorded: %s", error)
 
@@ -232,36 +291,8 @@ class Gateway:
             raise ConfigError("Tokens of persons cannot be checked here: spec.delegation needs a broker.")
         return Users(config.identity.name, config.delegation, self._check)
 
-    def _over(self, driver: Driver) -> None:
-        self._drivers.discard(driver)
-        metrics.SESSIONS.set(len(self._drivers))
-
-
-class _Closed:
-    """The `driver.Connector` of a suspended agent: every session hears in its own protocol why none is opened."""
-
-    def __init__(self, why: Suspended) -> None:
-        self._why = why
-
-    async def open(self, target: Target, wanted: OpenUpstream, link: Link) -> tuple[Opened, bytes, str]:
-        raise self._why
-
-    async def cancel(self, process_id: int, secret: bytes) -> None:
-        """There is nothing to cancel."""
-
-    def on_cancel(self, opened: Opened, interrupt: Callable[[], bool]) -> None:
-        """Nothing was opened."""
-
-    def forget(self, opened: Opened, *, is_running: bool = False) -> None:
-        """Nothing was opened."""
-
-
-def _turned_away(why: str) -> Link:
-    """A connection that hears why and is closed."""
-
-    def tell() -> None:
-        link.write(fatal(ChaperoneError(why)))
-        link.close()
-
-    link = Link(lambda _: None, tell)
-    return link
+    def _frontend(self, protocol: str) -> Frontend:
+        found = self._frontends.get(protocol)
+        if found is None:
+            found = self._frontends[protocol] = load(protocol, self)
+        return found

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final, cast
 
+from chaperone_sidecar import peer
 from chaperone_sidecar.tls import TlsLayer
 
 MAX_READ_BYTES: Final = 4 << 20  # kept while nobody reads; the transport is paused long before
@@ -187,8 +188,7 @@ class Link(asyncio.Protocol):
     @property
     def peer(self) -> str:
         """The peer's address, for records."""
-        name = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return f"[{name[0]}]:{name[1]}" if name and ":" in name[0] else (f"{name[0]}:{name[1]}" if name else "")
+        return peer.named(self._transport.get_extra_info("peername")) if self._transport is not None else ""
 
     def _send_ciphertext(self) -> None:
         if self._layer is not None and self._transport is not None and not self.is_lost:

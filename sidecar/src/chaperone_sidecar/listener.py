@@ -17,7 +17,7 @@ from typing import Final
 
 from chaperone_sidecar.config import IPAddress, Routes, Target
 from chaperone_sidecar.dns import loopbacks
-from chaperone_sidecar.link import Link
+from chaperone_sidecar.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ BACKLOG: Final = 128
 SO_ORIGINAL_DST: Final = 80  # SOL_IP and SOL_IPV6 alike; linux/netfilter_ipv4.h, ip6_tables.h
 NO_FILES_PAUSE_S: Final = 0.2  # when the process has no descriptor left for another connection
 
-type Accept = Callable[[Target], Link]
+type Take = Callable[[socket.socket, Target], Coroutine[None, None, None]]
 type Deny = Callable[[str, str, int, str], None]
 
 
@@ -33,15 +33,15 @@ class Listener:
     """Accepts connections on loopback, where the fence redirects them.
 
     Args:
-        accept: gives the protocol of a connection to a target.
+        take: serves a connection to a target.
         deny: told of each connection to an undeclared destination (network, address, port, reason).
     """
 
-    def __init__(self, accept: Accept, deny: Deny) -> None:
-        self._accept = accept
+    def __init__(self, take: Take, deny: Deny) -> None:
+        self._take_over = take
         self._deny = deny
         self._routes = Routes(())
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._acceptor = Acceptor(self._take)
         self.probe_port = 0
         """A port that the gateway itself dials now to prove the fence; not the agent's doing, so not recorded."""
 
@@ -56,23 +56,7 @@ class Listener:
             OSError: the port is taken.
         """
         for family, address in loopbacks():
-            server = socket.create_server((address, port), family=family, backlog=BACKLOG)
-            server.setblocking(False)
-            self._spawn(self._serve(server))
-
-    async def _serve(self, server: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        with server:
-            while True:
-                try:
-                    connection, _ = await loop.sock_accept(server)
-                except OSError as error:
-                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                        continue  # the client was faster in going than we in accepting
-                    logger.error("a connection cannot be accepted: %s", error.strerror)
-                    await asyncio.sleep(NO_FILES_PAUSE_S)
-                else:
-                    self._spawn(self._take(connection))
+            self._acceptor.start(socket.create_server((address, port), family=family, backlog=BACKLOG))
 
     async def _take(self, connection: socket.socket) -> None:
         try:
@@ -86,16 +70,56 @@ class Listener:
                 self._deny("tcp", str(address), port, "undeclared destination")
             reset(connection)
             return
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await self._take_over(connection, target)
+
+
+class Acceptor:
+    """Accepts connections and has each served.
+
+    Args:
+        serve: serves one; an OSError or ConfigError of it closes the connection.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket], Coroutine[None, None, None]]) -> None:
+        self._serve = serve
+        self._listening: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, server: socket.socket) -> None:
+        """Take over a listening socket."""
+        server.setblocking(False)
+        self._listening.append(asyncio.get_running_loop().create_task(self._accept(server)))
+
+    def close(self) -> None:
+        """Accept no more; what was accepted goes on."""
+        for task in self._listening:
+            task.cancel()
+
+    async def _accept(self, server: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with server:
+            while True:
+                try:
+                    connection, _ = await loop.sock_accept(server)
+                except OSError as error:
+                    if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                        continue  # the client was faster in going than we in accepting
+                    logger.error("a connection cannot be accepted: %s", error.strerror)
+                    await asyncio.sleep(NO_FILES_PAUSE_S)
+                else:
+                    task = loop.create_task(self._served(connection))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._done)
+
+    async def _served(self, connection: socket.socket) -> None:
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: self._accept(target), connection)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await self._serve(connection)
         except OSError:
             connection.close()
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        except ConfigError as error:
+            logger.error("a connection is refused: %s", error)
+            reset(connection)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

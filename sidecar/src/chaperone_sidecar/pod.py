@@ -86,20 +86,22 @@ async def _run(settings: Settings, ready: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     conf = read_conf(RESOLV_CONF.read_text())
-    dialer = Dialer(Resolver(conf, marked_socket))
-    runtime = Runtime(settings, Edges(dialer.dial, dialer.connector))
+    resolver = Resolver(conf, marked_socket)
+    dialer = Dialer(resolver)
+    runtime = Runtime(settings, Edges(dialer.dial, resolver.addresses, dialer.connector))
     stopped = asyncio.create_task(stop.wait())
     gateway = await _first(runtime.start(), stopped)
     if gateway is None:
         return
-    dns, listener = DnsServer(conf, gateway.deny_name), Listener(gateway.accept, gateway.deny_egress)
+    dns, listener = DnsServer(conf, gateway.deny_name), Listener(gateway.take, gateway.deny_egress)
 
     def follow(config: GatewayConfig) -> None:
         dns.use(config.declared)
         listener.use(config.declared)
 
     runtime.follow(follow)
-    trust.publish(gateway.ca_pem, settings.namespace)
+    known_hosts = gateway.ssh_host_key.known_hosts(gateway.config.declared)
+    trust.publish(gateway.ca_pem, known_hosts, settings.namespace)
     await dns.start(fence.DNS_PORT)
     listener.start(fence.TCP_PORT)
     await _prove(listener)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from chaperone_sidecar.catalog import Catalog, Catalogs
 from chaperone_sidecar.config import Target
+from chaperone_sidecar.masking.maskers import Maskers
 from chaperone_sidecar.protocols.postgresql.reading import Reader
-
-if TYPE_CHECKING:
-    from chaperone_sidecar.masking.mask import Masker
 
 
 class Readers:
@@ -22,7 +18,7 @@ class Readers:
     def __init__(self, catalogs: Catalogs) -> None:
         self._catalogs = catalogs
         self._readers: dict[tuple[str, str], Reader] = {}
-        self._maskers: dict[str, Masker] = {}
+        self._maskers = Maskers(has_columns=True)
 
     def of(self, target: Target, database: str, mask_key: bytes) -> Reader:
         """The reader for a database as the client names it; masks that hash need the namespace's key.
@@ -44,11 +40,12 @@ class Readers:
         Raises:
             ConfigError: masks that cannot be obeyed.
         """
-        if not target.masks.rules and not target.masks.classified:
+        masker = self._maskers.of(target, mask_key)
+        if masker is None or name == target.upstream.database:
             return name
         from chaperone_sidecar.protocols.postgresql.shown import shown_client  # noqa: PLC0415
 
-        return name if name == target.upstream.database else shown_client(self._masker(target, mask_key), name)
+        return shown_client(masker, name)
 
     def clear(self) -> None:
         """Another configuration is in force."""
@@ -56,22 +53,12 @@ class Readers:
         self._maskers.clear()
 
     def _make(self, target: Target, catalog: Catalog, mask_key: bytes) -> Reader:
-        masks = target.masks
-        if not masks.rules and not masks.classified:
+        masker = self._maskers.of(target, mask_key)
+        if masker is None:
             return Reader(catalog)
         # RE2 takes 5 MiB: a gateway without masks does not load it.
         from chaperone_sidecar.protocols.postgresql.plan import Planner  # noqa: PLC0415
         from chaperone_sidecar.protocols.postgresql.results import Results  # noqa: PLC0415
 
-        masker = self._masker(target, mask_key)
-        planner = Planner(masker, masks.unmaskable)
+        planner = Planner(masker, target.masks.unmaskable)
         return Reader(catalog, planner, Results(masker, planner, catalog), has_columns=masker.has_columns)
-
-    def _masker(self, target: Target, mask_key: bytes) -> Masker:
-        # RE2 takes 5 MiB: a gateway without masks does not load it.
-        from chaperone_sidecar.masking.mask import Masker  # noqa: PLC0415
-
-        found = self._maskers.get(target.name)
-        if found is None:
-            found = self._maskers[target.name] = Masker(target.masks.rules, target.masks.classified, mask_key)
-        return found

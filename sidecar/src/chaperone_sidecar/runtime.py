@@ -27,11 +27,11 @@ import msgspec
 
 from chaperone_evidence import record
 from chaperone_sidecar.approval.broker_desk import BrokerDesk
-from chaperone_sidecar.backend import Dial, PostgresBackends
 from chaperone_sidecar.config import GatewayConfig, decode
 from chaperone_sidecar.credentials.broker import LONG_POLL_S, Broker
 from chaperone_sidecar.credentials.lease import Leases
 from chaperone_sidecar.errors import BrokerUnavailable, ChaperoneError, ConfigError
+from chaperone_sidecar.frontend import Dial, Resolve
 from chaperone_sidecar.gateway import Gateway
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.policy.provenance import Provenance, Statement
@@ -76,6 +76,7 @@ class Edges(msgspec.Struct, frozen=True):
     """How this gateway reaches the world; inside a pod every socket of these carries the mark."""
 
     dial: Dial
+    resolve: Resolve
     connector: Callable[[ssl.SSLContext], aiohttp.TCPConnector]
 
 
@@ -125,6 +126,7 @@ class Runtime:
             certificate=base64.b64encode(self._broker.certificate_der).decode(),
             service_account=settings.service_account, identity_uid=config.identity.uid,
             owner=config.identity.owner.name, durability=config.identity.durability, revision=config.revision,
+            policy_serial=policy.statement.serial,
         )  # fmt: skip
         recorder, self._spool = begin_stream(settings.spool, settings.spool_bytes, self._signer, opened, Ids())
         self._shipper = Shipper(settings.spool, self._spool, settings.collector_url, self._collector_session)
@@ -132,10 +134,9 @@ class Runtime:
             settings.spool, self._spool.stream, settings.cluster, settings.collector_url, self._collector_session,
             self._shipper,
         )  # fmt: skip
-        backends = PostgresBackends(self._edges.dial, self._leases)
         self._gateway = Gateway(
-            config, recorder, self._decider, backends, PodCa(settings.pod), policy.mask_key, BrokerDesk(self._broker),
-            self._broker.identify, self._receipts,
+            config, recorder, self._decider, self._edges.dial, self._edges.resolve, self._leases, PodCa(settings.pod),
+            policy.mask_key, BrokerDesk(self._broker), self._broker.identify, self._receipts,
         )  # fmt: skip
         return self._gateway
 

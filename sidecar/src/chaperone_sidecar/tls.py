@@ -47,21 +47,21 @@ class PodCa:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(self._key.public_key()), critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        self._contexts: OrderedDict[tuple[str, ...], ssl.SSLContext] = OrderedDict()
+        self._contexts: OrderedDict[tuple[tuple[str, ...], tuple[str, ...]], ssl.SSLContext] = OrderedDict()
 
     @property
     def pem(self) -> str:
         """The CA's certificate."""
         return self._certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
 
-    def server_context(self, names: tuple[str, ...], alpn: str = "") -> ssl.SSLContext:
-        """A context whose certificate is good for these host names and addresses, and that speaks one protocol."""
-        key = (alpn, *names)
+    def server_context(self, names: tuple[str, ...], *alpn: str) -> ssl.SSLContext:
+        """A context whose certificate is good for these host names and addresses, and that speaks these protocols."""
+        key = (alpn, names)
         context = self._contexts.get(key)
         if context is None:
             context = self._make_context(names)
             if alpn:
-                context.set_alpn_protocols([alpn])
+                context.set_alpn_protocols(alpn)
             self._contexts[key] = context
             if len(self._contexts) > MAX_CONTEXTS:
                 self._contexts.popitem(last=False)

@@ -11,12 +11,13 @@ from typing import Final
 
 TRUST: Final = Path("/etc/chaperone-trust")
 ACCOUNT: Final = Path("/run/chaperone-serviceaccount")
+KNOWN_HOSTS: Final = "ssh_known_hosts"
 TOKEN: Final = "chaperone: this pod has no token of its own"  # noqa: S105 - that is its point
 MODE: Final = 0o644  # read by whatever user the agent runs as; only the gateway may write there
 
 
-def publish(ca_pem: str, namespace: str, trust: Path = TRUST, account: Path = ACCOUNT) -> None:
-    """Write the pod's CA, the bundle with the system's CAs, and the account's files.
+def publish(ca_pem: str, known_hosts: str, namespace: str, trust: Path = TRUST, account: Path = ACCOUNT) -> None:
+    """Write the pod's CA, the bundle with the system's CAs, the host key of its SSH, and the account's files.
 
     Raises:
         OSError: a volume is not there or full.
@@ -25,6 +26,9 @@ def publish(ca_pem: str, namespace: str, trust: Path = TRUST, account: Path = AC
     others = Path(system).read_text() if system else ""
     _write(trust / "ca.crt", ca_pem)
     _write(trust / "ca-bundle.crt", f"{others}\n{ca_pem}" if others else ca_pem)
+    # Containers have this file mounted by itself, so a new one in its place would not be seen.
+    (trust / KNOWN_HOSTS).write_text(known_hosts)
+    (trust / KNOWN_HOSTS).chmod(MODE)
     _write(account / "ca.crt", ca_pem)
     _write(account / "namespace", namespace)
     _write(account / "token", TOKEN)

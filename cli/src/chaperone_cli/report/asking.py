@@ -40,14 +40,15 @@ class Asking:
         self.versions: dict[str, str] = {}  # at which each resource was listed
         self._cluster = cluster
 
-    def evidence(self, resource: str, exactly: int = 0) -> Iterator[Object]:
-        """Objects of the evidence API, as of a size of the log or the newest.
+    def evidence(self, resource: str, exactly: int = 0, fields: str = "") -> Iterator[Object]:
+        """Objects of the evidence API, as of a size of the log or the newest; all, or those that fit a field selector.
 
         Raises:
             CannotAsk: the cluster does not give them.
         """
         at = {"resourceVersion": str(exactly), "resourceVersionMatch": "Exact"} if exactly else {}
-        return self._objects(EVIDENCE_PATH, resource, at, self.namespace)
+        chosen = {"fieldSelector": fields} if fields else {}
+        return self._objects(EVIDENCE_PATH, resource, at, self.namespace, chosen)
 
     def control(self, resource: str, *, is_clustered: bool = False) -> Iterator[Object]:
         """Objects of `chaperone.dev`, the newest.
@@ -57,12 +58,16 @@ class Asking:
         """
         return self._objects(CONTROL_PATH, resource, {}, "" if is_clustered else self.namespace)
 
-    def _objects(self, base: str, resource: str, at: dict[str, str], namespace: str) -> Iterator[Object]:
+    def _objects(
+        self, base: str, resource: str, at: dict[str, str], namespace: str, chosen: dict[str, str] | None = None
+    ) -> Iterator[Object]:
         place = f"{base}/namespaces/{namespace}/{resource}" if namespace else f"{base}/{resource}"
         query, count = at, 0
         while True:
             progress(f"{resource}: {count}")
-            text = ask(self._cluster, "get", "--raw", f"{place}?{urlencode({'limit': str(LIMIT)} | query)}")
+            text = ask(
+                self._cluster, "get", "--raw", f"{place}?{urlencode({'limit': str(LIMIT)} | query | (chosen or {}))}"
+            )
             try:
                 page = msgspec.json.decode(text, type=_List)
             except msgspec.DecodeError as error:

@@ -14,7 +14,20 @@ import msgspec
 from chaperone_cli.evidence import CannotVerify
 from chaperone_cli.export import CannotExport, fetch_bundle, fetch_policy, fetch_trust, proof_path
 from chaperone_cli.kubectl import EVERYWHERE, LOG_PATH, CannotAsk, Cluster, ask, place
-from chaperone_cli.report import anchor, bundles, criteria, drawing, gather, oscal, page, pdf, tables
+from chaperone_cli.report import (
+    again,
+    anchor,
+    attested,
+    bundles,
+    criteria,
+    drawing,
+    gather,
+    oscal,
+    page,
+    pdf,
+    tables,
+    witness,
+)
 from chaperone_cli.report.asking import Asking
 from chaperone_cli.report.files import listing
 from chaperone_cli.report.model import (
@@ -22,6 +35,7 @@ from chaperone_cli.report.model import (
     FORMAT,
     MANIFEST,
     MODEL,
+    OPERATOR_FILE,
     OSCAL,
     PAGE,
     PDF,
@@ -36,6 +50,7 @@ from chaperone_cli.report.model import (
 )
 from chaperone_cli.report.period import BadPeriod, Period, days, now
 from chaperone_cli.say import progress, say
+from chaperone_cli.totals.snapshot import CannotRead
 from chaperone_cli.verify import Trust
 
 
@@ -51,6 +66,8 @@ class Options(msgspec.Struct, frozen=True):
     system_namespace: str
     trust: Path | None = None
     log_policy: Path | None = None
+    totals: tuple[Path, ...] = ()
+    operator_key: Path | None = None
 
 
 class CannotReport(Exception):
@@ -63,7 +80,7 @@ def run(cluster: Cluster, options: Options) -> int:
         report = make(cluster, options)
         digest = seal(options.output, report)
     except (
-        CannotReport, CannotAsk, BadPeriod, anchor.CannotAnchor, tables.BadTable, OSError
+        CannotReport, CannotAsk, BadPeriod, anchor.CannotAnchor, tables.BadTable, CannotRead, OSError
     ) as error:  # fmt: skip
         say(f"report: FAILED: {error}", err=True)
         return 1
@@ -84,7 +101,7 @@ def make(cluster: Cluster, options: Options) -> Report:
 
     Raises:
         CannotReport: the directory is in use. CannotAsk: the cluster does not give what a report cannot do without.
-        BadPeriod, CannotAnchor, BadTable, OSError: as they say.
+        BadPeriod, CannotAnchor, BadTable, CannotRead, OSError: as they say.
     """
     period = days(options.first, options.last)
     folder = options.output
@@ -103,7 +120,12 @@ def make(cluster: Cluster, options: Options) -> Report:
     asking = Asking(cluster, namespace)
     draws = gather.draws(nonce, root, options.sample)
     found = gather.Gathering(asking, folder, period, log.size, draws).run()
-    proved = _sample(cluster, folder, trust, found, nonce, root)
+    witness.write(folder, options.totals, period, namespace)
+    if not options.totals:
+        found.unlisted.add(tables.TOTALS)
+    proved, examined = _sample(cluster, folder, trust, found, nonce, root)
+    found.notes += _attest(cluster, options, trust)
+    found.notes += _ask_again(folder, trust, found, examined)
     report = Report(
         format=FORMAT, version=version(), made_at=now(),
         parameters=_parameters(options, period, namespace, nonce), log=log,
@@ -194,8 +216,8 @@ def _fetch_trust(cluster: Cluster, options: Options) -> list[str]:
 
 def _sample(
     cluster: Cluster, folder: Path, trust: Trust, found: gather.Gathered, nonce: str, root: bytes
-) -> set[tuple[str, int]]:
-    """Draw, fetch and verify; returns which stratum and place are proved."""
+) -> tuple[set[tuple[str, int]], dict[tuple[str, str], bundles.Examined]]:
+    """Draw, fetch and verify; returns which stratum and place are proved, and what each session's bundle shows."""
     drawn = drawing.ranks(found.draws)
     by_index = drawing.rows_of(folder, drawn)
     examined: dict[tuple[str, str], bundles.Examined] = {}
@@ -215,4 +237,38 @@ def _sample(
             table.add(drawing.sampled(rank, row, nonce, root, why))
             if not why:
                 proved.add((rank[0], rank[2]))
-    return proved
+    return proved, examined
+
+
+def _attest(cluster: Cluster, options: Options, trust: Trust) -> list[str]:
+    """Populations with their signatures, and coverage.csv; returns what could not be had."""
+    folder = options.output
+    notes = list(attested.fetch(cluster, folder))
+    if options.operator_key is not None:
+        shutil.copyfile(options.operator_key, folder / OPERATOR_FILE)
+    elif key := attested.operator_key(folder):
+        (folder / OPERATOR_FILE).write_bytes(key)
+        notes.append("the operator's key came from the cluster itself; compare it with a copy from elsewhere")
+    with tables.table(folder, tables.COVERAGE) as table:
+        for row in attested.rows(folder, trust, operator_file(folder)):
+            table.add(row)
+    return notes
+
+
+def _ask_again(
+    folder: Path, trust: Trust, found: gather.Gathered, examined: dict[tuple[str, str], bundles.Examined]
+) -> list[str]:
+    """reperformed.csv; returns what could not be had."""
+    with tables.table(folder, tables.REPERFORMED) as table:
+        try:
+            for row in again.rows(folder, trust, operator_file(folder), examined):
+                table.add(row)
+        except again.CannotAskAgain as error:
+            found.unlisted.add(tables.REPERFORMED)
+            return [f"no decision was made again: {error}"]
+    return []
+
+
+def operator_file(folder: Path) -> Path | None:
+    """The operator's key of a package, if it has one."""
+    return folder / OPERATOR_FILE if (folder / OPERATOR_FILE).is_file() else None

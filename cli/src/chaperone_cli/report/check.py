@@ -1,8 +1,8 @@
 """`chaperone report check`: does a package hold? Offline; everything in it is hostile until it was computed again.
 
 In this order, for the first bad place is named first: the files against the manifest; the model against what this
-program says and counts; the checkpoint; the tables against themselves; the samples drawn again; their bundles; and what
-was drawn for people, drawn again.
+program says and counts; the checkpoint; the tables against themselves; the samples drawn again; their bundles;
+populations by their signatures; decisions, made again; and what was drawn for people, drawn again.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,20 @@ import click
 import msgspec
 
 from chaperone_cli.evidence import CannotVerify
-from chaperone_cli.report import anchor, build, bundles, criteria, drawing, gather, oscal, page, tables
+from chaperone_cli.report import (
+    again,
+    anchor,
+    attested,
+    build,
+    bundles,
+    criteria,
+    drawing,
+    gather,
+    oscal,
+    page,
+    tables,
+    witness,
+)
 from chaperone_cli.report.files import listing, sha256
 from chaperone_cli.report.model import (
     CHECKPOINT,
@@ -36,7 +50,17 @@ from chaperone_cli.report.model import (
 from chaperone_cli.report.period import Period, micros
 from chaperone_cli.report.rows import class_of, log_index
 from chaperone_cli.report.sampling import Draw
-from chaperone_cli.report.tables import COMMANDS, REFUSED, SESSIONS, BadTable, Row
+from chaperone_cli.report.tables import (
+    COMMANDS,
+    COVERAGE,
+    EPOCHS,
+    REFUSED,
+    REPERFORMED,
+    SESSIONS,
+    TOTALS,
+    BadTable,
+    Row,
+)
 from chaperone_cli.report.tallying import Tally
 from chaperone_cli.say import progress, say
 from chaperone_cli.verify import CANNOT, FINDINGS, MAX_SHOWN, OK, Trust
@@ -70,10 +94,10 @@ class Verdict(msgspec.Struct):
     manifest_sha256: str = ""
 
 
-def run(folder: Path, trust: Path | None, log_policy: Path | None, *, as_json: bool) -> int:
+def run(folder: Path, trust: Path | None, log_policy: Path | None, operator_key: Path | None, *, as_json: bool) -> int:
     """Check and print; returns the exit status."""
     try:
-        verdict = check(folder, trust, log_policy)
+        verdict = check(folder, trust, log_policy, operator_key)
     except (CannotCheck, anchor.CannotAnchor, OSError) as error:
         if as_json:
             click.echo(msgspec.json.encode({"check": "CANNOT CHECK", "why": str(error)}))
@@ -92,7 +116,9 @@ def run(folder: Path, trust: Path | None, log_policy: Path | None, *, as_json: b
     return FINDINGS if verdict.problems else OK
 
 
-def check(folder: Path, given_trust: Path | None = None, given_policy: Path | None = None) -> Verdict:
+def check(
+    folder: Path, given_trust: Path | None = None, given_policy: Path | None = None, given_key: Path | None = None
+) -> Verdict:
     """Check a package.
 
     Raises:
@@ -103,8 +129,11 @@ def check(folder: Path, given_trust: Path | None = None, given_policy: Path | No
     trust = anchor.read_trust(
         given_trust or folder / TRUST_FILE, given_policy or folder / POLICY_FILE, is_given=given_trust is not None
     )
-    if given_trust is None or given_policy is None:
-        verdict.notes.append("CA or keys of the log lay in the package; give --trust and --log-policy of your own")
+    if None in (given_trust, given_policy, given_key):
+        verdict.notes.append(
+            "CA, keys of the log or the operator's key lay in the package; give --trust, --log-policy and "
+            "--operator-key of your own"
+        )
     verdict.problems += _files(folder, manifest)
     report = _model(folder)
     verdict.report = report
@@ -115,7 +144,12 @@ def check(folder: Path, given_trust: Path | None = None, given_policy: Path | No
         draws = gather.draws(report.parameters.nonce, root, report.parameters.sample)
         verdict.problems += _commands(folder, report, draws)
         verdict.problems += _totals(folder)
-        verdict.problems += _samples(folder, report, trust, draws, root)
+        verdict.problems += _witness(folder, report)
+        examined: dict[tuple[str, str], bundles.Examined] = {}
+        verdict.problems += _samples(folder, report, trust, draws, root, examined)
+        key = given_key or build.operator_file(folder)
+        verdict.problems += _attested(folder, trust, key)
+        verdict.problems += _again(folder, report, trust, key, examined, verdict)
         verdict.problems += _drawn(folder, report, verdict)
     except BadTable as error:
         verdict.problems.append(Problem(*error.parts))
@@ -229,6 +263,14 @@ def _totals(folder: Path) -> Iterator[Problem]:
                 return
 
 
+def _witness(folder: Path, report: Report) -> Iterator[Problem]:
+    """Counters of back ends are reckoned again against the commands here."""
+    asked = report.parameters
+    wrong = witness.problem(folder, Period(asked.since, asked.until), asked.namespace)
+    if wrong is not None:
+        yield Problem(TOTALS, *wrong)
+
+
 def _wrong(row: Row, index: int, last: int, size: int, period: Period) -> str:
     if index != log_index(row["name"]):
         return f"{row['name']} does not stand at place {row['index']} of the log"
@@ -243,7 +285,41 @@ def _wrong(row: Row, index: int, last: int, size: int, period: Period) -> str:
     return ""
 
 
-def _samples(folder: Path, report: Report, trust: Trust, draws: dict[str, Draw], root: bytes) -> Iterator[Problem]:
+def _attested(folder: Path, trust: Trust, key: Path | None) -> Iterator[Problem]:
+    """Populations, verified anew by the operator's key."""
+    meant = list(attested.rows(folder, trust, key))
+    kept = list(tables.read(folder, COVERAGE))
+    for number, (row, wanted) in enumerate(zip_longest(kept, meant), 1):
+        if row is None or wanted is None:
+            yield Problem(COVERAGE, f"it does not have the namespaces of {EPOCHS}, each once", number)
+            return
+        for column in tables.COLUMNS[COVERAGE]:
+            if row[column] != tables.cell(wanted[column]):
+                what = f"{row['namespace']}: {column} is {row[column]}, and should be {tables.cell(wanted[column])}"
+                yield Problem(COVERAGE, f"{what}{f' ({wanted["why"]})' if wanted['why'] else ''}", number)
+                break
+
+
+def _again(
+    folder: Path, report: Report, trust: Trust, key: Path | None, examined: dict[tuple[str, str], bundles.Examined],
+    verdict: Verdict,
+) -> Iterator[Problem]:  # fmt: skip
+    """Decisions, made again."""
+    if not report.fact("reperformed").is_known:
+        return
+    try:
+        number, what = again.disagreement(tables.read(folder, REPERFORMED), again.rows(folder, trust, key, examined))
+    except again.CannotAskAgain as error:
+        verdict.notes.append(f"decisions were not made again here, their table is held by its hash: {error}")
+        return
+    if number:
+        yield Problem(REPERFORMED, what, number)
+
+
+def _samples(
+    folder: Path, report: Report, trust: Trust, draws: dict[str, Draw], root: bytes,
+    examined: dict[tuple[str, str], bundles.Examined],
+) -> Iterator[Problem]:  # fmt: skip
     drawn = drawing.ranks(draws)
     by_index = drawing.rows_of(folder, drawn)
     named = list(tables.read(folder, SAMPLES))
@@ -254,7 +330,6 @@ def _samples(folder: Path, report: Report, trust: Trust, draws: dict[str, Draw],
     if len(named) != len(drawn):
         yield Problem(SAMPLES, f"{len(drawn)} commands are drawn, and {len(named)} are here")
         return
-    examined = {}
     for number, (place, wanted) in enumerate(drawing.by_bundle(by_index).items(), 1):
         progress(f"bundle {number}")
         examined[place] = _examined(folder, place, trust, wanted)

@@ -15,6 +15,7 @@ from chaperone_cli.report.model import SAMPLES, Criterion, Fact, Line
 from chaperone_cli.report.tables import (
     APPROVALS,
     COMMANDS,
+    COVERAGE,
     EPOCHS,
     GAPS,
     IDENTITIES,
@@ -23,9 +24,11 @@ from chaperone_cli.report.tables import (
     READERS,
     READS,
     REFUSED,
+    REPERFORMED,
     REVISIONS,
     SESSIONS,
     SILENCE,
+    TOTALS,
 )
 from chaperone_cli.report.texts import ESTABLISHED, MISSED, NEEDS, NOT_ESTABLISHED
 
@@ -47,6 +50,8 @@ def facts() -> list[Fact]:
         _fact("unnamed", "Pods with a stream that no population names", PODS, named=[""]),
         _fact("gaps", "Times of a pod without proof", GAPS),
         _fact("epochs", "Populations that the operator signed", EPOCHS),
+        _fact("attested", "Namespaces whose populations bear the operator's signature", COVERAGE, proved=_YES),
+        _fact("unattested", "Namespaces whose populations could not be verified", COVERAGE, proved=["no"]),
         _fact("broken-epochs", "Populations that do not follow the one before", EPOCHS, follows=["no"]),
         _fact("sessions", "Sessions", SESSIONS),
         _fact("totals-agree", "Sessions whose count of commands agrees with the list", SESSIONS, total=["agrees"]),
@@ -82,6 +87,18 @@ def facts() -> list[Fact]:
         _fact("proofs", "Bundles with texts that were fetched", READS, resource=["sessions/proof"]),
         _fact("silent", "Identities whose silence is attested", SILENCE, verdict=["attested"]),
         _fact("unknown", "Identities without commands of which nothing is known", SILENCE, verdict=["unknown"]),
+        _fact("witnessed", "Roles of back ends whose own counters agree with the records", TOTALS, verdict=["Agrees"]),
+        _fact("bypassed", "Roles of back ends that count more than is recorded", TOTALS, verdict=["BackendHasMore"]),
+        _fact("overcounted", "Roles of back ends that count less than is recorded", TOTALS,
+              verdict=["RecordedHasMore"]),
+        _fact("uncompared", "Roles of back ends whose counters could not be compared", TOTALS,
+              verdict=["NotComparable"]),
+        _fact("asked-again", "Commands of the sampled sessions", REPERFORMED),
+        _fact("reperformed", "Decisions that were made again with their own revision of policy", REPERFORMED,
+              verdict=["agrees", "differs"]),
+        _fact("differs", "Decisions that policy does not make again", REPERFORMED, verdict=["differs"]),
+        _fact("not-repeatable", "Decisions that cannot be made again from the record", REPERFORMED,
+              verdict=["not repeatable"]),
         _fact("samples", "Sampled commands", SAMPLES),
         _fact("unproved", "Sampled commands that could not be proved", SAMPLES, proved=["no"]),
     ]  # fmt: skip
@@ -131,8 +148,8 @@ _ALL: Final = (
         ("Each agent has an identity and reaches a back end through a gateway beside it, which holds the credential in "
          "its place and lets nothing pass that policy does not cover.", "=identities", "=targets", "=policies"),
         ("identities", "pods", "sessions", "commands"), _EVERY,
-        ("unheard", "uncovered", "ownerless", "lost"), ("population", "checkpoint", "samples"),
-        ("bypass", "credentials", "unsampled"),
+        ("unheard", "uncovered", "ownerless", "lost", "bypassed"), ("population", "checkpoint", "samples", "witness"),
+        ("credentials", "unsampled"),
     ),
     _Criterion(
         "CC6.2", "Access is granted after registration, and taken away",
@@ -145,13 +162,15 @@ _ALL: Final = (
         "CC6.3", "Access follows roles and least privilege, with duties kept apart",
         ("A command is allowed only when rules cover each of its effects on each object. Where a rule asks for it, "
          "people decide, and each decision is bound to one exact command.", "=policies", "=approvals-used"),
-        ("objects", "revisions", "approvals"), ("approved", "refused"), ("self-approved", "approvals-gone", "observed"),
-        ("revisions", "approvals"), ("unused", "review", "names"),
+        ("objects", "revisions", "approvals", "asked-again", "reperformed"), ("approved", "refused"),
+        ("self-approved", "approvals-gone", "observed", "differs", "not-repeatable"),
+        ("revisions", "approvals", "decisions"), ("unused", "review", "names", "not-asked-again"),
     ),
     _Criterion(
         "CC6.6", "The boundary is guarded against what is outside",
         ("A pod's traffic is fenced: it leaves through the gateway, and to declared targets.", "=targets", "=heard"),
-        ("pods", "targets"), ("refused",), ("uncovered", "unnamed"), ("population",), ("egress", "bypass"),
+        ("pods", "targets"), ("refused",), ("uncovered", "unnamed", "bypassed"),
+        ("population", "witness"), ("egress",),
     ),
     _Criterion(
         "CC6.7", "Information in motion is restricted and protected",
@@ -166,15 +185,18 @@ _ALL: Final = (
     ),
     _Criterion(
         "CC7.1", "Changes of configuration are noticed",
-        ("Each decision names the revision of policy that made it.", "=revisions", "=objects"),
-        ("objects", "revisions"), (), ("objects-not-ready", "unrevised"), ("revisions", "live"), ("drift", "deleted"),
+        ("Each decision names the revision of policy that made it, which the log keeps as the operator signed it.",
+         "=revisions", "=reperformed", "=objects"),
+        ("objects", "revisions"), (), ("objects-not-ready", "unrevised", "differs"),
+        ("revisions", "decisions", "live"), ("drift", "deleted"),
     ),
     _Criterion(
         "CC7.2", "What is unusual is noticed",
         ("Gateways sign that they live every ten seconds; who falls silent is stated lost in the log.", "=epochs"),
-        ("pods", "epochs", "sessions", "totals-agree", "totals-open"), (),
-        ("gaps", "unheard", "findings", "breaks", "broken-epochs", "totals-differ", "unknown"),
-        ("population", "totals", "silence"), ("alerts", "operator-key"),
+        ("pods", "epochs", "attested", "sessions", "totals-agree", "totals-open", "witnessed"), (),
+        ("gaps", "unheard", "findings", "breaks", "broken-epochs", "unattested", "totals-differ", "unknown", "bypassed",
+         "overcounted", "uncompared"),
+        ("population", "signatures", "totals", "silence", "witness"), ("alerts",),
     ),
     _Criterion(
         "CC7.3", "Events are judged",

@@ -20,6 +20,7 @@ SAMPLES: Final = "samples.csv"
 OSCAL: Final = "oscal/assessment-results.json"
 TRUST_FILE: Final = "evidence/trust.pem"
 POLICY_FILE: Final = "evidence/log.policy"
+OPERATOR_FILE: Final = "evidence/operator.vkey"
 
 
 class Fact(msgspec.Struct, kw_only=True):
@@ -102,12 +103,21 @@ class Report(msgspec.Struct, kw_only=True):
 
     @property
     def missing(self) -> set[str]:
-        """What there was not: tables that could not be listed, `log` for keys to verify by, `proof` for a sample's."""
+        """What there was not, tables that could not be listed among it.
+
+        `log` stands for keys to verify by, `proof` for a sample's, `signature` for that of a population, `decision` for
+        any that could be made again.
+        """
         found = {fact.file for fact in self.facts if not fact.is_known}
         if not self.log.is_verified:
             found.add("log")
         if any(one.proved < one.size for one in self.strata):
             found.add("proof")
+        counts = {fact.id: fact.count for fact in self.facts}
+        if counts.get("unattested") or not counts.get("attested"):
+            found.add("signature")
+        if not counts.get("reperformed"):
+            found.add("decision")
         return found
 
     def fact(self, name: str) -> Fact:

@@ -111,7 +111,7 @@ def session(one: Object, counted: int, total: str) -> Cells:
         "state": part(status, "state"), "started_at": part(status, "startedAt"), "ended_at": part(status, "endedAt"),
         "commands": part(status, "commands"), "denied": part(status, "denied"), "bytes_out": part(status, "bytesOut"),
         "has_findings": bool(part(status, "findings")), "has_chain_breaks": bool(part(status, "chainBreaks")),
-        "counted": counted, "total": total,
+        "counted": counted, "total": total, "role": part(spec, "role"),
     }  # fmt: skip
 
 
@@ -126,7 +126,8 @@ def command(one: Object) -> Cells:
                                                   "sha256", "stream", "seq")},
         "masked": part(spec, "masked") is True, "size_bytes": part(spec, "sizeBytes"),
         **{field: part(status, field) for field in ("status", "rows", "bytes")},
-        "decided_at": part(status, "decidedAt"),
+        "decided_at": part(status, "decidedAt"), "code": part(status, "code"), "statements": part(spec, "statements"),
+        "in_transaction": part(spec, "inTransaction") is True, "duration_us": part(status, "durationMicroseconds"),
     }  # fmt: skip
     return found | {"class": class_of(str(found["decision"]), bool(found["approval"]))}
 
@@ -144,6 +145,7 @@ def of_record(said: record.CommandIntent) -> Cells:
         "session": said.session, "target": said.target, "kind": said.kind, "decision": said.decision,
         "policy": said.policy, "rule": said.rule, "revision": said.revision, "approval": said.approval,
         "subject": said.subject, "sha256": said.sha256, "size_bytes": said.size_bytes, "masked": said.is_masked,
+        "statements": said.statements, "in_transaction": said.in_transaction,
         "effects": list(dict.fromkeys(one.effect for one in said.accesses)),
         "objects": list(dict.fromkeys(one.object for one in said.accesses if one.object)),
     }  # fmt: skip

@@ -25,19 +25,36 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     tables.OBJECTS: ("kind", "namespace", "name", "generation", "mode", "ready", "changed_at", "detail"),
     tables.REVISIONS: ("namespace", "revision", "commands", "first_command", "first_at", "last_at"),
     tables.EPOCHS: ("namespace", "epoch", "pods", "received_at", "follows", "hash"),
+    tables.COVERAGE: ("namespace", "first_epoch", "last_epoch", "as_of", "pods", "heard", "proved", "why"),
+    tables.REPERFORMED: ("name", "namespace", "was", "was_rule", "again", "again_rule", "verdict", "why"),
     tables.GAPS: ("namespace", "pod", "identity", "state", "from", "until"),
     tables.SILENCE: ("namespace", "identity", "pods", "sessions", "verdict", "why"),
+    tables.TOTALS: (
+        "role",
+        "targets",
+        "since",
+        "until",
+        "calls",
+        "recorded_least",
+        "recorded_most",
+        "difference_least",
+        "difference_most",
+        "verdict",
+    ),
     SAMPLES: ("rank", "name", "namespace", "stratum", "decision", "rule", "sha256", "proved", "why"),
 }
 NUMBERS: Final = frozenset({"generation", "gaps", "commands", "denied", "reads", "objects_given", "given", "epoch",
-                            "pods", "sessions", "rank"})  # fmt: skip
+                            "first_epoch", "last_epoch", "heard",
+                            "pods", "sessions", "rank", "calls", "recorded_least",
+                            "recorded_most", "difference_least", "difference_most"})  # fmt: skip
 TIMES: Final = frozenset({"decided_at", "created_at", "started_at", "changed_at", "received_at", "first_at", "last_at",
-                          "read_at", "last_seen", "from", "until"})  # fmt: skip
+                          "read_at", "last_seen", "as_of", "from", "until", "since"})  # fmt: skip
 HEADINGS: Final = {"decided_at": "decided", "created_at": "created", "started_at": "started", "changed_at": "changed",
                    "received_at": "received", "first_at": "first", "last_at": "last", "read_at": "read"}  # fmt: skip
 _RESOURCES: Final = {
     tables.IDENTITIES: "agentidentity", tables.SESSIONS: "session", tables.COMMANDS: "command",
     tables.REFUSED: "command", tables.APPROVALS: "approvalrequest", tables.EPOCHS: "population", SAMPLES: "command",
+    tables.REPERFORMED: "command",
 }  # fmt: skip
 
 

@@ -29,13 +29,16 @@ READERS: Final = "populations/readers.csv"
 OBJECTS: Final = "populations/objects.csv"
 REVISIONS: Final = "populations/revisions.csv"
 EPOCHS: Final = "populations/epochs.csv"
+COVERAGE: Final = "populations/coverage.csv"
+REPERFORMED: Final = "populations/reperformed.csv"
 GAPS: Final = "populations/gaps.csv"
 SILENCE: Final = "populations/silence.csv"
+TOTALS: Final = "populations/totals.csv"
 
 _COMMAND: Final = (
     "name", "index", "namespace", "session", "identity", "target", "kind", "effects", "objects", "decision", "policy",
     "rule", "revision", "approval", "subject", "masked", "sha256", "size_bytes", "status", "rows", "bytes",
-    "decided_at", "stream", "seq", "class",
+    "decided_at", "stream", "seq", "statements", "in_transaction", "code", "duration_us", "class",
 )  # fmt: skip
 COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     IDENTITIES: (
@@ -49,7 +52,7 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
     SESSIONS: (
         "name", "namespace", "identity", "owner", "target", "protocol", "user", "database", "subject", "pod", "pod_uid",
         "stream", "state", "started_at", "ended_at", "commands", "denied", "bytes_out", "has_findings",
-        "has_chain_breaks", "counted", "total",
+        "has_chain_breaks", "counted", "total", "role",
     ),
     COMMANDS: _COMMAND,
     REFUSED: _COMMAND,
@@ -64,14 +67,21 @@ COLUMNS: Final[dict[str, tuple[str, ...]]] = {
               "ready", "detail"),
     REVISIONS: ("namespace", "revision", "commands", "first_command", "first_at", "last_command", "last_at"),
     EPOCHS: ("namespace", "epoch", "index", "hash", "pods", "received_at", "follows"),
+    COVERAGE: ("namespace", "bundle", "first_epoch", "last_epoch", "as_of", "pods", "heard", "operator", "proved",
+               "why"),
+    REPERFORMED: ("name", "namespace", "session", "stream", "seq", "revision", "was", "was_rule", "again",
+                  "again_rule", "verdict", "why"),
     GAPS: ("namespace", "pod", "uid", "identity", "state", "from", "until"),
     SILENCE: ("namespace", "identity", "commands", "sessions", "pods", "verdict", "why"),
+    TOTALS: ("file", "server", "since", "until", "targets", "role", "calls", "lookups", "estimates", "recorded_least",
+             "recorded_most", "difference_least", "difference_most", "verdict", "why"),
     SAMPLES: ("stratum", "rank", "score", "index", "name", "namespace", "session", "stream", "seq", "decision",
               "policy", "rule", "revision", "sha256", "bundle", "proved", "why"),
 }  # fmt: skip
 
 LISTED_AS: Final = {  # the tables that a resource fills
-    "agentidentities": (IDENTITIES,), "coverages": (PODS, GAPS), "populations": (EPOCHS,), "reads": (READS, READERS),
+    "agentidentities": (IDENTITIES,), "coverages": (PODS, GAPS), "populations": (EPOCHS, COVERAGE),
+    "reads": (READS, READERS),
     "approvalrequests": (APPROVALS,), "accesspolicies": (OBJECTS,), "clusteraccesspolicies": (OBJECTS,),
     "accesstargets": (OBJECTS,),
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from chaperone_cli.report.tables import APPROVALS, EPOCHS, IDENTITIES, OBJECTS, PODS, READS
+from chaperone_cli.report.tables import APPROVALS, EPOCHS, IDENTITIES, OBJECTS, PODS, READS, REPERFORMED, TOTALS
 
 ESTABLISHED: Final = {
     "population": "Completeness of pods: the operator names, in populations that the log holds, which pods there are; "
@@ -16,31 +16,41 @@ ESTABLISHED: Final = {
     "samples": "Accuracy: of each sampled command the whole stream was fetched and verified up to the log's signature, "
     "and the row was compared with the record in it, field by field. The other commands of such a stream were looked "
     "for in the list.",
+    "signatures": "The operator's signature on every population, and that each follows the one before it, were "
+    "verified with the key that coverage.csv names; the log has the newest one of each namespace.",
+    "decisions": "Accuracy of decisions: those of the sampled sessions were made again by OPA with the revision of "
+    "policy that each record names, as the operator signed it. Differences are under exceptions. What a record does "
+    "not say is not made up: such a command counts as not repeatable.",
     "live": "Objects were listed when the report was made, at the versions named above; they are as they were then.",
     "revisions": "Revisions are those that records of decisions name, so none that decided a command is missing.",
     "approvals": "A command that people released names its request, whose votes bear the name that the API server "
     "authenticated.",
     "reads": "A read is written into the same log before its answer is given. Those that made this report come after "
     "its checkpoint, and will be in the next one.",
+    "witness": "Completeness against the back ends: calls that a server counted by itself, by role, were held against "
+    "the commands recorded, for the servers, roles and times of totals.csv and no others.",
     "silence": "Silence of an identity is called attested only where populations span the period, each of its pods was "
     "heard, and the log has no command of it; all else is called unknown.",
 }
 NEEDS: Final[dict[str, tuple[str, ...]]] = {  # without which a sentence is not true
     "population": (EPOCHS, PODS), "checkpoint": ("log",), "totals": (), "samples": ("log", "proof"),
+    "signatures": (EPOCHS, "signature"), "decisions": ("log", "decision", REPERFORMED),
     "live": (IDENTITIES, OBJECTS), "revisions": (), "approvals": (APPROVALS,), "reads": (READS,),
-    "silence": (EPOCHS, PODS),
+    "silence": (EPOCHS, PODS), "witness": (TOTALS,),
 }  # fmt: skip
 MISSED: Final = {  # what is said instead
     "population": "Completeness of pods: populations or coverages could not be listed.",
     "checkpoint": "Completeness of records: there were no keys to verify the checkpoint of the log by.",
     "samples": "Accuracy of every sampled command: some could not be proved; samples.csv says which, and why.",
+    "signatures": "The signatures on populations: not all could be verified; coverage.csv says which, and why.",
+    "decisions": "Accuracy of decisions: none could be made again; reperformed.csv says why.",
     "live": "What was in place: not all objects could be listed.",
     "approvals": "Who released commands: approval requests could not be listed.",
     "reads": "Who read the evidence: reads could not be listed.",
+    "witness": "That no traffic went past a gateway: counters of the back ends were not compared with the records.",
     "silence": "Silence of identities: populations or coverages could not be listed.",
 }
 NOT_ESTABLISHED: Final = {
-    "bypass": "That no traffic went past a gateway: counters of the back ends were not compared with the records.",
     "credentials": "That agents hold no credential of their own: neither images nor Secrets were looked at.",
     "unsampled": "Commands outside the sample were listed by the collector and not verified one by one.",
     "deleted": "Objects that were deleted before the report was made are not in it.",
@@ -55,8 +65,8 @@ NOT_ESTABLISHED: Final = {
     "images": "Which software ran inside the agents' pods.",
     "drift": "Configuration between two revisions that decided no command.",
     "alerts": "Which alerts were raised, and who looked at them.",
-    "operator-key": "The signatures on populations: the collector verifies them when it takes them, and this report "
-    "does not verify them again.",
+    "not-asked-again": "That decisions outside the sampled sessions are those that policy makes; chaperone reperform "
+    "--from --to asks about all of them.",
     "incidents": "How people judged and answered an incident.",
     "cuts": "How long a suspension took to reach each gateway.",
     "tests": "That changes were tested before they were applied.",

@@ -9,7 +9,6 @@ collector believes; an auditor brings a copy. Texts are not in it.
 
 from __future__ import annotations
 
-import sqlite3
 import tarfile
 from collections.abc import AsyncIterator
 from typing import Final
@@ -17,8 +16,10 @@ from typing import Final
 import msgspec
 
 from chaperone_collector import population
-from chaperone_collector.api.proof import SEGMENT_BODY_BYTES, SEGMENT_ENTRIES, member, read_frames
+from chaperone_collector.api.pieces import member
+from chaperone_collector.api.proof import SEGMENT_BODY_BYTES, SEGMENT_ENTRIES, read_frames
 from chaperone_collector.api.status import unavailable
+from chaperone_collector.database import Connection, stream
 from chaperone_collector.store import Store
 from chaperone_collector.tree import read_proof
 from chaperone_evidence import canonical, entry
@@ -88,12 +89,12 @@ async def _of_stream(store: Store, census: Census, part: Part) -> AsyncIterator[
     yield member(f"log/{part.name}.tlog-proof", await store.read(lambda db: _proof_of_end(db, census, part)))
 
 
-def _census(db: sqlite3.Connection, namespace: str, now_us: int) -> Census | None:
+def _census(db: Connection, namespace: str, now_us: int) -> Census | None:
     first = db.execute("SELECT min(idx) FROM population WHERE namespace = ?", (namespace,)).fetchone()[0]
     if first is None:
         return None
     checkpoint = db.execute(
-        "SELECT size, note FROM (SELECT * FROM checkpoint WHERE size > ? ORDER BY size DESC LIMIT ?) "
+        "SELECT size, note FROM (SELECT * FROM checkpoint WHERE size > ? ORDER BY size DESC LIMIT ?) recent "
         "ORDER BY witnesses DESC, size DESC LIMIT 1",
         (first, RECENT_CHECKPOINTS),
     ).fetchone()
@@ -105,7 +106,7 @@ def _census(db: sqlite3.Connection, namespace: str, now_us: int) -> Census | Non
     return Census(namespace, int(newest[0]), int(size), bytes(note), bytes(vkey), _parts(db, namespace, size, now_us))
 
 
-def _parts(db: sqlite3.Connection, namespace: str, size: int, now_us: int) -> list[Part]:
+def _parts(db: Connection, namespace: str, size: int, now_us: int) -> list[Part]:
     """The streams; one that lives ends with its last head below the checkpoint, another one with its last record."""
     found = []
     rows = db.execute(
@@ -122,9 +123,10 @@ def _parts(db: sqlite3.Connection, namespace: str, size: int, now_us: int) -> li
     return found
 
 
-def _notes(db: sqlite3.Connection, census: Census, first: int) -> list[bytes]:
+def _notes(db: Connection, census: Census, first: int) -> list[bytes]:
     """Body frames of populations from an epoch on, up to a segment's size."""
-    rows = db.execute(
+    rows = stream(
+        db,
         "SELECT e.bytes FROM population p JOIN entry e ON e.idx = p.idx WHERE p.namespace = ? AND p.epoch >= ? "
         "AND p.idx <= ? ORDER BY p.epoch",
         (census.namespace, first, census.newest),
@@ -140,7 +142,7 @@ def _notes(db: sqlite3.Connection, census: Census, first: int) -> list[bytes]:
     return frames
 
 
-def _ends(db: sqlite3.Connection, part: Part) -> bytes:
+def _ends(db: Connection, part: Part) -> bytes:
     head = db.execute(
         "SELECT seq FROM entry WHERE stream = ? AND seq < ? AND class = ? ORDER BY seq DESC LIMIT 1",
         (part.id, part.count, entry.CLASS_HEAD),
@@ -149,14 +151,14 @@ def _ends(db: sqlite3.Connection, part: Part) -> bytes:
     return b"".join(read_frames(db, part.id, seq, seq) for seq in seqs)
 
 
-def _entry(db: sqlite3.Connection, idx: int) -> bytes:
+def _entry(db: Connection, idx: int) -> bytes:
     return bytes(db.execute("SELECT bytes FROM entry WHERE idx = ?", (idx,)).fetchone()[0])
 
 
-def _proof_of_end(db: sqlite3.Connection, census: Census, part: Part) -> bytes:
+def _proof_of_end(db: Connection, census: Census, part: Part) -> bytes:
     row = db.execute("SELECT idx FROM entry WHERE stream = ? AND seq = ?", (part.id, part.count - 1)).fetchone()
     return _proof(db, census, int(row[0]))
 
 
-def _proof(db: sqlite3.Connection, census: Census, idx: int) -> bytes:
+def _proof(db: Connection, census: Census, idx: int) -> bytes:
     return LogProof(idx, tuple(read_proof(db, idx, census.size)), census.note).encode()

@@ -11,14 +11,14 @@ in roles (`checkpoints/entries`), and reading them is recorded.
 from __future__ import annotations
 
 import base64
-import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from chaperone_collector.api.names import duration, micros, seconds, uid
-from chaperone_collector.api.question import Found, Page, Question, Range
+from chaperone_collector.api.question import Found, Page, Question, Range, paged
 from chaperone_collector.api.status import GROUP, VERSION, ApiError
 from chaperone_collector.checkpoint import newest, read_origin
+from chaperone_collector.database import Connection, stream
 from chaperone_collector.tree import read_bundle, read_tile
 from chaperone_evidence import note
 from chaperone_evidence.errors import Malformed
@@ -47,15 +47,10 @@ class Checkpoints:
     def __init__(self, now_us: Callable[[], int]) -> None:
         self._now_us = now_us
 
-    def page(self, db: sqlite3.Connection, question: Question, part: Range) -> Page:
+    def page(self, db: Connection, question: Question, part: Range) -> Page:
         """The checkpoints of at most `part.size` entries, the oldest first."""
-        found: list[Found] = []
-        limit = min(part.limit, OBJECT_PAGE)
-        for row in _rows(db, question, part):
-            if len(found) >= limit:
-                return Page(found, found[-1].idx)
-            found.append(self._show(read_origin(db), *row))
-        return Page(found, None)
+        shown = (self._show(read_origin(db), *row) for row in _rows(db, question, part))
+        return paged(shown, min(part.limit, OBJECT_PAGE))
 
     def _show(self, origin: str, size: int, wall_us: int, root: bytes, signed: bytes) -> Found:
         shown_root = base64.b64encode(root).decode()
@@ -73,7 +68,7 @@ class Checkpoints:
         return Found(size, size - 1, value, cells)
 
 
-def newest_note(db: sqlite3.Connection) -> bytes:
+def newest_note(db: Connection) -> bytes:
     """The newest signed checkpoint.
 
     Raises:
@@ -97,7 +92,7 @@ def place(path: str) -> Tile:
         raise ApiError(404, "NotFound", f"{path[:100]} is no tile of a log") from error
 
 
-def content(db: sqlite3.Connection, tile: Tile) -> bytes:
+def content(db: Connection, tile: Tile) -> bytes:
     """Hashes or entries of a tile that the newest checkpoint covers.
 
     Raises:
@@ -108,7 +103,7 @@ def content(db: sqlite3.Connection, tile: Tile) -> bytes:
     return read_bundle(db, tile) if tile.level == ENTRIES else read_tile(db, tile)
 
 
-def _rows(db: sqlite3.Connection, question: Question, part: Range) -> Iterator[tuple[int, int, bytes, bytes]]:
+def _rows(db: Connection, question: Question, part: Range) -> Iterator[tuple[int, int, bytes, bytes]]:
     if not all(requirement.holds({}) for requirement in question.labels):
         return
     where, values = "WHERE size > ? AND size <= ?", [part.after, part.size]
@@ -117,4 +112,4 @@ def _rows(db: sqlite3.Connection, question: Question, part: Range) -> Iterator[t
         values.append(
             int(term.value) if term.value.isascii() and term.value.isdecimal() and len(term.value) < 19 else -1
         )
-    yield from db.execute(f"SELECT size, wall_us, root, note FROM checkpoint {where} ORDER BY size", values)  # noqa: S608
+    yield from stream(db, f"SELECT size, wall_us, root, note FROM checkpoint {where} ORDER BY size", values)  # noqa: S608

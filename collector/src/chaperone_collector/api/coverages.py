@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from chaperone_collector.api.names import duration, micros, seconds, uid
 from chaperone_collector.api.question import Found, Page, Question, Range, paged
 from chaperone_collector.api.status import GROUP, VERSION
+from chaperone_collector.database import Connection, stream
 from chaperone_evidence.coverage import Producer, Run, Said, Verdict, judge
 
 RESOURCE: Final = "coverages"
@@ -34,8 +34,8 @@ _RUNS: Final = (
     "WHERE pod_uid = ? AND namespace = ? ORDER BY id DESC LIMIT ?"
 )
 _FORKED: Final = (
-    "SELECT EXISTS (SELECT 1 FROM stream WHERE pod_uid = ?1 AND previous <> '' GROUP BY previous HAVING count(*) > 1) "
-    "OR EXISTS (SELECT 1 FROM quarantine WHERE pod_uid = ?1 AND reason = 'fork')"
+    "SELECT EXISTS (SELECT 1 FROM stream WHERE pod_uid = ? AND previous <> '' GROUP BY previous HAVING count(*) > 1) "
+    "OR EXISTS (SELECT 1 FROM quarantine WHERE pod_uid = ? AND reason = 'fork')"
 )
 
 
@@ -51,18 +51,18 @@ class Coverages:
         self._now_us = now_us
         self._since_us = since_us
 
-    def page(self, db: sqlite3.Connection, question: Question, part: Range) -> Page:
+    def page(self, db: Connection, question: Question, part: Range) -> Page:
         """The pods that were first named below `part.size` and fit, in that order, as they are now."""
         shown = (self._show(db, part.size, *row) for row in _rows(db, question, part))
-        return paged(shown, lambda one: _fits(question, one), part.limit, MAX_SCANNED)
+        return paged(shown, part.limit, fits=lambda one: _fits(question, one), most=MAX_SCANNED)
 
     def _show(
-        self, db: sqlite3.Connection, size: int, number: int, namespace: str, pod_uid: str, pod: str, identity: str,
+        self, db: Connection, size: int, number: int, namespace: str, pod_uid: str, pod: str, identity: str,
         state: str, reason: str, exit_code: int | None, finished_us: int, expected_us: int, met_us: int, said_us: int,
     ) -> Found:  # fmt: skip
         rows = db.execute(_RUNS, (pod_uid, namespace, MAX_RUNS)).fetchall()[::-1]
         runs = [Run(bool(row[2]), bool(row[3]), bool(row[4]), row[5], row[6]) for row in rows]
-        is_forked = bool(db.execute(_FORKED, (pod_uid,)).fetchone()[0])
+        is_forked = bool(db.execute(_FORKED, (pod_uid, pod_uid)).fetchone()[0])
         producer = Producer(Said(state), said_us, reason, expected_us)
         now_us = self._now_us()
         verdict = judge(producer, runs, is_forked=is_forked, now_us=now_us, since_us=self._since_us)
@@ -107,12 +107,10 @@ def _fits(question: Question, shown: Found) -> bool:
         "metadata.name": metadata["name"], "metadata.namespace": metadata["namespace"],
         "spec.identity": spec["identity"], "spec.pod": spec["pod"], "status.state": shown.value["status"]["state"],
     }  # fmt: skip
-    return all(term.holds(fields[term.field]) for term in question.fields) and all(
-        requirement.holds({}) for requirement in question.labels
-    )
+    return question.holds(fields)
 
 
-def _rows(db: sqlite3.Connection, question: Question, part: Range) -> Iterator[tuple[Any, ...]]:
+def _rows(db: Connection, question: Question, part: Range) -> Iterator[tuple[Any, ...]]:
     where, values = "WHERE id > ? AND idx < ?", [part.after, part.size]
     texts: list[str] = []
     columns = {"metadata.name": "pod_uid", "metadata.namespace": "namespace", "spec.identity": "identity"}
@@ -123,4 +121,4 @@ def _rows(db: sqlite3.Connection, question: Question, part: Range) -> Iterator[t
     if question.namespace:
         where += " AND namespace = ?"
         texts.append(question.namespace)
-    yield from db.execute(f"{_SELECT}{where} ORDER BY id", (*values, *texts))
+    yield from stream(db, f"{_SELECT}{where} ORDER BY id", (*values, *texts))

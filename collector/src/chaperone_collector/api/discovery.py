@@ -32,6 +32,7 @@ _SESSION: Final[dict[str, Any]] = {
         "user": _field(_STRING, "The user that the client named; the backend's is the credential's."),
         "database": _field(_STRING, "The database that the client named."),
         "application": _field(_STRING, "What the client called itself."),
+        "role": _field(_STRING, "The user of the back end that the gateway logged in as."),
         "client": _field(_STRING, "The client's address in the pod."),
         "delegated": {
             "type": "object",
@@ -79,6 +80,7 @@ _COMMAND: Final[dict[str, Any]] = {
         "sizeBytes": _field(_INTEGER, "Length of that text."),
         "command": _field(_STRING, "The text, when it was kept and is not longer than 16 KiB."),
         "inTransaction": _field({"type": "boolean"}, "Whether a transaction was open."),
+        "statements": _field(_INTEGER, "That the back end counts when it runs them; 0: none, -1: not known."),
         "stream": _field(_STRING, "The stream that holds the command."),
         "seq": _field(_INTEGER, "The number of its record in the stream."),
     },
@@ -134,6 +136,26 @@ _POPULATION: Final[dict[str, Any]] = {
         "receivedAt": _field(_STRING, "By the collector's clock."),
     },
 }
+_REVISION: Final[dict[str, Any]] = {
+    "spec": {
+        "revision": _field(_STRING, "As commands name it: 16 hex digits."),
+        "serial": _field(_INTEGER, "Grows with each that comes into force in the namespace; the object's name."),
+        "bundle": _field(_STRING, "When posted: what OPA works with, base64."),
+        "gateway": _field(_STRING, "When posted: the configuration of each identity's gateways, base64."),
+        "notes": _field(_STRING, "When posted: the operator's signed note for each identity, base64."),
+        "key": _field(_STRING, "When posted: the key that verifies the notes. The first is the one from then on."),
+    },
+    "status": {
+        "index": _field(_INTEGER, "Of its entry in the log."),
+        "identities": _field(_INTEGER, "That it configures."),
+        "bundleSHA256": _field(_STRING, "Of the bundle, hex; each note names it."),
+        "commits": {
+            "type": "object", "description": "What its entry in the log holds of each file, base64.",
+            "additionalProperties": {"type": "string"},
+        },
+        "receivedAt": _field(_STRING, "By the collector's clock."),
+    },
+}  # fmt: skip
 _COVERAGE: Final[dict[str, Any]] = {
     "spec": {
         "pod": _field(_STRING, "The pod; the object's name is its uid."),
@@ -160,6 +182,54 @@ _COVERAGE: Final[dict[str, Any]] = {
                     "state": _field(_STRING, "What it was."),
                     "from": _field(_STRING, "The last that is proved."),
                     "until": _field(_STRING, "Absent while it lasts."),
+                },
+            },
+        },
+    },
+}
+
+_PODS: Final = ("covered", "ended", "missing", "uncovered", "silent", "lost", "truncated", "forked", "unknown")
+_REPORT: Final[dict[str, Any]] = {
+    "spec": {
+        "kind": _field(_STRING, "Daily or Monthly."),
+        "period": _field(_STRING, "The day or month, as 2026-11-26 or 2026-11, in UTC by the collector's clock."),
+        "first": _field(_INTEGER, "The first entry of the log that it is about."),
+        "end": _field(_INTEGER, "The entry before which these end."),
+        "size": _field(_INTEGER, "Entries of the log at the checkpoint that it rests on."),
+        "root": _field(_STRING, "The root over them, base64."),
+        "report": _field(_STRING, "The report as it was made and hashed: canonical JSON. Never made anew."),
+        "salt": _field(_STRING, "Base64; SHA-256 of a prefix, this and the report is what the entry in the log holds."),
+    },
+    "status": {
+        "index": _field(_INTEGER, "Of its entry in the log."),
+        "sha256": _field(_STRING, "Of the report, hex, as the entry holds it."),
+        "commit": _field(_STRING, "What its entry in the log holds of salt and report, base64."),
+        "madeAt": _field(_STRING, "By the collector's clock; whether pods are heard was judged then."),
+        "rows": _field(_INTEGER, "Entries that it is about."),
+        "exceptions": _field(_INTEGER, "Findings, chain breaks, pods that are not heard, times without proof."),
+        "altered": _field(_BOOLEAN, "True: what is stored is not what the log holds, so it is not shown."),
+        "namespaces": {
+            "type": "array",
+            "description": "What is in the report, by namespace; the empty name is what belongs to none.",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": _field(_STRING, "The namespace."),
+                    "sessions": _field(_INTEGER, "Sessions that began."),
+                    "commands": _field(_INTEGER, "Commands, of which the next three are parts."),
+                    "denied": _field(_INTEGER, "Refused by policy."),
+                    "held": _field(_INTEGER, "Held for people and not released on their connection."),
+                    "approved": _field(_INTEGER, "Released by people."),
+                    "identities": _field(_INTEGER, "AgentIdentities with commands."),
+                    "reads": _field(_INTEGER, "Reads of evidence."),
+                    "findings": _field(_INTEGER, "Records that say what cannot be."),
+                    "chainBreaks": _field(_INTEGER, "Tries to break the chain of a stream."),
+                    "gaps": _field(_INTEGER, "Times of the period of which nothing proves what was done."),
+                    "pods": {
+                        "type": "object",
+                        "description": "Pods that were there in the period, by the state of their coverage.",
+                        "properties": {name: _field(_INTEGER, "How many.") for name in _PODS},
+                    },
                 },
             },
         },
@@ -197,7 +267,15 @@ _SERVED: Final = (
         _POPULATION, verbs=("create", "get", "list"), parts=("proof",),
     ),
     Served(
+        "policyrevisions", "PolicyRevision", "What decided from some time on, as the operator signed it.", _REVISION,
+        verbs=("create", "get", "list"), parts=("proof",),
+    ),
+    Served(
         "coverages", "Coverage", "Whether a pod that has to be recorded is.", _COVERAGE, verbs=("get", "list")
+    ),
+    Served(
+        "evidencereports", "EvidenceReport", "What the log held of a day or month, stated in it when that was over.",
+        _REPORT, is_namespaced=False,
     ),
 )  # fmt: skip
 

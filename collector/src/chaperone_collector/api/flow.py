@@ -7,13 +7,13 @@ choosing flows first and reading only their records.
 from __future__ import annotations
 
 import re
-import sqlite3
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from chaperone_collector.api.selector import Requirement, Term
+from chaperone_collector.database import Connection
 
 LABELS: Final = {
     "chaperone.dev/identity": "identity", "chaperone.dev/target": "target", "chaperone.dev/protocol": "protocol",
@@ -46,7 +46,7 @@ class Flows:
     def __init__(self) -> None:
         self._known: dict[int, Flow] = {}
 
-    def all(self, connection: sqlite3.Connection) -> dict[int, Flow]:
+    def all(self, connection: Connection) -> dict[int, Flow]:
         """The flows that this connection sees. Safe in several threads: a dict is replaced, never changed."""
         known = self._known
         last = max(known, default=0)

@@ -11,7 +11,6 @@ import base64
 import logging
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -19,8 +18,10 @@ import msgspec
 from aiohttp import web
 
 from chaperone_collector.api.names import duration, micros, seconds, uid
-from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
+from chaperone_collector.api.posted import read_posted
+from chaperone_collector.api.question import Found, Page, Question, Range, paged
 from chaperone_collector.api.status import GROUP, VERSION, ApiError, bad_request
+from chaperone_collector.database import Connection, stream
 from chaperone_collector.errors import Refused
 from chaperone_collector.population import Given
 from chaperone_collector.store import Store
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 RESOURCE: Final = "populations"
 NEWEST: Final = "newest"  # a name that the newest epoch of a namespace has, too
 MAX_POST_BYTES: Final = 2 * population.MAX_NOTE_BYTES  # a note has short lines, and each newline takes two in JSON
-READ_TIMEOUT_S: Final = 20.0  # of what is posted
 PLACE: Final = re.compile(
     rf"/apis/{re.escape(GROUP)}/{VERSION}/namespaces/(?P<namespace>[a-z0-9](?:[-a-z0-9]{{0,61}}[a-z0-9])?)/{RESOURCE}\Z"
 )
@@ -75,18 +75,12 @@ class Populations:
     def __init__(self, now_us: Callable[[], int]) -> None:
         self._now_us = now_us
 
-    def page(self, db: sqlite3.Connection, question: Question, part: Range) -> Page:
+    def page(self, db: Connection, question: Question, part: Range) -> Page:
         """The populations below `part.size` that fit, in the order of the log."""
-        found: list[Found] = []
-        size = 0
-        for row in _rows(db, question, part):
-            if len(found) >= part.limit or size > MAX_PAGE_BYTES:
-                return Page(found, found[-1].idx)
-            found.append(self._show(db, *row))
-            size += len(found[-1].value["spec"].get("note", ""))
-        return Page(found, None)
+        shown = (self._show(db, *row) for row in _rows(db, question, part))
+        return paged(shown, part.limit, bytes_of=lambda one: len(one.value["spec"].get("note", "")))
 
-    def _show(self, db: sqlite3.Connection, idx: int, namespace: str, epoch: int, digest: bytes, raw: bytes) -> Found:
+    def _show(self, db: Connection, idx: int, namespace: str, epoch: int, digest: bytes, raw: bytes) -> Found:
         said = msgspec.json.decode(bytes(raw)[entry.PREFIX_BYTES :], type=PopulationEpoch)
         kept = db.execute("SELECT bytes FROM body WHERE hash = ?", (canonical.decode_base64(said.body.commit),))
         body = next((bytes(row[0]) for row in kept), b"")
@@ -119,7 +113,7 @@ class Populations:
         """
         if "dryRun" in request.query:
             raise bad_request("a population that is not to be stored cannot be posted")
-        data = await _read(request)
+        data = await read_posted(request, MAX_POST_BYTES, "population")
         given = await asyncio.to_thread(_given, data, namespace)
         try:
             idx = await store.write(lambda tx: tx.populate(given))
@@ -130,20 +124,6 @@ class Populations:
         question = Question(RESOURCE, namespace, (), (), "", "")
         page = await store.read(lambda db: self.page(db, question, Range(idx + 1, idx - 1, 1)))
         return page.found[0].value
-
-
-async def _read(request: web.Request) -> bytes:
-    """The body; other requests of this server have none, so that the application's own limit is one byte."""
-    data = bytearray()
-    try:
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            async for chunk in request.content.iter_any():
-                data += chunk
-                if len(data) > MAX_POST_BYTES:
-                    raise ApiError(413, "RequestEntityTooLarge", f"a population has at most {MAX_POST_BYTES} bytes")
-    except TimeoutError as error:
-        raise ApiError(408, "Timeout", "the population did not come to its end") from error
-    return bytes(data)
 
 
 def _given(data: bytes, namespace: str) -> Given:
@@ -165,7 +145,7 @@ def _given(data: bytes, namespace: str) -> Given:
     return Given(said, signed, posted.spec.key, os.urandom(entry.SALT_BYTES))
 
 
-def _rows(db: sqlite3.Connection, question: Question, part: Range) -> Iterator[tuple[int, str, int, bytes, bytes]]:
+def _rows(db: Connection, question: Question, part: Range) -> Iterator[tuple[int, str, int, bytes, bytes]]:
     if not all(requirement.holds({}) for requirement in question.labels):
         return
     where, values = "WHERE p.idx > ? AND p.idx < ?", [part.after, part.size]
@@ -180,7 +160,7 @@ def _rows(db: sqlite3.Connection, question: Question, part: Range) -> Iterator[t
     for namespace, is_equal in _namespaces(question).items():
         where += " AND p.namespace = ?" if is_equal else " AND p.namespace <> ?"
         texts.append(namespace)
-    yield from db.execute(f"{_SELECT}{where} ORDER BY p.idx", (*values, *texts))
+    yield from stream(db, f"{_SELECT}{where} ORDER BY p.idx", (*values, *texts))
 
 
 def _namespaces(question: Question) -> Mapping[str, bool]:

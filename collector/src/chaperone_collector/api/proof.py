@@ -4,7 +4,8 @@ The bundle is an evidence directory as a tar: `streams/<id>/<first seq>.seg`, `b
 `log/<id>.tlog-proof`. It holds all records of the stream (a chain has no parts) but only the bodies of the session
 asked for. The proof shows that the last record here is in the log that the checkpoint in it signs; that record's link
 speaks for all before it. The CA and the log's keys that all this is checked against are not in it: an auditor brings
-them along. `certificates/` holds the entries of the log that say that texts of the session were erased, if any were.
+them along. `certificates/` holds the entries of the log that say that texts of the session were erased, if any were,
+and `revisions/` the policy by which its commands were decided, as the operator signed it (`revisions.py`).
 `README.txt` and a verifier of its own, `verify.py`, are for who has the bundle and nothing else.
 
 Where it ends: a stream that lives ends with its last signed head, because the records after it are proved by the next
@@ -15,20 +16,20 @@ silent or was succeeded is given whole; with the successor's beginning, which si
 from __future__ import annotations
 
 import importlib.resources
-import sqlite3
 import tarfile
 from collections.abc import AsyncIterator
 from typing import Final
 
 import msgspec
 
+from chaperone_collector.api import revisions
+from chaperone_collector.api.pieces import member, prove
 from chaperone_collector.api.status import unavailable
+from chaperone_collector.database import Connection, stream
 from chaperone_collector.retention import commits
 from chaperone_collector.store import Store
-from chaperone_collector.tree import read_proof
 from chaperone_evidence import entry
 from chaperone_evidence.coverage import LOST_AFTER_US
-from chaperone_evidence.proof import LogProof
 
 SEGMENT_ENTRIES: Final = 2000  # entries in one file of the bundle: at most 32 MiB, usually 1
 SEGMENT_BODY_BYTES: Final = 8 << 20
@@ -54,7 +55,10 @@ async def bundle(store: Store, namespace: str, session: str, now_us: int) -> Asy
         ApiError: 503, the head that proves the session has not come yet.
     """
     parts = await store.read(lambda db: _parts(db, namespace, session, now_us))
-    return _stream(store, parts, namespace, session) if parts else None
+    if not parts:
+        return None
+    size = await store.read(lambda db: revisions.signed_size(db, namespace))
+    return _stream(store, parts, namespace, session, size)
 
 
 async def receipt(store: Store, namespace: str, session: str, now_us: int) -> bytes | None:
@@ -64,7 +68,7 @@ async def receipt(store: Store, namespace: str, session: str, now_us: int) -> by
         ApiError: 503, as for the bundle.
     """
 
-    def find(db: sqlite3.Connection) -> bytes | None:
+    def find(db: Connection) -> bytes | None:
         parts = _parts(db, namespace, session, now_us)
         if not parts:
             return None
@@ -74,13 +78,17 @@ async def receipt(store: Store, namespace: str, session: str, now_us: int) -> by
     return await store.read(find)
 
 
-async def _stream(store: Store, parts: list[Part], namespace: str, session: str) -> AsyncIterator[bytes]:
+async def _stream(
+    store: Store, parts: list[Part], namespace: str, session: str, size: int
+) -> AsyncIterator[bytes]:  # fmt: skip
+    named: set[str] = set()
     for name in COMPANIONS:
         yield member(name, _COMPANION.joinpath(name).read_bytes())
     for part in parts:
         for first in range(0, part.count, SEGMENT_ENTRIES):
             last = min(first + SEGMENT_ENTRIES, part.count) - 1
             data = await store.read(lambda db, p=part, a=first, z=last: read_frames(db, p.id, a, z))  # type: ignore[misc]
+            named.update(revisions.named(data))
             yield member(f"streams/{part.name}/{first:016d}.seg", data)
         yield member(f"log/{part.name}.tlog-proof", part.proof)
     after, number = -1, 0
@@ -93,23 +101,25 @@ async def _stream(store: Store, parts: list[Part], namespace: str, session: str)
     for idx, data, proof in await store.read(lambda db: _certificates(db, namespace, session)):
         yield member(f"certificates/{idx:016d}.entry", data)
         yield member(f"certificates/{idx:016d}.tlog-proof", proof)
+    for one in await store.read(lambda db: list(revisions.members(db, namespace, named, size))):
+        yield one
     yield bytes(2 * tarfile.BLOCKSIZE)
 
 
-def _certificates(db: sqlite3.Connection, namespace: str, session: str) -> list[tuple[int, bytes, bytes]]:
+def _certificates(db: Connection, namespace: str, session: str) -> list[tuple[int, bytes, bytes]]:
     """Entries that state that texts of the session were erased, and that the log has them."""
     rows = db.execute(
         "SELECT e.idx, e.bytes FROM session s JOIN erasure g ON g.session = s.idx JOIN entry e ON e.idx = g.idx "
         "WHERE s.namespace = ? AND s.name = ? ORDER BY e.idx",
         (namespace, session),
     ).fetchall()
-    return [(idx, bytes(data), _prove(db, idx)) for idx, data in rows]
+    return [(idx, bytes(data), prove(db, idx)) for idx, data in rows]
 
 
-def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) -> list[Part]:
+def _parts(db: Connection, namespace: str, session: str, now_us: int) -> list[Part]:
     row = db.execute(
         "SELECT st.id, st.name, st.count, st.signed, st.superseded, st.seen_us, st.pod_uid, e.seq FROM session s "
-        "JOIN stream st ON st.id = s.stream JOIN entry e ON e.idx = ifnull(s.close_idx, s.idx) "
+        "JOIN stream st ON st.id = s.stream JOIN entry e ON e.idx = coalesce(s.close_idx, s.idx) "
         "WHERE s.namespace = ? AND s.name = ?",
         (namespace, session),
     ).fetchone()
@@ -132,29 +142,13 @@ def _parts(db: sqlite3.Connection, namespace: str, session: str, now_us: int) ->
     return parts
 
 
-def _part(db: sqlite3.Connection, stream: int, name: str, count: int) -> Part:
+def _part(db: Connection, stream: int, name: str, count: int) -> Part:
     """A stream's beginning, with the proof that the log has its last record."""
     index = db.execute("SELECT idx FROM entry WHERE stream = ? AND seq = ?", (stream, count - 1)).fetchone()[0]
-    return Part(stream, name, count, index, _prove(db, index))
+    return Part(stream, name, count, index, prove(db, index))
 
 
-def _prove(db: sqlite3.Connection, index: int) -> bytes:
-    """That the log has an entry.
-
-    Raises:
-        ApiError: 503, no checkpoint covers it yet.
-    """
-    # Of those that cover it, the one that most witnesses have signed, and then the newest.
-    row = db.execute(
-        "SELECT size, note FROM checkpoint WHERE size > ? ORDER BY witnesses DESC, size DESC LIMIT 1", (index,)
-    ).fetchone()
-    if row is None:
-        raise unavailable("The log's checkpoint over what belongs to the session is not signed yet. Ask again.")
-    size, note = row
-    return LogProof(index, tuple(read_proof(db, index, size)), bytes(note)).encode()
-
-
-def read_frames(db: sqlite3.Connection, stream: int, first: int, last: int) -> bytes:
+def read_frames(db: Connection, stream: int, first: int, last: int) -> bytes:
     """The entries of a stream from `first` to `last`, both included, as they stand in a file of a bundle."""
     rows = db.execute(
         "SELECT bytes FROM entry WHERE stream = ? AND seq BETWEEN ? AND ? ORDER BY seq", (stream, first, last)
@@ -162,14 +156,15 @@ def read_frames(db: sqlite3.Connection, stream: int, first: int, last: int) -> b
     return b"".join(entry.frame(bytes(row[0])) for row in rows)
 
 
-def _bodies(db: sqlite3.Connection, part: Part, namespace: str, session: str, after: int) -> tuple[int, bytes]:
+def _bodies(db: Connection, part: Part, namespace: str, session: str, after: int) -> tuple[int, bytes]:
     """Body frames of the session's commands and recording after an index, up to a segment's size; the last index."""
-    rows = db.execute(
+    rows = stream(
+        db,
         "SELECT n.idx, e.bytes FROM (SELECT c.idx FROM session s JOIN command c ON c.session = s.idx "
-        "WHERE s.namespace = ?1 AND s.name = ?2 AND c.idx > ?3 UNION ALL SELECT k.idx FROM session s "
-        "JOIN chunk k ON k.session = s.idx WHERE s.namespace = ?1 AND s.name = ?2 AND k.idx > ?3) n "
-        "JOIN entry e ON e.idx = n.idx WHERE e.seq < ?4 ORDER BY n.idx",
-        (namespace, session, after, part.count),
+        "WHERE s.namespace = ? AND s.name = ? AND c.idx > ? UNION ALL SELECT k.idx FROM session s "
+        "JOIN chunk k ON k.session = s.idx WHERE s.namespace = ? AND s.name = ? AND k.idx > ?) n "
+        "JOIN entry e ON e.idx = n.idx WHERE e.seq < ? ORDER BY n.idx",
+        (namespace, session, after, namespace, session, after, part.count),
     )
     frames: dict[bytes, bytes] = {}
     size = 0
@@ -186,12 +181,3 @@ def _bodies(db: sqlite3.Connection, part: Part, namespace: str, session: str, af
         if size > SEGMENT_BODY_BYTES:
             break
     return after, b"".join(frames.values())
-
-
-def member(name: str, data: bytes) -> bytes:
-    """A file of a bundle."""
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = 0o444
-    padding = -len(data) % tarfile.BLOCKSIZE
-    return info.tobuf(tarfile.USTAR_FORMAT) + data + bytes(padding)

@@ -34,6 +34,12 @@ class Question(msgspec.Struct, frozen=True):
         """The terms about one field."""
         return [term for term in self.fields if term.field == field]
 
+    def holds(self, fields: Mapping[str, str]) -> bool:
+        """Whether an object without labels fits; `fields` are all that its resource can be asked for."""
+        return all(term.holds(fields[term.field]) for term in self.fields) and all(
+            requirement.holds({}) for requirement in self.labels
+        )
+
 
 class Range(msgspec.Struct, frozen=True):
     """Which part of a list: entries below `size`, objects after `after`, at most `limit`."""
@@ -59,15 +65,27 @@ class Page(msgspec.Struct, frozen=True):
     more_after: int | None
 
 
-def paged(shown: Iterable[Found], fits: Callable[[Found], bool], limit: int, most: int) -> Page:
-    """The first `limit` objects that fit, of at most `most` looked at; in the order in which they come."""
+def paged(
+    shown: Iterable[Found],
+    limit: int,
+    *,
+    fits: Callable[[Found], bool] = lambda _: True,
+    most: int | None = None,
+    bytes_of: Callable[[Found], int] = lambda _: 0,
+) -> Page:
+    """The first `limit` objects that fit, in the order in which they come; fewer where they pass `MAX_PAGE_BYTES`.
+
+    At most `most` are looked at, where that is given.
+    """
     found: list[Found] = []
+    size = 0
     for scanned, one in enumerate(shown, 1):
         if fits(one):
-            if len(found) >= limit:
+            if len(found) >= limit or size > MAX_PAGE_BYTES:
                 return Page(found, found[-1].idx)
             found.append(one)
-        if scanned >= most:
+            size += bytes_of(one)
+        if scanned == most:
             return Page(found, one.idx)
     return Page(found, None)
 

@@ -5,7 +5,6 @@ A read that names no namespace is shown in none, so only who may list reads of a
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ import msgspec
 from chaperone_collector.api.names import duration, index_name, micros, name_index, seconds, uid
 from chaperone_collector.api.question import Found, Page, Question, Range, paged
 from chaperone_collector.api.status import GROUP, VERSION
+from chaperone_collector.database import Connection, stream
 from chaperone_evidence import entry, statement
 
 MAX_SCANNED: Final = 50_000  # rows looked at for one page; a rarer answer goes on with `continue`
@@ -43,12 +43,12 @@ class Reads:
     def __init__(self, now_us: Callable[[], int]) -> None:
         self._now_us = now_us
 
-    def page(self, db: sqlite3.Connection, question: Question, part: Range) -> Page:
+    def page(self, db: Connection, question: Question, part: Range) -> Page:
         """The reads below `part.size` that fit, in the order of the log."""
         shown = (self._show(*row) for row in _rows(db, question, part.after, part.size))
-        return paged(shown, lambda one: _fits(question, one), part.limit, MAX_SCANNED)
+        return paged(shown, part.limit, fits=lambda one: _fits(question, one), most=MAX_SCANNED)
 
-    def changes(self, db: sqlite3.Connection, question: Question, since: int, until: int) -> list[Found]:
+    def changes(self, db: Connection, question: Question, since: int, until: int) -> list[Found]:
         """Reads that fit, in [since, until)."""
         shown = (self._show(*row) for row in _rows(db, question, since - 1, until))
         return [one for one in shown if _fits(question, one)]
@@ -79,12 +79,10 @@ def _fits(question: Question, shown: Found) -> bool:
         "metadata.name": metadata["name"], "metadata.namespace": metadata.get("namespace", ""),
         "spec.user": spec["user"], "spec.verb": spec["verb"], "spec.resource": spec["resource"],
     }  # fmt: skip
-    return all(term.holds(fields[term.field]) for term in question.fields) and all(
-        requirement.holds({}) for requirement in question.labels
-    )
+    return question.holds(fields)
 
 
-def _rows(db: sqlite3.Connection, question: Question, after: int, size: int) -> Iterator[tuple[int, int, bytes]]:
+def _rows(db: Connection, question: Question, after: int, size: int) -> Iterator[tuple[int, int, bytes]]:
     where, values = "WHERE r.idx > ? AND r.idx < ?", [after, size]
     texts: list[str] = []
     for term in question.terms("metadata.name"):
@@ -96,4 +94,4 @@ def _rows(db: sqlite3.Connection, question: Question, after: int, size: int) -> 
     for namespace in namespaces:
         where += " AND r.namespace = ?"
         texts.append(namespace)
-    yield from db.execute(f"{_SELECT}{where} ORDER BY r.idx", (*values, *texts))
+    yield from stream(db, f"{_SELECT}{where} ORDER BY r.idx", (*values, *texts))

@@ -11,13 +11,13 @@ One chunk is in memory at a time. What a stream's other sessions did is not look
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
 import msgspec
 
 from chaperone_collector.api.status import bad_request
+from chaperone_collector.database import Connection
 from chaperone_collector.store import Store
 from chaperone_evidence import canonical, entry, frames, record
 from chaperone_evidence.errors import EvidenceError
@@ -74,26 +74,28 @@ async def _pieces(store: Store, name: str, session: _Session, from_us: int) -> A
             yield data
 
 
-def _find(db: sqlite3.Connection, namespace: str, name: str, shown: dict[str, Any]) -> _Session | None:
+def _find(db: Connection, namespace: str, name: str, shown: dict[str, Any]) -> _Session | None:
     row = db.execute(
-        "SELECT s.stream, o.seq, ifnull(c.seq, st.count - 1) FROM session s JOIN stream st ON st.id = s.stream "
+        "SELECT s.stream, o.seq, coalesce(c.seq, st.count - 1) FROM session s JOIN stream st ON st.id = s.stream "
         "JOIN entry o ON o.idx = s.idx LEFT JOIN entry c ON c.idx = s.close_idx WHERE s.namespace = ? AND s.name = ?",
         (namespace, name),
     ).fetchone()
     return None if row is None else _Session(row[0], row[1], row[2], shown)
 
 
-def _page(db: sqlite3.Connection, session: _Session, name: str, seq: int, from_us: int) -> tuple[int, bytes]:
+def _page(db: Connection, session: _Session, name: str, seq: int, from_us: int) -> tuple[int, bytes]:
     """Lines of the session's records from a number on, and the number to go on with."""
     last = min(seq + PAGE_ENTRIES - 1, session.last_seq)
     rows = db.execute(
-        "SELECT idx, seq, bytes FROM entry WHERE stream = ? AND seq BETWEEN ? AND ? AND class = ? "
-        "AND instr(bytes, ?) > 0 ORDER BY seq",
-        (session.stream, seq, last, entry.CLASS_RECORD, name.encode()),
+        "SELECT idx, seq, bytes FROM entry WHERE stream = ? AND seq BETWEEN ? AND ? AND class = ? ORDER BY seq",
+        (session.stream, seq, last, entry.CLASS_RECORD),
     )
     lines: list[bytes] = []
     size = 0
+    marked = name.encode()
     for idx, at, raw in rows:
+        if marked not in raw:
+            continue  # of another session, found without taking the record apart
         header = bytes(raw)[entry.PREFIX_BYTES :]
         try:
             found = record.decode(header)
@@ -109,9 +111,7 @@ def _page(db: sqlite3.Connection, session: _Session, name: str, seq: int, from_u
     return last + 1, b"".join(lines)
 
 
-def _lines(
-    db: sqlite3.Connection, idx: int, header: bytes, found: record.Known | record.Unknown, from_us: int
-) -> list[bytes]:
+def _lines(db: Connection, idx: int, header: bytes, found: record.Known | record.Unknown, from_us: int) -> list[bytes]:
     raw = msgspec.Raw(header)
     if isinstance(found, record.CommandIntent):
         named = (("text", found.body), ("params", found.params))
@@ -132,7 +132,7 @@ def _encode(line: _Line) -> bytes:
     return msgspec.json.encode(line) + b"\n"
 
 
-def _body(db: sqlite3.Connection, named: record.Commitment | msgspec.UnsetType) -> bytes | None:
+def _body(db: Connection, named: record.Commitment | msgspec.UnsetType) -> bytes | None:
     """A body without its salt."""
     if isinstance(named, msgspec.UnsetType):
         return None

@@ -12,7 +12,8 @@ from chaperone_collector.api.status import GROUP, VERSION, ApiError
 META: Final = "meta.k8s.io/v1"
 KINDS: Final = {
     "sessions": "Session", "commands": "Command", "reads": "Read", "checkpoints": "Checkpoint",
-    "populations": "Population", "coverages": "Coverage",
+    "populations": "Population", "coverages": "Coverage", "evidencereports": "EvidenceReport",
+    "policyrevisions": "PolicyRevision",
 }  # fmt: skip
 
 

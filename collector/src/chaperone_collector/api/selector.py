@@ -23,6 +23,8 @@ FIELDS: Final = {
     "reads": ("metadata.name", "metadata.namespace", "spec.user", "spec.verb", "spec.resource"),
     "checkpoints": ("metadata.name",),
     "populations": ("metadata.name", "metadata.namespace"),
+    "evidencereports": ("metadata.name", "spec.kind", "spec.period"),
+    "policyrevisions": ("metadata.name", "metadata.namespace", "spec.revision"),
     "coverages": ("metadata.name", "metadata.namespace", "spec.identity", "spec.pod", "status.state"),
 }  # fmt: skip
 

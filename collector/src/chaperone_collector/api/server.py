@@ -24,11 +24,14 @@ from chaperone_collector.api import (
     commands,
     coverages,
     discovery,
+    evidencereports,
+    policyrevisions,
     populations,
     proof,
     reads,
     recording,
     render,
+    revisions,
     sessions,
     tallies,
     token,
@@ -62,16 +65,17 @@ MAX_GROUPS_CHARS: Final = 8192  # of the reader's groups kept there
 _PREFIX: Final = f"/apis/{GROUP}/{VERSION}"
 _RESOURCE: Final = re.compile(
     rf"{re.escape(_PREFIX)}(?:/namespaces/(?P<namespace>[a-z0-9](?:[-a-z0-9]{{0,61}}[a-z0-9])?))?"
-    r"/(?P<resource>sessions|commands|reads|checkpoints|populations|coverages)(?:/(?P<name>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)(?:/(?P<sub>[a-z]+))?)?\Z"
+    r"/(?P<resource>sessions|commands|reads|checkpoints|populations|policyrevisions|coverages|evidencereports)(?:/(?P<name>[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)(?:/(?P<sub>[a-z]+))?)?\Z"
 )
 _LOG: Final = re.compile(
     rf"{re.escape(_PREFIX)}/{checkpoints.RESOURCE}/{checkpoints.LOG}/(?P<path>checkpoint|policy|tile/[a-z0-9/.]{{1,99}})\Z"
 )
-_CLUSTERED: Final = frozenset({checkpoints.RESOURCE})  # they have no namespace
+_CLUSTERED: Final = frozenset({checkpoints.RESOURCE, evidencereports.RESOURCE})  # they have no namespace
 _COLUMNS: Final = {
     "sessions": sessions.COLUMNS, "commands": commands.COLUMNS, "reads": reads.COLUMNS,
     checkpoints.RESOURCE: checkpoints.COLUMNS, populations.RESOURCE: populations.COLUMNS,
-    coverages.RESOURCE: coverages.COLUMNS,
+    coverages.RESOURCE: coverages.COLUMNS, evidencereports.RESOURCE: evidencereports.COLUMNS,
+    coverages.RESOURCE: coverages.COLUMNS, policyrevisions.RESOURCE: policyrevisions.COLUMNS,
 }  # fmt: skip
 _PARTS: Final = {  # of a session: their media types, and what their files are called
     "proof": ("application/x-tar", "tar"),
@@ -91,7 +95,13 @@ class Asked(msgspec.Struct, frozen=True):
     subresource: str
 
 
-type Reader = watch.Reader | checkpoints.Checkpoints | populations.Populations | coverages.Coverages
+type Reader = (
+    watch.Reader | checkpoints.Checkpoints | populations.Populations | policyrevisions.PolicyRevisions
+    | coverages.Coverages
+)  # fmt: skip
+
+
+type Posted = populations.Populations | policyrevisions.PolicyRevisions
 
 
 class Api:
@@ -129,11 +139,16 @@ class Api:
             "sessions": sessions.Sessions(flows, now_us, store.started_us),
             "commands": commands.Commands(flows, now_us),
             "reads": reads.Reads(now_us),
+            evidencereports.RESOURCE: evidencereports.EvidenceReports(now_us),
         }
-        self._populations = populations.Populations(now_us)
+        said, revised = populations.Populations(now_us), policyrevisions.PolicyRevisions(now_us)
+        self._posted: dict[str, tuple[re.Pattern[str], Posted]] = {
+            populations.RESOURCE: (populations.PLACE, said), policyrevisions.RESOURCE: (policyrevisions.PLACE, revised),
+        }  # fmt: skip
         self._read: dict[str, Reader] = {
             **self._watched, checkpoints.RESOURCE: checkpoints.Checkpoints(now_us),
-            populations.RESOURCE: self._populations, coverages.RESOURCE: coverages.Coverages(now_us, store.started_us),
+            populations.RESOURCE: said, coverages.RESOURCE: coverages.Coverages(now_us, store.started_us),
+            policyrevisions.RESOURCE: revised,
         }  # fmt: skip
         self._watches = watches.Watches(store, metrics)
         self._streamed = 0
@@ -153,9 +168,9 @@ class Api:
         if path in _HEALTH:
             return self._health(path)
         user = self._front.user(request, self._is_current)
-        if request.method == "POST" and (match := populations.PLACE.match(path)) is not None:
-            posting = self._populate(user, match["namespace"], request)
-            return await self._counted("create", populations.RESOURCE, posting)
+        for resource, (form, _) in self._posted.items():
+            if request.method == "POST" and (match := form.match(path)) is not None:
+                return await self._counted("create", resource, self._take(user, resource, match["namespace"], request))
         if request.method != "GET":
             raise ApiError(405, "MethodNotAllowed", "evidence is read-only: the server allows get, list and watch")
         document = discovery.document(path)
@@ -187,9 +202,10 @@ class Api:
             await self._record(Asked(user, "get", question, tile.path, subresource), request, tile.width)
         return web.Response(body=data, content_type="application/octet-stream")
 
-    async def _populate(self, user: User, namespace: str, request: web.Request) -> web.StreamResponse:
-        await self._authorizer.check(user, Attributes("create", populations.RESOURCE, "", namespace, ""))
-        return _json(await self._populations.take(self._store, namespace, request), 201)
+    async def _take(self, user: User, resource: str, namespace: str, request: web.Request) -> web.StreamResponse:
+        """What the operator says."""
+        await self._authorizer.check(user, Attributes("create", resource, "", namespace, ""))
+        return _json(await self._posted[resource][1].take(self._store, namespace, request), 201)
 
     async def _tallies(self, user: User, request: web.Request) -> web.StreamResponse:
         async def answer() -> web.StreamResponse:
@@ -288,8 +304,10 @@ class Api:
             self._streamed -= 1
 
     async def _pieces(self, asked: Asked, request: web.Request) -> AsyncIterator[bytes] | None:
-        """What is sent of a session, or of a namespace's population; None when there is none."""
+        """What is sent of a session, a revision, or a namespace's population; None when there is none."""
         question = asked.question
+        if question.resource == policyrevisions.RESOURCE:
+            return await revisions.bundle(self._store, question.namespace, asked.name)
         if question.resource == populations.RESOURCE:
             return await census.bundle(self._store, question.namespace, self._now_us())
         if asked.subresource == "proof":
@@ -349,6 +367,7 @@ def _ask(user: User, match: re.Match[str], request: web.Request) -> Asked:
     name, subresource = match["name"] or "", match["sub"] or ""
     is_placed = bool(namespace) or (resource not in _CLUSTERED and not name)
     is_part = (resource == "sessions" and subresource in _PARTS) or (resource, name, subresource) == _CENSUS
+    is_part = is_part or (resource, subresource) == (policyrevisions.RESOURCE, "proof")
     if is_placed is (resource in _CLUSTERED) or (subresource and not is_part):
         raise ApiError(404, "NotFound", "the server could not find the requested resource")
     verb = "get" if name else "watch" if read_flag(request.query, "watch") else "list"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -13,6 +12,7 @@ from chaperone_collector.api.flow import Flow, Flows, choose
 from chaperone_collector.api.names import duration, micros, seconds, uid
 from chaperone_collector.api.question import MAX_PAGE_BYTES, Found, Page, Question, Range
 from chaperone_collector.api.status import GROUP, VERSION
+from chaperone_collector.database import Connection, stream
 from chaperone_evidence import entry, record
 from chaperone_evidence.coverage import LOST_AFTER_US
 from chaperone_evidence.errors import EvidenceError
@@ -66,7 +66,7 @@ class Sessions:
         self._now_us = now_us
         self._since_us = since_us
 
-    def page(self, db: sqlite3.Connection, question: Question, part: Range) -> Page:
+    def page(self, db: Connection, question: Question, part: Range) -> Page:
         """The sessions opened below `part.size` that fit, oldest first, as they are now."""
         flows = {flow.id: flow for flow in _fitting(self._flows.all(db).values(), question)}
         found: list[Found] = []
@@ -81,9 +81,7 @@ class Sessions:
                 return Page(found, row[0])
         return Page(found, None)
 
-    def changes(
-        self, db: sqlite3.Connection, question: Question, since: int, limit: int
-    ) -> tuple[list[Found], int | None]:
+    def changes(self, db: Connection, question: Question, since: int, limit: int) -> tuple[list[Found], int | None]:
         """Sessions whose flow fits that changed at `since` or later, in the order of change; the caller tests the rest.
 
         The second value is where to go on when there are more.
@@ -100,7 +98,7 @@ class Sessions:
         is_silent = max(seen_us, self._since_us) < self._now_us() - LOST_AFTER_US
         return "Lost" if superseded or stream_state == "closed" or is_silent else "Open"
 
-    def _show(self, db: sqlite3.Connection, row: tuple[Any, ...], flow: Flow) -> Found:
+    def _show(self, db: Connection, row: tuple[Any, ...], flow: Flow) -> Found:
         (idx, _, changed, name, started_us, ended_us, commands, denied, close_idx, stream, pod, pod_uid, node,
          account, owner, revision, count, _, _, seen_us, subject, is_recorded) = row  # fmt: skip
         seq, raw = db.execute("SELECT seq, bytes FROM entry WHERE idx = ?", (idx,)).fetchone()
@@ -114,7 +112,7 @@ class Sessions:
         if isinstance(opened, record.SessionOpen):
             spec |= {
                 "user": opened.user, "database": opened.database, "application": opened.application,
-                "client": opened.client,
+                "client": opened.client, "role": opened.role,
             }  # fmt: skip
             if isinstance(opened.delegated, record.Delegated):
                 spec["delegated"] = {
@@ -166,20 +164,20 @@ def _fitting(flows: Iterable[Flow], question: Question) -> list[Flow]:
     return choose(flows, question.namespace, question.labels, question.fields)
 
 
-def _rows(db: sqlite3.Connection, question: Question, flows: dict[int, Flow], part: Range) -> Iterator[tuple[Any, ...]]:
+def _rows(db: Connection, question: Question, flows: dict[int, Flow], part: Range) -> Iterator[tuple[Any, ...]]:
     bounds = (part.after, part.size)
     for term in question.terms("metadata.name"):
         if term.is_equal:
             spaces = sorted({flow.namespace for flow in flows.values()})
             for space in spaces:
                 where = "WHERE s.namespace = ? AND s.name = ? AND s.idx > ? AND s.idx < ?"
-                yield from db.execute(_SELECT + where, (space, term.value, *bounds))
+                yield from stream(db, _SELECT + where, (space, term.value, *bounds))
             return
     if len(flows) > MAX_MERGED_FLOWS:
-        yield from db.execute(_SELECT + "WHERE s.idx > ? AND s.idx < ? ORDER BY s.idx", bounds)
+        yield from stream(db, _SELECT + "WHERE s.idx > ? AND s.idx < ? ORDER BY s.idx", bounds)
         return
     where = "WHERE s.flow = ? AND s.idx > ? AND s.idx < ? ORDER BY s.idx"
-    yield from heapq.merge(*(db.execute(_SELECT + where, (flow, *bounds)) for flow in flows))
+    yield from heapq.merge(*(stream(db, _SELECT + where, (flow, *bounds)) for flow in flows))
 
 
 def _record(raw: bytes) -> record.Known | record.Unknown | None:
@@ -189,14 +187,14 @@ def _record(raw: bytes) -> record.Known | record.Unknown | None:
         return None
 
 
-def _doubts(db: sqlite3.Connection, stream: str) -> dict[str, int]:
+def _doubts(db: Connection, stream: str) -> dict[str, int]:
     """How often the stream said what cannot be, and how often somebody tried to break its chain; nothing for never."""
     findings = db.execute("SELECT count(*) FROM finding WHERE stream = ?", (stream,)).fetchone()[0]
     breaks = db.execute("SELECT count(*) FROM quarantine WHERE stream = ?", (stream,)).fetchone()[0]
     return {name: count for name, count in (("findings", findings), ("chainBreaks", breaks)) if count}
 
 
-def _ending(db: sqlite3.Connection, close_idx: int | None) -> dict[str, Any]:
+def _ending(db: Connection, close_idx: int | None) -> dict[str, Any]:
     row = db.execute("SELECT bytes FROM entry WHERE idx = ?", (close_idx,)).fetchone()
     closed = _record(row[0]) if row else None
     if not isinstance(closed, record.SessionClose):

@@ -7,13 +7,13 @@ evidence are, and may be repeated every few seconds. `changedSince` asks for wha
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping
 from typing import Any, Final
 
 from chaperone_collector.api.names import micros
 from chaperone_collector.api.question import read_version
 from chaperone_collector.api.status import GROUP, VERSION, ApiError, expired
+from chaperone_collector.database import Connection
 from chaperone_collector.tally import Counter, What, changes
 
 RESOURCE: Final = "tallies"
@@ -35,7 +35,7 @@ def read_since(query: Mapping[str, str], size: int) -> int:
         raise
 
 
-def page(connection: sqlite3.Connection, since: int) -> dict[str, Any]:
+def page(connection: Connection, since: int) -> dict[str, Any]:
     """One page of the list."""
     found, size = changes(connection, since, PAGE)
     more = str(found[-1].changed) if len(found) == PAGE else ""

@@ -18,6 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from chaperone_collector.api.commands import Commands
+from chaperone_collector.api.evidencereports import EvidenceReports
 from chaperone_collector.api.question import Found, Question
 from chaperone_collector.api.reads import Reads
 from chaperone_collector.api.sessions import Sessions, is_mutable, matches
@@ -29,7 +30,7 @@ BOOKMARK_S: Final = 30.0  # how far a caller that resumes has to look again, in 
 MAX_REMEMBERED: Final = 10_000  # sessions of one watch whose fitting is remembered
 SETTLE_S: Final = 0.05  # commits come every few milliseconds under load; one look takes several
 
-type Reader = Sessions | Commands | Reads
+type Reader = Sessions | Commands | Reads | EvidenceReports
 
 
 class Event(msgspec.Struct, frozen=True):

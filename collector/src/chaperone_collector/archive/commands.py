@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sqlite3
 import sys
 import time
 from collections.abc import Sequence
@@ -13,6 +12,8 @@ from chaperone_collector import checkpoint
 from chaperone_collector.archive import drill, keyfile, options
 from chaperone_collector.archive.bucket import Bucket
 from chaperone_collector.archive.restore import restore
+from chaperone_collector.database import FAULTS, Connection, begin_read
+from chaperone_collector.directory import FILE
 from chaperone_collector.errors import CollectorError, RestoreRefused
 from chaperone_collector.schema import open_reader
 from chaperone_evidence import policyfile
@@ -35,7 +36,9 @@ def command(arguments: Sequence[str]) -> int:
     back.add_argument("--data-keys", type=Path, help="file of export-keys; without it bodies stay behind")
     keys = commands.add_parser("export-keys", help="write the keys of archived bodies to a file", allow_abbrev=False)
     keys.set_defaults(run=_export_keys)
-    keys.add_argument("--data", type=Path, required=True, help="directory of the database; it may be in use")
+    place = keys.add_mutually_exclusive_group(required=True)
+    place.add_argument("--data", type=Path, help="directory of the database; it may be in use")
+    place.add_argument("--database-file", type=Path, help="file with the URL of the PostgreSQL database")
     keys.add_argument("--out", type=Path, required=True, help="file to make; keep it apart from the archive")
     given = parser.parse_args(arguments)
     try:
@@ -70,18 +73,26 @@ def _restore(given: argparse.Namespace) -> int:
 
 
 def _export_keys(given: argparse.Namespace) -> int:
-    path = given.data / "evidence.db"
     try:
-        db = open_reader(path)
+        db = _reader(given)
         try:
+            begin_read(db)
             found = keyfile.collect(db, checkpoint.read_origin(db))
         finally:
             db.close()
-    except sqlite3.Error as error:
-        raise RestoreRefused(f"{path} cannot be read: {error}.") from error
+    except FAULTS as error:
+        raise RestoreRefused(f"{given.data or given.database_file} cannot be read: {error}.") from error
     keyfile.write(given.out, found)
     print(f"{len(found.keys)} keys are in {given.out}. Whoever has it and the archive reads the bodies.")
     return 0
+
+
+def _reader(given: argparse.Namespace) -> Connection:
+    if given.data is not None:
+        return open_reader(given.data / FILE)
+    from chaperone_collector import postgresql  # noqa: PLC0415 - its client has a library of its own
+
+    return postgresql.Server(postgresql.read_info(given.database_file), Path()).open_reader()
 
 
 def _policy(path: Path) -> Policy:

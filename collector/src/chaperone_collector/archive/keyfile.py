@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
+from chaperone_collector.database import Connection
 from chaperone_collector.datakeys import KEY_BYTES
 from chaperone_collector.errors import RestoreRefused
 
@@ -35,7 +35,7 @@ class KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: list[DataKey]
 
 
-def collect(db: sqlite3.Connection, origin: str) -> KeyFile:
+def collect(db: Connection, origin: str) -> KeyFile:
     """The keys of a database."""
     rows = db.execute("SELECT id, namespace, identity, day, key FROM datakey WHERE key IS NOT NULL ORDER BY id")
     return KeyFile(origin, [DataKey(number, where, who, day, bytes(key)) for number, where, who, day, key in rows])

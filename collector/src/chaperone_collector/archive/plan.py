@@ -6,22 +6,24 @@ uploaded, so that whoever goes on after a crash uploads the same objects again, 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from typing import Final
 
 import msgspec
 
-from chaperone_collector import datakeys, population
+from chaperone_collector import database, datakeys, population
 from chaperone_collector.archive import pack
 from chaperone_collector.archive.segment import Beside, Segment
+from chaperone_collector.database import Connection
 from chaperone_collector.errors import KeyDestroyed
 from chaperone_collector.retention import received
 from chaperone_evidence import canonical, entry, record, statement
 from chaperone_evidence.errors import EvidenceError
+from chaperone_evidence.revision import FILES
 
-OPERATOR: Final = ""  # no identity: bodies that are the operator's notes, which are not encrypted
-_NO_BODIES: Final = (entry.CLASS_HEAD, statement.CLASS_READ, statement.CLASS_STATEMENT, statement.CLASS_OPERATION)
+OPERATOR: Final = ""  # no identity: bodies that are the operator's or reports, which are not encrypted
+REPORTS: Final = "*"  # in place of a namespace: a report is of all
+_NO_BODIES: Final = (entry.CLASS_HEAD, statement.CLASS_READ, statement.CLASS_STATEMENT)
 
 type Owner = tuple[str, str, int]  # namespace, identity, day
 
@@ -51,13 +53,13 @@ class Draft(msgspec.Struct, frozen=True):
     note: bytes  # the checkpoint at its end; empty where there is none
 
 
-def archived(db: sqlite3.Connection, place: str) -> int:
+def archived(db: Connection, place: str) -> int:
     """How many entries are decided to be at that place, from the first on."""
     row = db.execute("SELECT max(first + count) FROM archived WHERE place = ?", (place,)).fetchone()
     return int(row[0] or 0)
 
 
-def pending(db: sqlite3.Connection, place: str) -> Row | None:
+def pending(db: Connection, place: str) -> Row | None:
     """The first segment that is decided and not known to be there."""
     row = db.execute(
         "SELECT first, count, note, segment, pack FROM archived WHERE place = ? AND done_us IS NULL "
@@ -67,7 +69,7 @@ def pending(db: sqlite3.Connection, place: str) -> Row | None:
     return Row(row[0], row[1], bytes(row[2]), bytes(row[3]), row[4]) if row else None
 
 
-def lag(db: sqlite3.Connection, place: str, now_us: int) -> tuple[int, int]:
+def lag(db: Connection, place: str, now_us: int) -> tuple[int, int]:
     """Entries that are not there, and for how long the oldest of them is here, microseconds."""
     row = db.execute(
         "SELECT coalesce(max(first + count), 0) FROM archived WHERE place = ? AND done_us IS NOT NULL", (place,)
@@ -79,7 +81,7 @@ def lag(db: sqlite3.Connection, place: str, now_us: int) -> tuple[int, int]:
     return size - there, max(now_us - received(db, there)[1], 0)
 
 
-def next_draft(db: sqlite3.Connection, place: str, most_bytes: int, older_than_us: int) -> Draft | None:
+def next_draft(db: Connection, place: str, most_bytes: int, older_than_us: int) -> Draft | None:
     """The next segment, if its oldest entry is older than that, or entries alone have half the bytes; None otherwise.
 
     It ends where a checkpoint does, one with signatures of witnesses where there is one. Where checkpoints lie too far
@@ -102,13 +104,13 @@ def next_draft(db: sqlite3.Connection, place: str, most_bytes: int, older_than_u
     return Draft(found.segment(db), found.named(), bytes(noted[0]) if noted else b"")
 
 
-def decided(db: sqlite3.Connection, first: int, count: int) -> tuple[Segment, list[Named]]:
+def decided(db: Connection, first: int, count: int) -> tuple[Segment, list[Named]]:
     """A segment of before, made again."""
     found = _collect(db, first, first + count, None)
     return found.segment(db), found.named()
 
 
-def decide(db: sqlite3.Connection, place: str, draft: Draft, digest: bytes, now_us: int) -> None:
+def decide(db: Connection, place: str, draft: Draft, digest: bytes, now_us: int) -> None:
     """Note a segment before it is uploaded, and make the keys that its pack needs; in a transaction."""
     for owner in {one.owner for one in draft.named if one.owner[1] != OPERATOR}:
         try:
@@ -121,17 +123,17 @@ def decide(db: sqlite3.Connection, place: str, draft: Draft, digest: bytes, now_
     )
 
 
-def note_pack(db: sqlite3.Connection, place: str, first: int, digest: bytes) -> None:
+def note_pack(db: Connection, place: str, first: int, digest: bytes) -> None:
     """Note which pack is uploaded next; in a transaction."""
     db.execute("UPDATE archived SET pack = ? WHERE place = ? AND first = ?", (digest, place, first))
 
 
-def note_done(db: sqlite3.Connection, place: str, first: int, now_us: int) -> None:
+def note_done(db: Connection, place: str, first: int, now_us: int) -> None:
     """Note that all of a segment is there; in a transaction."""
     db.execute("UPDATE archived SET done_us = ? WHERE place = ? AND first = ?", (now_us, place, first))
 
 
-def sealed_bodies(db: sqlite3.Connection, named: list[Named]) -> Iterator[pack.Sealed]:
+def sealed_bodies(db: Connection, named: list[Named]) -> Iterator[pack.Sealed]:
     """The bodies that are here and not erased, as they lie in a pack."""
     for one in named:
         row = db.execute("SELECT bytes FROM body WHERE hash = ?", (one.commit,)).fetchone()
@@ -155,7 +157,9 @@ class _Range:
         self.first = first
         self.entries: list[bytes] = []
         self.streams: list[int] = []
-        self._named: list[tuple[int, bytes, str]] = []  # index, commitment, namespace of a population
+        self._named: list[
+            tuple[int, bytes, str]
+        ] = []  # index, commitment, namespace of what the operator said, or REPORTS
         self._received: list[tuple[int, int]] = []
         self._owners: dict[int, tuple[str, str]] = {}
 
@@ -169,7 +173,7 @@ class _Range:
         self.streams.append(stream)
         return commits
 
-    def cut(self, db: sqlite3.Connection) -> None:
+    def cut(self, db: Connection) -> None:
         """Let it end where the last checkpoint in it does."""
         end = self.first + len(self.entries)
         row = db.execute(
@@ -181,7 +185,7 @@ class _Range:
             self.entries, self.streams = self.entries[:keep], self.streams[:keep]
             self._named = [one for one in self._named if one[0] < row[0]]
 
-    def segment(self, db: sqlite3.Connection) -> Segment:
+    def segment(self, db: Connection) -> Segment:
         """The segment."""
         self._received = _times(db, self.first, self.first + len(self.entries))
         runs: list[tuple[int, int]] = []
@@ -192,9 +196,9 @@ class _Range:
                 runs.append((stream, 1))
         row = db.execute("SELECT value FROM meta WHERE key = ?", (population.KEY,)).fetchone()
         key = bytes(row[0]).decode() if row else ""
-        has_population = any(one[1] == statement.CLASS_POPULATION for one in self.entries)
-        # The key is pinned by the first population: a segment without one says none, so that it stays the same.
-        return Segment(self.first, self.entries, Beside(runs, self._received, key if has_population else ""))
+        has_said = any(one[1] in (statement.CLASS_POPULATION, statement.CLASS_POLICY) for one in self.entries)
+        # The key is pinned by the first that it signed: a segment without any says none, so that it stays the same.
+        return Segment(self.first, self.entries, Beside(runs, self._received, key if has_said else ""))
 
     def named(self) -> list[Named]:
         """What the entries name; after `segment`, in the thread of the connection."""
@@ -208,7 +212,7 @@ class _Range:
             found.setdefault(commit, Named(commit, (*owner, day)))
         return list(found.values())
 
-    def know_owners(self, db: sqlite3.Connection) -> None:
+    def know_owners(self, db: Connection) -> None:
         """Read whose streams these are."""
         for stream in set(self.streams):
             row = db.execute("SELECT namespace, identity FROM stream WHERE id = ?", (stream,)).fetchone()
@@ -216,11 +220,11 @@ class _Range:
                 self._owners[stream] = (row[0], row[1])
 
 
-def _collect(db: sqlite3.Connection, first: int, end: int, most_bytes: int | None) -> _Range:
+def _collect(db: Connection, first: int, end: int, most_bytes: int | None) -> _Range:
     """Entries from `first` to before `end`, as many as have so many bytes with their bodies; one at least."""
     found, size = _Range(first), 0
-    for stream, data in db.execute(
-        "SELECT stream, bytes FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (first, end)
+    for stream, data in database.stream(
+        db, "SELECT stream, bytes FROM entry WHERE idx >= ? AND idx < ? ORDER BY idx", (first, end)
     ):
         if most_bytes is not None and found.entries and size >= most_bytes:
             break
@@ -233,7 +237,7 @@ def _collect(db: sqlite3.Connection, first: int, end: int, most_bytes: int | Non
 
 
 def _commits(data: bytes) -> Iterator[tuple[bytes, str]]:
-    """What an entry names; with the namespace, where it is a population."""
+    """What an entry names; with the namespace, where the operator said it, or for reports."""
     if data[1] in _NO_BODIES:
         return
     try:
@@ -244,11 +248,16 @@ def _commits(data: bytes) -> Iterator[tuple[bytes, str]]:
             said = statement.decode(entry.decode(data))
             if isinstance(said, statement.PopulationEpoch):
                 yield canonical.decode_base64(said.body.commit), said.namespace
+            elif isinstance(said, statement.ReportMade):
+                yield canonical.decode_base64(said.body.commit), REPORTS
+            elif isinstance(said, statement.PolicyRevision):
+                for name in FILES:
+                    yield canonical.decode_base64(getattr(said, name).commit), said.namespace
     except EvidenceError:
         return  # a header that nobody can read names nothing
 
 
-def _times(db: sqlite3.Connection, first: int, end: int) -> list[tuple[int, int]]:
+def _times(db: Connection, first: int, end: int) -> list[tuple[int, int]]:
     """The transactions that stored these entries; the first may have begun before them."""
     rows = db.execute("SELECT idx, wall_us FROM received WHERE idx > ? AND idx < ? ORDER BY idx", (first, end))
     return [received(db, first), *((int(idx), int(wall_us)) for idx, wall_us in rows)]

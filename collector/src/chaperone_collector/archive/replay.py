@@ -5,11 +5,11 @@ Everything that the tables say follows from that, because a transaction has one 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable
 from itertools import groupby
 
-from chaperone_collector import population
+from chaperone_collector import population, revision
+from chaperone_collector.database import Connection
 from chaperone_collector.errors import ChainBroken, Refused, RestoreRefused
 from chaperone_collector.stream import Stored, extend, unknown
 from chaperone_collector.transaction import OWN_STREAM, Transaction, Unnamed
@@ -28,7 +28,7 @@ class Replay:
         db: an empty database, opened for writing.
     """
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: Connection) -> None:
         self._db = db
         self._at_us = 0
         self._transaction = Transaction(db, Unnamed(db), lambda: self._at_us)
@@ -43,7 +43,7 @@ class Replay:
 
     def put_bodies(self, bodies: dict[bytes, bytes]) -> None:
         """Keep bodies under their commitments."""
-        self._db.executemany("INSERT OR IGNORE INTO body (hash, bytes) VALUES (?,?)", bodies.items())
+        self._db.executemany("INSERT INTO body (hash, bytes) VALUES (?,?) ON CONFLICT DO NOTHING", bodies.items())
 
     def store(self, at_us: int, items: Iterable[Item]) -> None:
         """What one transaction stored, at that time.
@@ -84,6 +84,9 @@ class Replay:
             self._db.execute("UPDATE stream SET lost_idx = ? WHERE name = ?", (idx, said.stream))
         elif isinstance(said, statement.PopulationEpoch):
             self._populate(said, idx)
+        elif isinstance(said, statement.PolicyRevision):
+            population.pin_key(self._db, self.population_key)
+            revision.keep(self._db, said, idx)
 
     def _populate(self, said: statement.PopulationEpoch, idx: int) -> None:
         try:
@@ -96,9 +99,7 @@ class Replay:
             found = open_population(signed, note.parse_vkey(self.population_key))
         except (EvidenceError, ValueError) as error:
             raise RestoreRefused(f"The population at {idx} cannot be believed: {error}") from error
-        self._db.execute(
-            "INSERT OR IGNORE INTO meta (key, value) VALUES (?,?)", (population.KEY, self.population_key.encode())
-        )
+        population.pin_key(self._db, self.population_key)
         population.keep(self._db, population.Given(found, signed, self.population_key, salt), idx, said.wall_us)
 
 

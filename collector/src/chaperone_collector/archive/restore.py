@@ -5,7 +5,6 @@ Of each name the version stored first counts. What lies behind the last checkpoi
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -20,13 +19,14 @@ from chaperone_collector.archive.bucket import Bucket
 from chaperone_collector.archive.keyfile import KeyFile
 from chaperone_collector.archive.replay import Item, Replay
 from chaperone_collector.archive.shipping import CHECKPOINTS, PACKS, SEGMENTS
+from chaperone_collector.database import Connection
+from chaperone_collector.directory import FILE, sync
 from chaperone_collector.errors import RestoreRefused
 from chaperone_collector.schema import open_writer
 from chaperone_evidence import entry
 from chaperone_evidence.errors import EvidenceError
 from chaperone_evidence.policy import Opened, Policy, open_checkpoint
 
-DATABASE: Final = "evidence.db"
 UNFINISHED: Final = "restore.unfinished"
 _SECOND_US: Final = 1_000_000
 
@@ -64,17 +64,17 @@ def restore(bucket: Bucket, directory: Path, policy: Policy, keys: KeyFile | Non
     Raises:
         RestoreRefused: there is a database, or the archive is not what that log left. ArchiveFailed: the bucket.
     """
-    target, scratch = directory / DATABASE, directory / UNFINISHED
+    target, scratch = directory / FILE, directory / UNFINISHED
     if target.exists():
         raise RestoreRefused(f"{target} is there: a log is restored into an empty directory.")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True, mode=0o700)
     try:
-        done = _Restore(bucket, scratch / DATABASE, policy, keys).run()
-        (scratch / DATABASE).rename(target)
+        done = _Restore(bucket, scratch / FILE, policy, keys).run()
+        (scratch / FILE).rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    _sync(directory)
+    sync(directory)
     return done
 
 
@@ -103,7 +103,7 @@ class _Restore:
             raise RestoreRefused(f"The database cannot be written: {error}.") from error
         finally:
             db.close()
-        _sync(self._path)
+        sync(self._path)
         return self._done
 
     def _proofs(self) -> list[_Proof]:
@@ -119,7 +119,7 @@ class _Restore:
             raise RestoreRefused("The archive has no checkpoint that the policy accepts, so nothing in it is proved.")
         return sorted(found, key=lambda one: one.size)
 
-    def _fill(self, db: sqlite3.Connection, proofs: list[_Proof]) -> None:
+    def _fill(self, db: Connection, proofs: list[_Proof]) -> None:
         replay, last = Replay(db), proofs[-1].size
         began_us, items, size = 0, list[Item](), 0
         for part in self._segments(last):
@@ -181,7 +181,7 @@ class _Restore:
         self._done.bodies += len(found)
         return found
 
-    def _prove(self, db: sqlite3.Connection, proof: _Proof) -> None:
+    def _prove(self, db: Connection, proof: _Proof) -> None:
         """Hold a checkpoint against what was stored, and keep it."""
         said = proof.opened.checkpoint
         if tree.read_root(db, said.size) != said.root:
@@ -194,7 +194,7 @@ class _Restore:
             (said.size, max(times, default=0) * _SECOND_US, said.root, proof.note, len(witnesses)),
         )
 
-    def _note(self, db: sqlite3.Connection, part: segment.Segment, count: int) -> None:
+    def _note(self, db: Connection, part: segment.Segment, count: int) -> None:
         """That this segment is archived: the restored log goes on behind it."""
         db.execute(
             "INSERT INTO archived (place, first, count, note, segment, sealed_us, done_us) VALUES (?,?,?,?,?,?,?)",
@@ -202,7 +202,7 @@ class _Restore:
              part.beside.received[-1][1]),
         )  # fmt: skip
 
-    def _note_keys(self, db: sqlite3.Connection) -> None:
+    def _note_keys(self, db: Connection) -> None:
         if self._key_file is None:
             return
         db.executemany(
@@ -217,11 +217,3 @@ def _items(part: segment.Segment) -> Iterator[Item]:
         for data in part.entries[position : position + count]:
             yield stream, data
         position += count
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

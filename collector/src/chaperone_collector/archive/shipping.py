@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import sqlite3
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -22,9 +20,9 @@ from chaperone_collector import checkpoint
 from chaperone_collector.archive import drill, pack, plan, segment
 from chaperone_collector.archive.bucket import Bucket
 from chaperone_collector.archive.options import ArchiveOptions
+from chaperone_collector.database import Connection, begin_read
 from chaperone_collector.errors import ArchiveFailed
 from chaperone_collector.metrics import Metrics
-from chaperone_collector.schema import open_reader
 from chaperone_collector.store import Store
 
 log = logging.getLogger(__name__)
@@ -50,22 +48,18 @@ class Shipping:
 
     Args:
         store: whose log.
-        path: its database.
         options: where to.
         metrics: what is told.
         now_us: the collector's clock.
     """
 
-    def __init__(
-        self, store: Store, path: Path, options: ArchiveOptions, metrics: Metrics, now_us: Callable[[], int]
-    ) -> None:
+    def __init__(self, store: Store, options: ArchiveOptions, metrics: Metrics, now_us: Callable[[], int]) -> None:
         self._store = store
-        self._path = path
         self._options = options
         self._metrics = metrics
         self._now_us = now_us
         self._thread = ThreadPoolExecutor(1, "archive")
-        self._db: sqlite3.Connection | None = None
+        self._db: Connection | None = None
         self._bucket: Bucket | None = None
 
     async def run(self) -> None:
@@ -105,12 +99,12 @@ class Shipping:
     async def _ship(self) -> bool:
         """Ship one segment; False when there is none."""
         place = self._options.place
-        row = await self._do(lambda: plan.pending(self._reader(), place))
+        row = await self._read(lambda db: plan.pending(db, place))
         if row is None:
             row = await self._decide()
             if row is None:
                 return False
-        made = await self._do(lambda: self._made(row))
+        made = await self._read(lambda db: self._made(db, row))
         until = self._until()
         is_known = row.pack == made.pack_digest
         # What was decided before a crash may be there with other bodies: some came or were erased since.
@@ -131,24 +125,22 @@ class Shipping:
     async def _decide(self) -> plan.Row | None:
         place, now_us = self._options.place, self._now_us()
         older_us = now_us - self._options.segment_seconds * 1_000_000
-        found = await self._do(lambda: self._draft(older_us))
+        found = await self._read(lambda db: self._draft(db, older_us))
         if found is None:
             return None
         draft, digest = found
         await self._store.write(lambda tx: tx.on(lambda db: plan.decide(db, place, draft, digest, now_us)))
         return plan.Row(draft.segment.first, len(draft.segment.entries), draft.note, digest, None)
 
-    def _draft(self, older_us: int) -> tuple[plan.Draft, bytes] | None:
+    def _draft(self, db: Connection, older_us: int) -> tuple[plan.Draft, bytes] | None:
         """The next segment and its hash."""
-        db = self._reader()
         draft = plan.next_draft(db, self._options.place, self._options.segment_bytes, older_us)
         if draft is None:
             return None
         return draft, hashlib.sha256(segment.encode(draft.segment, checkpoint.read_origin(db))).digest()
 
-    def _made(self, row: plan.Row) -> _Made:
+    def _made(self, db: Connection, row: plan.Row) -> _Made:
         """The objects of a segment that was decided."""
-        db = self._reader()
         origin = checkpoint.read_origin(db)
         found, named = plan.decided(db, row.first, row.count)
         data = segment.encode(found, origin)
@@ -194,15 +186,24 @@ class Shipping:
         await self._store.write(lambda tx: tx.say(said))
 
     async def _tell(self) -> None:
-        entries, age_us = await self._do(lambda: plan.lag(self._reader(), self._options.place, self._now_us()))
+        entries, age_us = await self._read(lambda db: plan.lag(db, self._options.place, self._now_us()))
         self._metrics.archive_lag.set(entries)
         self._metrics.archive_lag_seconds.set(age_us / 1_000_000)
 
-    def _reader(self) -> sqlite3.Connection:
-        """The connection of the thread, which it opens itself."""
-        if self._db is None:
-            self._db = open_reader(self._path)
-        return self._db
+    async def _read[T](self, query: Callable[[Connection], T]) -> T:
+        """Run a query in the thread, which opens its connection itself."""
+
+        def work() -> T:
+            if self._db is None:
+                self._db = self._store.database.open_reader()
+            begin_read(self._db)
+            try:
+                return query(self._db)
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+        return await self._do(work)
 
     def _until(self) -> datetime:
         return datetime.fromtimestamp(self._now_us() // 1_000_000, UTC) + timedelta(days=self._options.retention_days)

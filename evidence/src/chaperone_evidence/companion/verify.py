@@ -24,8 +24,11 @@ except ImportError:  # of an older version: those signatures are not checked, an
     mldsa = None  # type: ignore[assignment]
 
 INDEX = r"[0-9]{16}\.(?:entry|tlog-proof)"  # of an entry that states an erasure
+POLICY = r"revisions/([a-z0-9-]{1,63}/[0-9]{16}\.(?:entry|seg|tlog-proof)|operator\.vkey|absent\.txt)"
 ULID, NUMBER = "([0-7][0-9a-hjkmnp-tv-z]{25})", "(0|[1-9][0-9]{0,18})"
-LAYOUT = re.compile(rf"(streams|bodies)/{ULID}/([0-9]{{1,16}})\.seg|log/{ULID}\.tlog-proof|certificates/{INDEX}")
+LAYOUT = re.compile(
+    rf"(streams|bodies)/{ULID}/([0-9]{{1,16}})\.seg|log/{ULID}\.tlog-proof|certificates/{INDEX}|{POLICY}"
+)
 BESIDE = {"trust.pem", "log.policy", "verify.py", "README.txt"}  # not believed, and not run
 HEAD = rf"chaperone\.dev/stream/([^/\s]+)/{ULID}\n{NUMBER}\n(.{{44}})\ntime {NUMBER}\nstate (open|idle|closed)\n"
 PROOF = rf"(?s)c2sp\.org/tlog-proof@v1\n(?:extra [!-~]+\n)?index {NUMBER}\n((?:[!-~]{{44}}\n){{0,63}})\n(.*)"
@@ -320,6 +323,22 @@ class Stream:
         if old:
             self.notes.append(f"{len(old)} texts are not here: older ones were erased, says the log ({said})")
 
+    def read_revision(
+        self, entry: bytes, data: bytes, proof: bytes, policy: tuple[list[Key], list[Key], int] | None
+    ) -> None:
+        """The log has a revision of policy, and its files are those that its entry commits to."""
+        said, bodies = json.loads(entry[34:]), list[bytes]()
+        need(entry[:34] == b"\1\x05" + bytes(32) and said["type"] == "policy.revision", "it is no revision of policy")
+        while data:
+            size = int.from_bytes(data[:4], "big")
+            bodies, data = [*bodies, data[4 : 4 + size]], data[4 + size :]
+        named = [unbase64(said[name]["commit"]) for name in ("bundle", "gateway", "notes")]
+        need(
+            named == [sha(b"chaperone.dev/body/v1\n", body) for body in bodies], "its files are not those of its entry"
+        )
+        if policy is not None:
+            self.find_in_log(sha(b"\0", entry), proof, *policy)
+
     def find_in_log(self, leaf: bytes, proof: bytes, logs: list[Key], witnesses: list[Key], quorum: int) -> None:
         """An entry is in the tree that log and witnesses have signed; the last one's link speaks for all before it."""
         index, lines, note = re.fullmatch(PROOF, proof.decode("latin-1")).groups()  # type: ignore[union-attr]
@@ -400,7 +419,15 @@ def verify(tar: tarfile.TarFile, files: dict[str, tarfile.TarInfo], trust: Path,
                 one.find_in_log(one.leaf, read(f"log/{name}.tlog-proof"), *policy)
             except Exception as error:
                 one.problems.append((one.count - 1, f"nothing shows that the log has it: {why(error)}"))
-        for path in sorted(path for path in files if path.endswith(".entry") and one.missing):
+        for path in sorted(path for path in files if path.startswith("revisions/") and path.endswith(".entry")):
+            try:
+                data, proof = (read(path.replace(".entry", ending)) for ending in (".seg", ".tlog-proof"))
+                one.read_revision(read(path), data, proof, policy)
+            except Exception as error:
+                one.problems.append((one.count - 1, f"the policy {path} does not hold: {why(error)}"))
+        for path in sorted(path for path in files if path.startswith("certificates/") and one.missing):
+            if not path.endswith(".entry"):
+                continue
             try:
                 one.read_certificate(read(path), read(path.replace("entry", "tlog-proof")), policy)
             except Exception as error:

@@ -24,6 +24,8 @@ from chaperone_operator.admission.names import (
     GATEWAY_GID,
     IDENTITY_LABEL,
     INJECTED_ANNOTATION,
+    KNOWN_HOSTS,
+    KNOWN_HOSTS_PATH,
     OPA,
     OPA_ID,
     OPA_VOLUME,
@@ -50,6 +52,7 @@ TRUST_VARIABLES: Final = {
     "CURL_CA_BUNDLE": f"{TRUST_PATH}/ca-bundle.crt",
     "DENO_CERT": f"{TRUST_PATH}/ca.crt",
     "GIT_SSL_CAINFO": f"{TRUST_PATH}/ca-bundle.crt",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": f"{TRUST_PATH}/ca-bundle.crt",
     "NODE_EXTRA_CA_CERTS": f"{TRUST_PATH}/ca.crt",
     "PGSSLROOTCERT": f"{TRUST_PATH}/ca.crt",
     "PIP_CERT": f"{TRUST_PATH}/ca-bundle.crt",
@@ -215,9 +218,16 @@ def _agents(container: Object) -> Json:
         if not mount.get("name", "").startswith(PREFIX) and normpath(mount.get("mountPath", "")) != ACCOUNT_PATH
     ]
     mounts += [_mount(TRUST_VOLUME, TRUST_PATH, read_only=True), _mount(ACCOUNT_VOLUME, ACCOUNT_PATH, read_only=True)]
+    if not any(_holds(mount.get("mountPath", ""), KNOWN_HOSTS_PATH) for mount in mounts):
+        mounts.append({**_mount(TRUST_VOLUME, KNOWN_HOSTS_PATH, read_only=True), "subPath": KNOWN_HOSTS})
     environment = [one for one in container.get("env") or () if one.get("name") not in TRUST_VARIABLES]
     environment += [{"name": name, "value": value} for name, value in TRUST_VARIABLES.items()]
     return _without_raw_sockets({**container, "volumeMounts": mounts, "env": environment})
+
+
+def _holds(mounted: str, path: str) -> bool:
+    """Whether a volume of the container's own is mounted there or above: then it may not be possible to mount in it."""
+    return f"{path}/".startswith(f"{normpath(mounted).rstrip('/')}/")
 
 
 def _with_seccomp(context: Object) -> Json:
@@ -300,6 +310,8 @@ def _gateway(settings: Settings, agent: Agent) -> Json:
             "successThreshold": 1,
             "timeoutSeconds": 5,
         },
+        # Asked for is what it takes with every protocol in use (docs/decisions/029); the rest is for what it remembers
+        # of statements, and for long answers that have to be whole to be masked.
         "resources": _resources("20m", "96Mi", "512Mi"),
         "securityContext": _context(0, GATEWAY_GID, "NET_RAW"),
         "volumeMounts": [

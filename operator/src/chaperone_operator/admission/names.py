@@ -27,6 +27,8 @@ TRUST_VOLUME: Final = "chaperone-trust"
 ACCOUNT_VOLUME: Final = "chaperone-serviceaccount"
 
 TRUST_PATH: Final = "/etc/chaperone-trust"
+KNOWN_HOSTS: Final = "ssh_known_hosts"  # in that volume
+KNOWN_HOSTS_PATH: Final = "/etc/ssh/ssh_known_hosts2"  # where OpenSSH looks beside a file that an image may have
 ACCOUNT_PATH: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 GATEWAY_GID: Final = 64137

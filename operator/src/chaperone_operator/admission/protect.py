@@ -21,6 +21,8 @@ from chaperone_operator.admission.names import (
     CREATOR_ANNOTATION,
     IDENTITY_LABEL,
     INJECTED_ANNOTATION,
+    KNOWN_HOSTS,
+    KNOWN_HOSTS_PATH,
     PREFIX,
     RESERVED_GIDS,
     RESERVED_UIDS,
@@ -209,7 +211,9 @@ def _of_container(where: str, container: Object) -> Iterator[Violation]:
 
 def _of_mount(where: str, mount: Object) -> Iterator[Violation]:
     name, path = mount.get("name", ""), normpath(str(mount.get("mountPath", "")))
-    is_agents = _AGENT_MOUNTS.get(name) == path and mount.get("readOnly") is True and not mount.get("subPath")
+    part = (name, path, mount.get("subPath") or "")
+    is_known = part in ((name, _AGENT_MOUNTS.get(name), ""), (TRUST_VOLUME, KNOWN_HOSTS_PATH, KNOWN_HOSTS))
+    is_agents = is_known and mount.get("readOnly") is True
     if name.startswith(PREFIX) and not is_agents:
         yield Violation("our-volume", f"{where}: the volume {name} belongs to the gateway; remove the mount.")
     elif not name.startswith(PREFIX) and (path == TRUST_PATH or path.startswith(f"{TRUST_PATH}/")):

@@ -1,4 +1,4 @@
-"""`secretRef`: user name and password of a Secret, as they are at the moment."""
+"""`secretRef`: user name and password, or for SSH the private key, of a Secret, as they are at the moment."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ class Passwords(Unrecorded):
         return LIFE_S
 
     async def lease(self, order: Order) -> tuple[Lease, str]:
-        """See `Source`."""
+        """See `Source`. A key where the Secret's type says so; a gateway refuses what it cannot show at the target."""
         reference = order.reference
-        username, password = await self._secrets.basic_auth(reference.secret, order.target, "spec.credential.secretRef")
+        field = "spec.credential.secretRef"
+        key = await self._secrets.ssh_auth(reference.secret, order.target, field)
+        if key is not None:
+            return Lease(order.id, "key", int(time.time()) + LIFE_S, username=key[0], private_key=key[1]), ""
+        username, password = await self._secrets.basic_auth(reference.secret, order.target, field)
         authority = await self._secrets.authority(reference.ca_secret, order.target)
         ends = int(time.time()) + LIFE_S
         return Lease(order.id, "password", ends, authority, username, password), ""

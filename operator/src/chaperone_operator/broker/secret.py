@@ -15,6 +15,7 @@ from chaperone_operator.broker.source import Unready
 from chaperone_operator.kube import SECRETS, ApiError, Client, Object, read_or_make_secret
 
 BASIC_AUTH: Final = "kubernetes.io/basic-auth"
+SSH_AUTH: Final = "kubernetes.io/ssh-auth"
 
 
 class Secrets:
@@ -51,11 +52,26 @@ class Secrets:
         secret = await self.read(name, target, field)
         named = self.named(name, target, field)
         if secret.get("type") != BASIC_AUTH:
-            raise Unready("WrongSecretType", f"{named} must have the type {BASIC_AUTH}.")
+            raise Unready("WrongSecretType", f"{named} must have the type {BASIC_AUTH}, or for SSH {SSH_AUTH}.")
         username, password = value(secret, "username"), value(secret, "password")
         if not username or not password:
             raise Unready("SecretIncomplete", f"{named} needs username and password, both text and not empty.")
         return username, password
+
+    async def ssh_auth(self, name: str, target: str, field: str) -> tuple[str, str] | None:
+        """User name and private key; None where the Secret is of another type.
+
+        Raises:
+            Unready: it has not both of them. ApiError: as `read`.
+        """
+        secret = await self.read(name, target, field)
+        if secret.get("type") != SSH_AUTH:
+            return None
+        username, key = value(secret, "username"), value(secret, "ssh-privatekey")
+        if not username or not key:
+            named = self.named(name, target, field)
+            raise Unready("SecretIncomplete", f"{named} needs username and ssh-privatekey, both text and not empty.")
+        return username, key
 
     async def text(self, name: str, key: str, target: str, field: str) -> str:
         """The text under one key.

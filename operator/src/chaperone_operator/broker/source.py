@@ -17,7 +17,7 @@ import msgspec
 from chaperone_operator.broker.peer import Peer
 from chaperone_operator.compile.credential import Reference
 
-type Kind = Literal["password", "certificate", "token", "header"]
+type Kind = Literal["password", "key", "certificate", "token", "header"]
 
 
 class Impersonated(msgspec.Struct, frozen=True):
@@ -51,6 +51,7 @@ class Lease(msgspec.Struct, frozen=True):
     username: str = ""
     password: str = ""
     certificate: str = ""
+    private_key: str = ""
     token: str = ""
     impersonate: Impersonated | None = None
     header: Header | None = None

@@ -17,6 +17,7 @@ from chaperone_operator.compile import (
     credential,
     delegation,
     glob,
+    hostkeys,
     limits,
     masks,
     prove,
@@ -40,7 +41,7 @@ from chaperone_operator.compile.model import (
     decode,
 )
 from chaperone_operator.compile.problem import Problem
-from chaperone_operator.compile.vocabulary import EFFECTS, PARTS, PORTS, REACHABLE, WILDCARD, Action, meant
+from chaperone_operator.compile.vocabulary import EFFECTS, FORMS, PARTS, PORTS, REACHABLE, WILDCARD, Action, meant
 
 MAX_RULES: Final = 200  # a policy; more is a generated file that belongs into several policies
 MAX_OBJECTS: Final = 500  # patterns of one rule
@@ -135,7 +136,9 @@ def target_problems(target: Target) -> Iterator[Problem]:
             yield target.problem("BadSecretName", f"{field}: {name!r} is no name of a Secret.")
     for reason, message in masks.classified_problems(spec):
         yield target.problem(reason, message)
-    if spec.tls.mode == "Disable":
+    for reason, message in hostkeys.problems(spec):
+        yield target.problem(reason, message)
+    if spec.tls.mode == "Disable" and spec.protocol != "SSH":
         yield target.problem(
             "TlsDisabled",
             "spec.tls.mode: Disable sends credentials and data in the clear and cannot tell whom it talks to.",
@@ -303,6 +306,14 @@ def _sound_problems[S: (PolicySpec, ClusterPolicySpec)](
             yield policy.problem(
                 "DuplicateRule", f"spec.rules: {count} rules are named {name!r}; names must be unique."
             )
+    for index, test in enumerate(spec.tests or ()):
+        target = world.targets.get(test.target or (spec.targets[0].name if spec.targets else ""))
+        if test.sql is not None and target is not None and target.spec.protocol != "PostgreSQL":
+            yield policy.problem(
+                "BadTest",
+                f"spec.tests[{index}].sql: is read as PostgreSQL reads it, and target {target.name!r} speaks "
+                f"{target.spec.protocol}; write accesses.",
+            )
     for index, rule in enumerate(rules):
         at = f"spec.rules[{index}]"
         for reason, message in _rule_problems(rule):
@@ -372,8 +383,8 @@ def _unreachable[S: (PolicySpec, ClusterPolicySpec)](
             names = " and ".join(sorted(protocols))
             yield policy.problem(
                 "ObjectNotReachable",
-                f"{at}.match.objects[{index}]: nothing of {names} is called {pattern!r}; write schema.name, as "
-                "public.orders, or a kind and a name, as setting:search_path.",
+                f"{at}.match.objects[{index}]: nothing of {names} is called {pattern!r}; write "
+                f"{'; or '.join(FORMS[protocol] for protocol in sorted(protocols))}.",
             )
 
 

@@ -1,5 +1,8 @@
 """Object patterns: names in dot-separated parts, where `*` stands for any run of characters within one part.
 
+Paths of files (`path:/srv/data/*`) have no such parts: in them `*` stands for any run of characters, so that a pattern
+that ends with `/*` means everything below. A dot in a path is a character like others.
+
 A pattern is compiled to a regular expression here, once, so that OPA needs no glob library of its own; the only
 special character is `*`, and everything else means itself.
 """
@@ -11,6 +14,8 @@ from typing import Final
 
 MAX_PATTERN: Final = 256  # characters; four PostgreSQL identifiers of 63 fit
 _ANY: Final = "[^.]*"
+PATH: Final = "path:"
+_ANY_OF_PATH: Final = "(?s:.*)"
 _REFUSED: Final = {
     "?": "a single character",
     "[": "a set",
@@ -41,7 +46,7 @@ def check(pattern: str) -> None:
     for character, meaning in _REFUSED.items():
         if character in pattern:
             raise BadPattern(f"{character} ({meaning}) is not known; only * is special")
-    if any(not part for part in pattern.split(".")):
+    if not pattern.startswith(PATH) and any(not part for part in pattern.split(".")):
         raise BadPattern("a part between dots is empty")
 
 
@@ -59,7 +64,7 @@ def check_column(pattern: str) -> None:
 def covers(wide: str, narrow: str) -> bool:
     """Whether every name that `narrow` means is meant by `wide`; False where that is not plain to see."""
     # A * of the narrow one is a character like another here: only a * of the wide one can take it.
-    return re.fullmatch(_ANY.join(map(re.escape, wide.split("*"))), narrow) is not None
+    return re.fullmatch(_any(wide).join(map(re.escape, wide.split("*"))), narrow) is not None
 
 
 def is_exact(pattern: str) -> bool:
@@ -75,7 +80,11 @@ def first_part(pattern: str) -> str:
 
 def expression(pattern: str) -> str:
     """The pattern as an RE2 expression, anchored at both ends."""
-    return r"\A" + _ANY.join(map(_quoted, pattern.split("*"))) + r"\z"
+    return r"\A" + _any(pattern).join(map(_quoted, pattern.split("*"))) + r"\z"
+
+
+def _any(pattern: str) -> str:
+    return _ANY_OF_PATH if pattern.startswith(PATH) else _ANY
 
 
 def _quoted(text: str) -> str:

@@ -15,7 +15,7 @@ from chaperone_operator.compile import glob, pattern
 from chaperone_operator.compile.binding import Binding
 from chaperone_operator.compile.model import Classified, ClusterPolicySpec, Mask, Pattern, PolicySpec, TargetSpec
 from chaperone_operator.compile.problem import Problem
-from chaperone_operator.compile.vocabulary import DETECTORS, MASKABLE, METHODS, UNMASKABLE
+from chaperone_operator.compile.vocabulary import COLUMNS, DETECTORS, MASKABLE, METHODS, UNMASKABLE
 
 MAX_MASKS: Final = 50  # of a policy
 MAX_COLUMNS: Final = 100  # of one mask; each is an expression that every column of a result is held against
@@ -35,6 +35,12 @@ def problems(spec: PolicySpec | ClusterPolicySpec, protocols: Collection[str]) -
     for protocol in sorted(set(protocols) - MASKABLE):
         yield "MaskNotPossible", f"spec.masks: answers of {protocol} cannot be masked; take its targets out."
     for index, mask in enumerate(masks):
+        if mask.columns and protocols and COLUMNS.isdisjoint(protocols):
+            spoken = " and ".join(sorted(protocols))
+            yield (
+                "MaskNotPossible",
+                f"spec.masks[{index}].columns: answers of {spoken} have no columns; use detectors or patterns.",
+            )
         for reason, message in _mask_problems(mask):
             yield reason, f"spec.masks[{index}]{message}"
     names = Counter(own.name for own in _patterns(spec))
@@ -49,8 +55,8 @@ def classified_problems(spec: TargetSpec) -> Iterator[tuple[str, str]]:
     """What is wrong with a target's classified columns."""
     if len(spec.classified) > MAX_CLASSIFIED:
         yield "TooManyClassified", f"spec.classified: more than {MAX_CLASSIFIED}; join columns of one class."
-    if spec.classified and spec.protocol not in MASKABLE:
-        yield "MaskNotPossible", f"spec.classified: answers of {spec.protocol} cannot be masked; remove it."
+    if spec.classified and spec.protocol not in COLUMNS:
+        yield "MaskNotPossible", f"spec.classified: answers of {spec.protocol} have no columns; remove it."
     for index, entry in enumerate(spec.classified):
         at = f"spec.classified[{index}]"
         if not entry.columns:

@@ -106,6 +106,13 @@ class Classified(Part, frozen=True, rename={"kind": "class"}):
     kind: str
 
 
+class Ssh(Part, frozen=True):
+    """`spec.ssh`: how an SSH server proves itself, by public keys in OpenSSH's form."""
+
+    host_keys: tuple[str, ...] = ()
+    host_authorities: tuple[str, ...] = ()
+
+
 class TargetSpec(Part, frozen=True):
     """`AccessTarget.spec`."""
 
@@ -117,6 +124,7 @@ class TargetSpec(Part, frozen=True):
     credential: Credential | None = None
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     classified: tuple[Classified, ...] = ()
+    ssh: Ssh | None = None
 
 
 class MaxRepeats(Part, frozen=True):
@@ -351,13 +359,13 @@ _POLICY_VALUES: Final[dict[_Path, frozenset[str]]] = {
 }
 _LATER_VALUES: Final[dict[str, dict[_Path, frozenset[str]]]] = {
     "AgentIdentity": {},
-    "AccessTarget": {("protocol",): frozenset({"MySQL", "SSH", "Kubernetes", "HTTP", "MCP"})},
+    "AccessTarget": {},
     "AccessPolicy": _POLICY_VALUES,
     "ClusterAccessPolicy": _POLICY_VALUES,
 }
 _CHOICES: Final = {
     "mode": "Enforce or Observe",
-    "protocol": "PostgreSQL",
+    "protocol": "PostgreSQL, MySQL, SSH, Kubernetes, HTTP or MCP",
     "durability": "Written, Synced or Witnessed",
     "results": "None or Full",
     "method": 'Redact, Partial, Hash or "Null"',

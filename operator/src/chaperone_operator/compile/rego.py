@@ -63,7 +63,7 @@ def _refusal(text: str) -> str:
     with opa.folder() as folder:
         own, allowed = Path(folder) / "own.rego", Path(folder) / "capabilities.json"
         own.write_text(module("", text))
-        allowed.write_text(_capabilities())
+        allowed.write_text(capabilities())
         answer = opa.run("check", "--format", "json", "--capabilities", str(allowed), str(own))
         if answer.returncode != 0:
             return _told(answer.stderr or answer.stdout)
@@ -107,7 +107,12 @@ def _told(errors: str) -> str:
 
 
 @functools.cache
-def _capabilities() -> str:
+def capabilities() -> str:
+    """What OPA may do, as its capabilities file: nothing that reaches the world, a clock or chance.
+
+    Raises:
+        NoOpa: it cannot be asked.
+    """
     found: dict[str, Any] = opa.read(opa.run("capabilities", "--current").stdout)
     found["builtins"] = [
         one

@@ -321,6 +321,7 @@ def _target(target: Target, virtual: Mapping[str, VirtualHost]) -> dict[str, Any
         **_place(target),
         # Absent where one credential serves all sessions: a gateway that knows only those can read that.
         **({"leased_per_session": True} if is_made else {}),
+        **({"ssh": msgspec.structs.asdict(spec.ssh)} if spec.ssh is not None else {}),
     }
 
 

@@ -42,11 +42,28 @@ EFFECTS: Final = CRITICAL | ORDINARY
 PORTS: Final = {"PostgreSQL": 5432, "MySQL": 3306, "SSH": 22, "Kubernetes": 443, "HTTP": 443, "MCP": 443}
 """Default port of each protocol."""
 
-REACHABLE: Final = {"PostgreSQL": EFFECTS}
+REACHABLE: Final = {
+    "HTTP": frozenset({"read", "create", "modify", "delete", "execute_code", "session", "unknown"}),
+    "MCP": frozenset({"read", "execute_code", "session", "unknown"}),
+    "Kubernetes": EFFECTS - {"bulk_write", "session", "transaction"},
+    "MySQL": EFFECTS,
+    "PostgreSQL": EFFECTS,
+    "SSH": EFFECTS,
+}
 """Effects that a protocol's classifier can find, for the protocols that exist; others are not supported yet."""
 
-PARTS: Final = {"PostgreSQL": 2}
+PARTS: Final = {"Kubernetes": 4, "MySQL": 2, "PostgreSQL": 2}
 """How many parts the names of a protocol's objects have, where they all have as many and no colon."""
+
+FORMS: Final = {
+    "HTTP": "path: and the path, as path:/v1/orders/*, graphql: and the field, as graphql:query.viewer, or grpc: and "
+    "the call, as grpc:shop.v1.Orders.Get",
+    "MCP": "a kind and a name, as tool:search, resource:docs://intro, prompt:review, mcp:tools/list or path:/mcp",
+    "Kubernetes": "namespace.group.resource.name, as agents.core.pods.web-1, or a kind and a name, as path:/version",
+    "MySQL": "schema.name, as shop.orders, or a kind and a name, as setting:sql_mode",
+    "PostgreSQL": "schema.name, as public.orders, or a kind and a name, as setting:search_path",
+}
+"""How objects of those protocols are written, for people."""
 
 MEASURED: Final = {
     "where": frozenset({"read", "read_sensitive", "modify", "delete"}),
@@ -54,8 +71,11 @@ MEASURED: Final = {
 }
 """Effects of which a classifier says whether the statement has a WHERE, and which LIMIT it has. As in the gateway."""
 
-MASKABLE: Final = frozenset({"PostgreSQL"})
+MASKABLE: Final = frozenset({"HTTP", "Kubernetes", "MCP", "MySQL", "PostgreSQL", "SSH"})
 """Protocols whose answers can be masked."""
+
+COLUMNS: Final = frozenset({"MySQL", "PostgreSQL"})
+"""Those of them whose answers have columns; in others detectors look at values alone."""
 
 METHODS: Final = ("Null", "Redact", "Hash", "Partial")
 """What may stand where a value stood; where several apply the first, which says least, counts. As in the gateway."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -74,6 +74,7 @@ class Reconciler:
         self._instance = instance
         self._in_force: dict[str, status.InForce] = {}
         self._compiled: dict[str, set[tuple[str, int]]] = {}  # of policies what is in force: uid and generation
+        self.on_stored: Callable[[str, Mapping[str, str], Signer], None] = lambda *_: None  # at each look at a snapshot
 
     async def run(self, signer: Signer) -> None:
         """Work until cancelled; what is stored is signed by `signer`."""
@@ -164,6 +165,8 @@ class Reconciler:
                 namespace=self._system_namespace,
             )
             _log.info("revision %s is in force in %s", found.revision, namespace)
+        if found.data is not None and self._leadership.is_held:
+            self.on_stored(namespace, found.data, signer)
         before = self._in_force.get(namespace)
         self._in_force[namespace] = status.InForce(found.revision, found.is_latest, found.problems)
         self._metrics.not_compiling.set(sum(not one.is_latest for one in self._in_force.values()))

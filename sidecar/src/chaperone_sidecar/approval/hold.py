@@ -83,7 +83,7 @@ class Holds:
         self._key = key
         self._now = now
         self._held = 0
-        self._waiting: dict[str, str] = {}  # session → request that has no outcome yet
+        self._waiting: list[tuple[str, str]] = []  # session and request that has no outcome yet, once for each command
         self._withdrawing: set[asyncio.Task[None]] = set()
 
     async def hold(self, place: Place, command: Command, decision: Decision, shown: str, admit: Admit) -> Decision:
@@ -111,9 +111,6 @@ class Holds:
         try:
             request = _request(place, command, decision, shown, self._key())
             return await self._wait(self._desk, place, command, request, decision, admit)
-        except asyncio.CancelledError:
-            self.leave(place.session)
-            raise
         except ApprovalUnavailable as error:
             return _denied(decision, str(error), "Nothing was executed. Try again, or ask the platform team.")
         except SpoolFull:
@@ -122,26 +119,43 @@ class Holds:
             self._held -= 1
 
     def leave(self, session: str, *, is_stopping: bool = False) -> None:
-        """A session waits no longer: record it now and, unless the gateway stops, withdraw its request soon."""
-        name = self._waiting.pop(session, None)
-        if name is None:
-            return
+        """A session waits no longer: record it now and, unless the gateway stops, withdraw its requests soon."""
+        for one, name in tuple(self._waiting):
+            if one == session:
+                self._leave(session, name, is_stopping=is_stopping)
+
+    def _leave(self, session: str, name: str, *, is_stopping: bool = False) -> None:
+        """As `leave`, for one request; nothing where the session has left already."""
         state, message = (State.PENDING, STOPPED) if is_stopping else (State.CANCELLED, GONE)
         try:
-            self._log.resolve_approval(session, name, state, message)
+            if not self._ends(session, name, state, message):
+                return
         except SpoolFull:
             logger.error("session %s: the end of its wait for %s could not be recorded", session, name)
-        if self._desk is not None and not is_stopping and name not in self._waiting.values():
+        if self._desk is not None and not is_stopping and not self._is_awaited(name):
             self._begin(self._withdraw(self._desk, name))
+
+    def _ends(self, session: str, name: str, state: State, message: str) -> bool:
+        """Record what came of a request; false where that was done."""
+        if (session, name) not in self._waiting:
+            return False
+        self._waiting.remove((session, name))
+        self._log.resolve_approval(session, name, state, message)
+        return True
+
+    def _is_awaited(self, name: str) -> bool:
+        return any(one == name for _, one in self._waiting)
 
     async def _wait(
         self, desk: Desk, place: Place, command: Command, request: Request, decision: Decision, admit: Admit
     ) -> Decision:
         ticket = await self._asked(desk, request)
         self._log.request_approval(place.session, ticket.name, request)
-        self._waiting[place.session] = ticket.name
+        self._waiting.append((place.session, ticket.name))
         try:
             ticket = await self._decided(desk, ticket, command)
+            if (place.session, ticket.name) not in self._waiting:
+                return _denied(decision, GONE, "")  # the session has left, and that is recorded
             if ticket.state is State.APPROVED:
                 if self._revision() != decision.revision:
                     ticket = msgspec.structs.replace(
@@ -150,21 +164,20 @@ class Holds:
                 else:
                     admitted = admit()
                     if admitted.action is Action.DENY:
-                        self._resolve(place, ticket.name, ticket.state, admitted.message)
+                        self._ends(place.session, ticket.name, ticket.state, admitted.message)
                         return admitted
                     used = await desk.use(ticket.name, request)
                     if used.state is State.USED:  # the record is to say who approved, not that it was used
                         used = msgspec.structs.replace(used, message=ticket.message)
                     ticket = used
         except ApprovalUnavailable as error:
-            self._resolve(place, ticket.name, ticket.state, str(error))
+            self._ends(place.session, ticket.name, ticket.state, str(error))
             raise
-        self._resolve(place, ticket.name, ticket.state, ticket.message)
+        except asyncio.CancelledError:
+            self._leave(place.session, ticket.name)
+            raise
+        self._ends(place.session, ticket.name, ticket.state, ticket.message)
         return _outcome(decision, ticket)
-
-    def _resolve(self, place: Place, name: str, state: State, message: str) -> None:
-        del self._waiting[place.session]
-        self._log.resolve_approval(place.session, name, state, message)
 
     async def _asked(self, desk: Desk, request: Request) -> Ticket:
         """Ask the desk; where the client goes before it answers, what it made is withdrawn all the same."""
@@ -180,7 +193,7 @@ class Holds:
             ticket = await asking
         except ApprovalUnavailable:
             return
-        if ticket.name not in self._waiting.values():
+        if not self._is_awaited(ticket.name):
             await self._withdraw(desk, ticket.name)
 
     async def _withdraw(self, desk: Desk, name: str) -> None:

@@ -35,24 +35,54 @@ LEASE_TRIES: Final = 3  # when the broker asks to be asked again; a client waits
 LONGEST_PAUSE_S: Final = 2.0  # whatever pause it asks for
 
 
+KINDS: Final = frozenset({"password", "key", "token", "header"})
+"""Kinds of credentials that a protocol of this gateway can show."""
+
 _CUT: Final = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
 CALL_AGAIN: Final = frozenset({409, 429, 503})  # answers of a broker that will say something else a little later
 _FINAL: Final = frozenset({403, 404})  # to a lease: policy grants it no more, or it was taken back
 
 
-class Lease(msgspec.Struct, frozen=True):
-    """A credential for one target, in memory only. Its repr shows nothing of it."""
+class Header(msgspec.Struct, frozen=True):
+    """A field of HTTP, and the only place that it may be sent to. Its repr shows nothing of its value."""
 
-    username: str
-    password: str
-    ca_pem: str
-    expires_at_unix: int
+    name: str
+    value: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    def __repr__(self) -> str:
+        return f"Header(name={self.name!r}, host={self.host!r})"
+
+
+class Impersonated(msgspec.Struct, frozen=True):
+    """As whom the holder of a token acts."""
+
+    user: str
+    groups: tuple[str, ...] = ()
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """A credential for one target, in memory only; what it has, depends on its kind. Its repr shows nothing of it."""
+
+    username: str = ""
+    password: str = ""
+    ca_pem: str = ""
+    expires_at_unix: int = 0
     id: str = ""
     kind: str = "password"
+    token: str = ""
+    impersonate: Impersonated | None = None
+    certificate: str = ""  # of SSH, for the public key that was sent
+    private_key: str = ""  # of SSH
+    header: Header | None = None
 
     def is_same_credential(self, other: Lease) -> bool:
         """Whether the other says the same of everything but its time."""
-        return (self.username, self.password, self.ca_pem) == (other.username, other.password, other.ca_pem)
+        replace = msgspec.structs.replace
+        return self == replace(other, expires_at_unix=self.expires_at_unix, id=self.id)
 
     def __repr__(self) -> str:
         return f"Lease(expires_at_unix={self.expires_at_unix})"
@@ -190,20 +220,21 @@ class Broker:
             raise BrokerUnavailable(f"The broker gives no policy bundle: {problem(answer)}")
         return answer
 
-    async def lease(self, target: str, session: str = "") -> Lease:
-        """A credential for a target; with a ULID, one for that session alone.
+    async def lease(self, target: str, session: str = "", public_key: str = "") -> Lease:
+        """A credential for a target; with a ULID, one for that session alone, perhaps a certificate for a key.
 
         Raises:
             LeaseRefused: the broker says no, or cannot be reached; the text is fit for the client.
         """
         asked = {"target": target} | ({"session": session} if session else {})
+        asked |= {"public_key": public_key} if public_key else {}
         answer = await self._patiently("/v1/leases", asked)
         try:
             lease = msgspec.json.decode(answer, type=Lease)
         except msgspec.DecodeError:
             # The cause is dropped on purpose: msgspec quotes what it read, and that may be the password.
             raise LeaseRefused("The broker's lease cannot be read; do gateway and broker have one version?") from None
-        if lease.kind != "password":
+        if lease.kind not in KINDS and not (lease.kind == "certificate" and public_key):
             raise LeaseRefused(f"The broker leases a {lease.kind}, with which this gateway cannot log in.")
         return lease
 

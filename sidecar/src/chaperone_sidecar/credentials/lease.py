@@ -35,7 +35,7 @@ UNUSED_S: Final = 60.0  # a log-in takes 15 s at most; a lease that nobody uses 
 class Calls(Protocol):
     """What the broker is asked; see `broker.Broker`."""
 
-    async def lease(self, target: str, session: str = "") -> Lease:
+    async def lease(self, target: str, session: str = "", public_key: str = "") -> Lease:
         """A credential, or LeaseRefused."""
         ...
 
@@ -92,14 +92,14 @@ class Leases:
         self._asking: dict[str, asyncio.Task[_Held]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def lease(self, target: str, session: str = "") -> Lease:
-        """The credential of a target, or of one session there.
+    async def lease(self, target: str, session: str = "", public_key: str = "") -> Lease:
+        """The credential of a target, or of one session there, for whose key a certificate may be made.
 
         Raises:
             LeaseRefused: the broker says no, or cannot be reached.
         """
         if session:
-            return self._hold(target, session, await self._broker.lease(target, session)).lease
+            return self._hold(target, session, await self._broker.lease(target, session, public_key)).lease
         held, now = self._current.get(target), self._now()
         if held is None or held.ends_at - MARGIN_S <= now:
             return (await self._ask(target)).lease

@@ -7,6 +7,7 @@ refused or cut is not counted, because it was not moved.
 from __future__ import annotations
 
 from chaperone_sidecar.command import Command, Effect
+from chaperone_sidecar.config import Limit
 from chaperone_sidecar.limits.quota import Quota
 from chaperone_sidecar.limits.reached import Reached
 
@@ -29,6 +30,16 @@ class Meter:
     def is_timed(self) -> bool:
         """Whether it matters how long a command runs."""
         return self._quota.limits.command_duration_ms is not None
+
+    @property
+    def command_duration(self) -> Limit | None:
+        """How long a command may run, in milliseconds."""
+        return self._quota.limits.command_duration_ms
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether it matters how many rows a command has."""
+        return self._quota.limits.rows_per_command is not None
 
     def enter(self) -> Reached | None:
         """Count the session as a connection, or say that there are enough of them."""

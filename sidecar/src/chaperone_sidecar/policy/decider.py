@@ -14,23 +14,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import aiohttp
 import msgspec
-from opa_client.opa_async import AsyncOpaClient
 
 from chaperone_sidecar.command import Command, Effect
-from chaperone_sidecar.decision import Action, Decision, Would
+from chaperone_sidecar.decision import Action, Circumstances, Decision, Would
 from chaperone_sidecar.errors import PolicyUnavailable
 from chaperone_sidecar.policy.cache import ALWAYS, DecisionCache
+from chaperone_sidecar.policy.client import OpaClient
 from chaperone_sidecar.policy.question import asked
 from chaperone_sidecar.policy.repeats import Repeats, Use
 from chaperone_sidecar.user import User
 
-OPA_HOST: Final = "opa"  # for the Host header; the connection is to the socket
 ASK_TIMEOUT_S: Final = 1.5  # OPA's p99 is a few ms; past this it is down, and down means deny
 MAX_ASKS: Final = 32  # questions under way at once; OPA has one core at best, more would only queue there
 FIRST_LOAD_S: Final = 60.0  # OPA starts after the gateway: questions of the first moments wait for its first bundle
@@ -39,20 +38,6 @@ MAX_TRIES: Final = 8  # a rule's last uses may be taken by others between questi
 # A planner runs functions to see what they give, so asking it for an estimate would run them before policy allows it.
 _RUNS_CODE: Final = frozenset({Effect.EXECUTE_CODE, Effect.EXTERNAL_IO, Effect.UNKNOWN})
 POLL_S: Final = 0.2  # how often `wait_for_revision` looks whether OPA has loaded a bundle
-
-
-class OpaClient(AsyncOpaClient):  # type: ignore[misc]
-    """opa-python-client over a Unix socket, which its constructor has no way to ask for."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(host=OPA_HOST, retries=0, timeout=ASK_TIMEOUT_S)
-        self._path = path
-
-    async def _init_session(self) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.UnixConnector(str(self._path), limit=MAX_ASKS),
-            timeout=aiohttp.ClientTimeout(total=ASK_TIMEOUT_S),
-        )
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -95,7 +80,7 @@ class Decider:
         now_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._identity = identity
-        self._client = OpaClient(opa)
+        self._client = OpaClient(opa, ASK_TIMEOUT_S, MAX_ASKS)
         self._cache = DecisionCache(wall_s=wall_s)
         self._repeats = Repeats(now_s)
         self._slots = asyncio.Semaphore(MAX_ASKS)
@@ -134,9 +119,12 @@ class Decider:
             answer = await self._answer(target, question, command, estimate, is_approved=is_approved)
         except PolicyUnavailable as error:
             return Decision(Action.DENY, "", "policy-unavailable", str(error), "")
+        decision = answer.decision
+        if answer.lasts is not None:
+            decision = msgspec.structs.replace(decision, circumstances=_circumstances(question, answer))
         if answer.lasts != "never":
-            self._cache.keep(target, command, answer.decision, minute if answer.lasts == "minute" else ALWAYS, user)
-        return answer.decision
+            self._cache.keep(target, command, decision, minute if answer.lasts == "minute" else ALWAYS, user)
+        return decision
 
     async def revision(self) -> str:
         """The revision of the bundle that OPA has loaded, "" while there is none.
@@ -216,3 +204,8 @@ class Decider:
         except (aiohttp.ClientError, TimeoutError, ValueError, RecursionError) as error:  # JSON may nest too deep
             raise PolicyUnavailable("OPA does not answer; look at the chaperone-opa container.") from error
         return answer.get("result") if isinstance(answer, dict) else None
+
+
+def _circumstances(question: Mapping[str, Any], answer: Answer) -> Circumstances:
+    uses = tuple(sorted(question["repeats"].items())) if answer.lasts == "never" else ()
+    return Circumstances(question["minute"], question.get("rows"), uses)

@@ -25,6 +25,9 @@ class Ids:
         self._used += size
         return self._pool[self._used - size : self._used]
 
-    def ulid(self) -> str:
-        """A new ULID."""
-        return ulid.encode(time.time_ns() // 1_000_000, self.random(ulid.RANDOM_BYTES))
+    def ulid(self, after: str = "") -> str:
+        """A new ULID, which sorts behind another one whatever the clock says."""
+        now_ms = time.time_ns() // 1_000_000
+        if after:
+            now_ms = max(now_ms, ulid.time_ms(after) + 1)
+        return ulid.encode(now_ms, self.random(ulid.RANDOM_BYTES))

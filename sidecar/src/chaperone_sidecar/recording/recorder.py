@@ -26,6 +26,7 @@ from chaperone_sidecar.decision import Action, Decision
 from chaperone_sidecar.effects import Intent, Receipt
 from chaperone_sidecar.errors import ConfigError
 from chaperone_sidecar.recording.assurance import Assurance, Witness
+from chaperone_sidecar.recording.circumstance import told
 from chaperone_sidecar.recording.ids import Ids
 from chaperone_sidecar.recording.spool import MAX_BODY_BYTES, Spool
 from chaperone_sidecar.recording.syncer import Syncer
@@ -143,8 +144,9 @@ class Recorder:
         return SessionLog(self._ids.ulid(), target)
 
     def open_session(
-        self, log: SessionLog, *, protocol: str, client: str, upstream: str, user: str, database: str, application: str
-    ) -> Receipt:
+        self, log: SessionLog, *, protocol: str, client: str, upstream: str, user: str, database: str,
+        application: str, role: str = "",
+    ) -> Receipt:  # fmt: skip
         """Record that a session opens.
 
         Raises:
@@ -156,7 +158,7 @@ class Recorder:
             record.SessionOpen(
                 seq=seq, wall_us=wall_us, mono_us=mono_us, session=log.id, target=log.target, protocol=protocol,
                 client=client, upstream=upstream, user=user, database=database, application=application,
-                delegated=_delegated(log.user),
+                role=role, delegated=_delegated(log.user),
             )
         )  # fmt: skip
 
@@ -194,10 +196,11 @@ class Recorder:
                 resolution=command.facts.resolution.value, policy=decision.policy, rule=decision.rule,
                 revision=decision.revision, would=would.action.value if would else "",
                 would_policy=would.policy if would else "", would_rule=would.rule if would else "",
-                approval=decision.approval, in_transaction=command.in_transaction,
+                approval=decision.approval, in_transaction=command.in_transaction, statements=command.statements,
                 is_masked=text is not command.text or params is not command.params,
                 body=self._keep(log, text),
                 params=self._keep(log, params) if params else msgspec.UNSET, subject=_subject(log.user),
+                circumstances=told(decision.circumstances),
             )
         )  # fmt: skip
         log.commands += 1

@@ -10,7 +10,7 @@ in the spool before the first byte that is missing is sent. Memory is bounded by
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 from chaperone_evidence import frames
@@ -110,6 +110,32 @@ class ResultLog:
         if len(raw) > room:
             self.cut()
 
+    def output(self, raw: bytes) -> None:
+        """What a terminal, or the reader of a program's output, is shown; kept as far as there is room.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        for piece in self._pieces(raw):
+            self._add(frames.Output(t_us=self._now_us(), data=frames.cell(piece)))
+
+    def typed(self, raw: bytes) -> None:
+        """What the client types or sends to a program; kept as far as there is room.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        for piece in self._pieces(raw):
+            self._add(frames.Input(t_us=self._now_us(), data=frames.cell(piece)))
+
+    def resize(self, width: int, height: int) -> None:
+        """A terminal has this size from now on, in characters.
+
+        Raises:
+            SpoolFull: no room.
+        """
+        self._add(frames.Resize(t_us=self._now_us(), width=min(width, 65535), height=min(height, 65535)))
+
     def message(self, severity: str, text: str, code: str = "", detail: str = "", hint: str = "") -> None:
         """An error, a notice, or how a statement ended. Errors and ends are kept where there is no room any more, too.
 
@@ -145,6 +171,16 @@ class ResultLog:
             self._recorder.keep_chunk(
                 self._log, self._command, packed, frames.CODEC, len(lines), self._first_us, self._last_us
             )
+
+    def _pieces(self, raw: bytes) -> Iterator[bytes]:
+        """Bytes in pieces of frames, as far as there is room; what is left out is said."""
+        room = self.room
+        for start in range(0, min(len(raw), room), PIECE_BYTES):
+            piece = raw[start : min(start + PIECE_BYTES, room)]
+            self._kept[self._command] += len(piece)
+            yield piece
+        if len(raw) > room:
+            self.cut()
 
     def _add(self, frame: frames.Frame) -> None:
         line = frames.encode(frame)

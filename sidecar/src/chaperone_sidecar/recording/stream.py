@@ -28,7 +28,8 @@ def begin_stream(
     Raises:
         SpoolFull: the spool has no room for a stream.
     """
-    stream = ids.ulid()
+    # What a former process left is shipped because it sorts before this one: also if the clock was set back meanwhile.
+    stream = ids.ulid(after=max(_streams(root), default=""))
     previous, link = last_stream(root)
     spool = Spool(root, stream, limit_bytes)
     recorder = Recorder(chain.Chain(opened.cluster, stream), spool, signer, ids)
@@ -41,14 +42,17 @@ def last_stream(root: Path) -> tuple[str, bytes]:
 
     Ids sort by time. A torn frame at the end (the node crashed) ends the stream before it.
     """
-    streams = sorted(path.name for path in (root / "streams").glob("*") if ulid.is_ulid(path.name))
-    for stream in reversed(streams):
+    for stream in sorted(_streams(root), reverse=True):
         link = b""
         for segment in sorted((root / "streams" / stream).glob("*.seg")):
             link = _last_link(segment.read_bytes()) or link
         if link:
             return stream, link
     return "", b""
+
+
+def _streams(root: Path) -> list[str]:
+    return [path.name for path in (root / "streams").glob("*") if ulid.is_ulid(path.name)]
 
 
 def _last_link(data: bytes) -> bytes:

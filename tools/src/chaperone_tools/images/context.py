@@ -1,7 +1,7 @@
 """Build contexts: what an image's stage copies, prepared here by uv instead of by pip inside the build.
 
 A context holds `dependencies/` (third-party packages at the versions and hashes of uv.lock), `packages/` (our own
-wheels, unpacked), `bin/` (launchers or binaries) and the target's files.
+wheels, unpacked), `bin/` (launchers or binaries), `clients/` (programs with their libraries) and the target's files.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from chaperone_tools import compile as compile_
+from chaperone_tools import mysql_servers
 from chaperone_tools.cache import binary, cache, checkout
 from chaperone_tools.images.dockerfile import stages
 from chaperone_tools.images.key import digest_of, tree
@@ -49,6 +50,8 @@ class Context:
             yield f"bin/{name}", digest_of(binary(name))
         for name in self.target.files:
             yield name, (root / "images" / name).read_bytes()
+        for path in self._clients():
+            yield f"clients/{path.name}", digest_of(path)
 
     def write(self) -> Path:
         """Write the folder afresh and return it."""
@@ -60,9 +63,17 @@ class Context:
             shutil.copy(binary(name), folder / "bin" / name)
         for name in self.target.files:
             shutil.copy(root / "images" / name, folder)
+        for path in self._clients():
+            (folder / "clients").mkdir(exist_ok=True)
+            shutil.copy(path, folder / "clients")
         if self.target.has_python:
             self._install(folder)
         return folder
+
+    def _clients(self) -> list[Path]:
+        return [
+            path for name in self.target.clients for path in mysql_servers.files(mysql_servers.server("mysql"), name)
+        ]
 
     def _install(self, folder: Path) -> None:
         uv, root = binary("uv"), checkout()
@@ -103,7 +114,8 @@ def sbom(target: Target) -> str:
 
 
 def _export(target: Target, form: str) -> str:
-    choice = ("--package", f"chaperone-{target.members[0]}") if target.members else ("--package", "chaperone-tools")
+    package = target.members[0] if target.members else "tools"
+    choice = ("--package", f"chaperone-{package}", *(f"--extra={extra}" for extra in target.extras))
     group = ("--only-group", target.group) if target.group else ("--no-dev",)
     frozen = ("--frozen", "--no-header", "--no-annotate") if form == "requirements-txt" else ("--frozen",)
     emit = ("--no-emit-workspace",) if form == "requirements-txt" else ()

@@ -14,9 +14,11 @@ class Target:
 
     name: str
     members: tuple[str, ...] = ()  # workspace folders whose packages the image carries; the first one is its command
+    extras: tuple[str, ...] = ()  # of the first member
     group: str = ""  # dependency group of tools/pyproject.toml whose packages it carries instead
     binaries: tuple[str, ...] = ()  # programs from the cache
     files: tuple[str, ...] = ()  # files from images/
+    clients: tuple[str, ...] = ()  # programs of MySQL's packages, with the libraries that they need
     needs_base: bool = True  # stands on PYTHON_IMAGE; the others stand on nothing
 
     @property
@@ -26,7 +28,7 @@ class Target:
 
 
 _ALL: Final = (
-    Target("gateway", members=("sidecar", "evidence")),
+    Target("gateway", members=("sidecar", "evidence"), extras=("ssh",)),
     # opa checks Rego of policies, and a program of the gateway's package reads the statements of their tests.
     Target("operator", members=("operator", "sidecar", "evidence"), binaries=("opa",)),
     Target("collector", members=("collector", "evidence")),
@@ -34,7 +36,8 @@ _ALL: Final = (
     Target("pause", binaries=("pause",), needs_base=False),
     Target("coredns", binaries=("coredns",), needs_base=False),
     Target("postgres", files=("postgres/entrypoint.sh",)),
-    Target("agent", group="agent"),
+    Target("agent", group="agent", binaries=("kubectl",), files=("agent/mysql",), clients=("mysql",)),
+    Target("servers", files=("servers/mariadb.sh", "servers/sshd_config")),
 )
 TARGETS: Final = {target.name: target for target in _ALL}
 NODE: Final = ("pause", "coredns")  # what a local cluster's node needs before any other image

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from chaperone_sidecar.command import Access, Command
-from chaperone_sidecar.decision import CANCELLED, Action, Decision
+from chaperone_sidecar.decision import CANCELLED, Decision
 from chaperone_sidecar.errors import (
     BrokerUnavailable,
     ChaperoneError,
@@ -85,18 +85,6 @@ def refusal(decision: Decision, command: Command) -> bytes:
     else:
         code = LIMIT_EXCEEDED if decision.rule.startswith(RULE_PREFIX) else INSUFFICIENT_PRIVILEGE
     return error(code, message, detail=detail, hint=hint)
-
-
-def changed_meanwhile(held: Decision) -> Decision:
-    """The answer to an approved command that is no longer what people approved."""
-    return Decision(
-        Action.DENY,
-        held.policy,
-        held.rule,
-        f'policy or the database has changed since request "{held.approval}" was made.',
-        held.revision,
-        "Nothing was executed, and the approval is spent. Send the command anew.",
-    )
 
 
 def cut(reached: Reached | Unmaskable, *, is_complete: bool | None) -> bytes:

@@ -68,6 +68,14 @@ class Classified(msgspec.Struct, frozen=True, gc=False):
         """Whether the text has no parse tree: a policy that allows `unknown` lets it pass all the same."""
         return self.may_copy_in and not self.statements
 
+    @property
+    def counted(self) -> int:
+        """How many of its statements the backend's own counters count when they run; -1: not known.
+
+        PREPARE and DEALLOCATE run nothing (pg_stat_statements counts the latter from 17 on).
+        """
+        return -1 if self.is_unread else sum(one.kind not in _NAMES for one in self.statements)
+
 
 _EFFECT_ORDER: Final = {effect: place for place, effect in enumerate(Effect)}
 _TOUCHES_NOTHING: Final = Facts((Access(Effect.READ),), Resolution.NONE)

@@ -58,7 +58,7 @@ class Portal(msgspec.Struct, gc=False, eq=False):
     `fetched` is the result of a FETCH: the server reads it whole when the portal is executed first, and hands out the
     rest of it later, whatever the cursor's name stands for then. `approved` is what people allowed, if they were asked:
     it is one command, however often it is resumed. `is_admitted`: it was asked for at Bind, and counted there against
-    the limits.
+    the limits. `is_begun`: it was executed before, and another Execute goes on with it.
     """
 
     statement: Statement
@@ -66,6 +66,7 @@ class Portal(msgspec.Struct, gc=False, eq=False):
     fetched: Answer | None = None
     approved: Decision | None = None
     is_admitted: bool = False
+    is_begun: bool = False
 
 
 class Change[T](msgspec.Struct, frozen=True, gc=False):

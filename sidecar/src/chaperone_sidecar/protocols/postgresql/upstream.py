@@ -17,6 +17,7 @@ from chaperone_sidecar.errors import ProtocolError, UpstreamUnavailable
 from chaperone_sidecar.protocols.postgresql import messages as m
 from chaperone_sidecar.protocols.postgresql.codec import BackendCodec, Frame, Rows
 from chaperone_sidecar.protocols.postgresql.scram import MECHANISM, MECHANISM_PLUS, Scram
+from chaperone_sidecar.steps import BeginTls, Read, Send
 
 MAX_PARAMETERS: Final = 100  # PostgreSQL reports about fifteen
 
@@ -43,20 +44,6 @@ class Credential(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return "Credential()"
-
-
-class Send(msgspec.Struct, frozen=True, gc=False):
-    """Send these bytes."""
-
-    data: bytes
-
-
-class Read(msgspec.Struct, frozen=True, gc=False):
-    """Give at least one byte."""
-
-
-class BeginTls(msgspec.Struct, frozen=True, gc=False):
-    """Do the TLS handshake; answered with the `tls-server-end-point` hash."""
 
 
 class Derive(msgspec.Struct, frozen=True, gc=False):

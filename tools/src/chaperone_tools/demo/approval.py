@@ -7,13 +7,11 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
+from chaperone_tools.demo.story import Story
 from chaperone_tools.install import wait_for
 from chaperone_tools.kubectl import Kubectl
-
-if TYPE_CHECKING:
-    from chaperone_tools.demo import Story
 
 LEAD: Final = "grace"
 GROUP: Final = "billing-leads"

@@ -1,0 +1,1 @@
+"""Frontends: one module a protocol, each with the sockets of its protocol; see `frontend`."""

@@ -1,0 +1,1 @@
+"""SSH: exec, shells, SFTP and scp of agents, decided one by one."""

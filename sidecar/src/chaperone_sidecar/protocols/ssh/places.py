@@ -1,0 +1,81 @@
+"""Where paths of SFTP lead at the target: looked up, so that policy judges the file and not a link to it."""
+
+from __future__ import annotations
+
+import posixpath
+
+import asyncssh
+
+
+class Places:
+    """The files of the target, as one channel's client names them.
+
+    Args:
+        sftp: of the target.
+        home: where paths that are not whole begin.
+    """
+
+    def __init__(self, sftp: asyncssh.SFTPClient, home: str) -> None:
+        self._sftp = sftp
+        self.home = home
+
+    async def found(self, path: bytes) -> str:
+        """The file that a path leads to; where nothing is there, the path itself, made whole.
+
+        Raises:
+            asyncssh.SFTPFailure: it is a link that leads where nothing is, so that writing would make that.
+        """
+        try:
+            return utf8(await self._sftp.realpath(self._whole(path).encode()))
+        except asyncssh.SFTPError:
+            name = await self.named(path)
+        if await self._is_link(name):
+            raise asyncssh.SFTPFailure("chaperone: where this link leads cannot be told.")
+        return name
+
+    async def named(self, path: bytes) -> str:
+        """The name itself, in the directory that its path leads to."""
+        whole = posixpath.normpath(self._whole(path)) if b".." not in path.split(b"/")[-1:] else self._whole(path)
+        folder, name = posixpath.split(whole)
+        if name in ("", ".", ".."):
+            return await self.found(path)
+        try:
+            folder = utf8(await self._sftp.realpath(folder.encode()))
+        except asyncssh.SFTPError:
+            if ".." in folder.split("/"):
+                raise
+        return posixpath.join(folder, name)
+
+    async def exists(self, path: str) -> bool:
+        """Whether something is there, as far as the target says it."""
+        try:
+            await self._sftp.lstat(path.encode())
+        except asyncssh.SFTPNoSuchFile:
+            return False
+        except asyncssh.SFTPError:
+            return True
+        return True
+
+    async def _is_link(self, path: str) -> bool:
+        try:
+            return (await self._sftp.lstat(path.encode())).type == asyncssh.FILEXFER_TYPE_SYMLINK
+        except asyncssh.SFTPError:  # it is not there, or not for us: then nothing can be done to it, either
+            return False
+
+    def _whole(self, path: bytes) -> str:
+        found = utf8(path)
+        return found if found.startswith("/") else posixpath.join(self.home, found)
+
+
+def utf8(path: str | bytes) -> str:
+    """A path as text.
+
+    Raises:
+        asyncssh.SFTPInvalidFilename: it is no UTF-8.
+    """
+    if isinstance(path, str):
+        return path
+    try:
+        return path.decode()
+    except UnicodeDecodeError as error:
+        raise asyncssh.SFTPInvalidFilename("chaperone: a path has to be UTF-8.") from error
