@@ -20,8 +20,9 @@ test: setup ## Everything that is tested here: lint, then all tests
 	$(RUN) chaperone-images build
 	$(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-fuzz: setup ## Fuzz codec, classifier, masks: MINUTES=60
-	CHAPERONE_FUZZ_S=$$(( $(or $(MINUTES),1) * 60 )) $(RUN) pytest -s tests/sidecar/test_fuzz.py
+fuzz: setup ## Search what the tests do not try each time: properties, then codecs, classifiers, masks: MINUTES=60
+	CHAPERONE_SEARCH=1 $(RUN) pytest -m hypothesis
+	CHAPERONE_SEARCH=1 CHAPERONE_FUZZ_S=$$(( $(or $(MINUTES),1) * 60 )) $(RUN) pytest -s tests/sidecar/test_fuzz.py
 
 demo: ## Show it all in a cluster, from nothing to `verify: OK`; CHAPERONE_PROVIDER says where
 	tools/setup.sh cluster

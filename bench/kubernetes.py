@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import fix_kube
 from fix_apiserver import running
 from manifests import rule
-from relay import relay
+from plain_relay import relay
 
 from chaperone_operator.kubeconfig import verifying
 

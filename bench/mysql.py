@@ -26,8 +26,8 @@ import fix_mysql
 import my_gateway
 import pymysql
 from fix_postgres import PASSWORD
+from plain_relay import relay
 from process_usage import cpu_seconds, resident_mib
-from relay import relay
 
 from chaperone_sidecar.masking.detectors import BUILTIN
 

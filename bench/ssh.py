@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from fix_ssh import Host, SshGateway, start_gateway, start_host, write_manifests
 from manifests import rule
-from relay import relay
+from plain_relay import relay
 
 RULES = [rule("all", "Allow", ["read", "bulk_read", "create", "modify"], ["*", "path:*"])]
 FRESH, REUSED = "exec, new connection", "exec, open connection"

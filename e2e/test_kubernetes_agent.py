@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from fix_interop import SOURCES, built
 from fix_kube import OLD_KUBECTL
-from kubeapi import TARGET, drop_kube_target, make_kube_target, may_read_pods
+from kubeapi import DOWN, FORGED, TARGET, drop_kube_target, make_kube_target, may_read_pods
 from manifests import rule
 from stage import DATA, HOST, NEVER, READ, Database, Pod, Team, secret, target, until
 
@@ -20,7 +18,6 @@ from chaperone_tools.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
 PROGRAMS = ["argv:cat", "argv:tar *", "argv:test *"]  # the last two are kubectl cp's
-COPY_LIMIT_S = 120.0  # 50 MB
 MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{a: '{value}'}}\n"
 POD_TARGET = "e2e-orders-pod"
 CHART = """
@@ -69,7 +66,7 @@ def agent(kubectl: Kubectl, chaperone_installed: Installed, team: Team) -> Itera
         rule("run", "Allow", ["execute_code"], [f"{team.namespace}.core.pods/exec.*", *PROGRAMS]),
         rule("never", "Deny", ["destroy", "privilege"], message="Ask the SRE on call."),
     ]
-    team.policy(*rules, name="triage", targets=(TARGET,))
+    team.policy(*rules, name="triage", targets=(TARGET, f"{TARGET}-down", f"{TARGET}-forged"))
     yield team.pod("triage", app="triage")
     drop_kube_target(kubectl)
 
@@ -104,23 +101,10 @@ def test_the_token_in_the_mount_is_worth_nothing_elsewhere(agent: Pod, kubectl: 
     assert not review["status"].get("authenticated")
 
 
-def put(pod: Pod, program: Path) -> str:
-    """Copy a program into a pod, past every gateway; where it lies then."""
-    place = f"/usr/local/bin/{program.name}"
-    command = ["sh", "-c", f"cat > {place} && chmod +x {place}"]
-    with program.open("rb") as content:
-        subprocess.run(
-            [str(binary("kubectl")), f"--kubeconfig={pod.kubectl.kubeconfig}", "exec", "-i", f"-n{pod.namespace}",
-             pod.name, "-c", "main", "--", *command],
-            stdin=content, capture_output=True, timeout=COPY_LIMIT_S, check=True,
-        )  # fmt: skip
-    return place
-
-
 @pytest.mark.parametrize("name", ["kubectl", OLD_KUBECTL])
 def test_what_people_do_with_kubectl(agent: Pod, name: str) -> None:
     """With the one of the cluster's version, and with one that is four minors older and speaks SPDY with programs."""
-    program = put(agent, binary(name).resolve())
+    program = agent.put(binary(name).resolve())
 
     def kubectl(*arguments: str, stdin: str = "") -> str:
         done = agent.run(program, *arguments, stdin=stdin)
@@ -162,7 +146,7 @@ def test_what_people_do_with_kubectl(agent: Pod, name: str) -> None:
 
 @pytest.mark.timeout(900)  # the first run builds the program
 def test_a_typed_client_an_informer_and_a_program_over_spdy(agent: Pod, team: Team) -> None:
-    typed = put(agent, built(SOURCES / "typed", "typed"))
+    typed = agent.put(built(SOURCES / "typed", "typed"))
     done = agent.run(typed, team.namespace, agent.name, "main")
     assert done.status == 0, done.err
     said = {one.pop("op"): one for one in map(json.loads, done.out.splitlines())}
@@ -173,8 +157,55 @@ def test_a_typed_client_an_informer_and_a_program_over_spdy(agent: Pod, team: Te
     assert said["program"] == {"out": "through", "err": ""}
 
 
+OFFICIAL = """
+import json, os, sys
+from kubernetes import client, config, watch
+from kubernetes.stream import stream
+config.load_incluster_config()
+api, namespace, pod = client.CoreV1Api(), sys.argv[1], sys.argv[2]
+print(json.dumps([one.metadata.name for one in api.list_namespaced_pod(namespace).items]))
+api.create_namespaced_config_map(namespace, client.V1ConfigMap(metadata={"name": "official"}, data={"a": "b"}))
+for event in watch.Watch().stream(api.list_namespaced_config_map, namespace, timeout_seconds=60):
+    if event["object"].metadata.name == "official":
+        print(json.dumps(event["object"].data))
+        break
+print(json.dumps(stream(api.connect_get_namespaced_pod_exec, pod, namespace, container="main", stdout=True,
+                        command=["cat", "/etc/hostname"])))
+try:
+    api.delete_collection_namespaced_pod(namespace)
+except client.ApiException as error:
+    print(json.dumps([error.status, json.loads(error.body)["message"]]))
+try:
+    api.read_namespaced_secret("db", namespace)
+except client.ApiException as error:
+    print(json.dumps([error.status, json.loads(error.body)["message"]]))
+else:
+    print(json.dumps("read"))
+"""
+
+
+def test_the_official_python_client_lists_watches_runs_and_is_refused(agent: Pod, team: Team) -> None:
+    done = agent.python(OFFICIAL, team.namespace, agent.name)
+    assert done.status == 0, done.err
+    pods, data, hostname, refused, *_ = map(json.loads, done.out.splitlines())
+    assert agent.name in pods
+    assert data == {"a": "b"}
+    assert hostname == f"{agent.name}\n"
+    assert refused[0] == 403 and "Ask the SRE on call." in refused[1]
+    assert "canary-of-a-secret" not in done.out
+
+
+@pytest.mark.parametrize(("host", "why"), [(DOWN, "cannot be reached"), (FORGED, "certificate")])
+def test_what_is_wrong_with_the_api_is_told_as_it_tells_things(agent: Pod, host: str, why: str) -> None:
+    mount = "/var/run/secrets/kubernetes.io/serviceaccount"
+    options = (f"--server=https://{host}", f"--certificate-authority={mount}/ca.crt", "--token=any")
+    done = agent.run("kubectl", *options, "get", "--raw", "/api/v1/nodes")
+    assert done.status == 1
+    assert why in done.err, done.err
+
+
 def test_helm_installs_lists_and_uninstalls(agent: Pod, team: Team) -> None:
-    put(agent, binary("helm").resolve())
+    agent.put(binary("helm").resolve())
     wrote = agent.run("sh", "-c", CHART)
     assert wrote.status == 0, wrote.err
     refused = agent.run("helm", "install", "tiny", "/tmp/tiny", f"--namespace={team.namespace}")
@@ -225,3 +256,16 @@ def test_a_database_is_reached_by_port_forward_where_a_target_is_its_pod(
     until("statements and the refused connection are recorded", are_recorded)
     kubectl("delete", "accesstarget", POD_TARGET)
     kubectl("delete", "service", "pods", f"--namespace={DATA}")
+
+
+def test_a_limit_cuts_each_request_that_is_too_many(agent: Pod, team: Team) -> None:
+    """Last: the minute is not waited for."""
+    look = rule("look", "Allow", ["read", "bulk_read"], [f"{team.namespace}.*.*.*", "path:*"])
+    team.policy(look, name="triage", targets=(TARGET,), limits={"commandsPerMinute": 5})
+
+    def is_cut() -> bool:
+        done = agent.run("sh", "-c", "for one in 1 2 3 4 5 6; do kubectl get --raw /version; done")
+        return done.status != 0 and "limit:commandsPerMinute" in done.err
+
+    until("a request is one too many", is_cut)
+    until("it is recorded", lambda: bool(team.commands(decision="Deny", rule="limit:commandsPerMinute")))

@@ -11,7 +11,7 @@ import pytest
 from mcpserver import MCP, SPACE, TARGET, heard, make_mcp
 from stage import Kubectl, Object, Pod, Team, chaperone, until
 from voting import LEADS, Held, may_vote, pending, person
-from webapi import Api
+from webapi import Api, make_trouble
 
 from chaperone_tools.install import Installed
 
@@ -58,12 +58,18 @@ def server(kubectl: Kubectl, chaperone_installed: Installed, agent_image: str) -
 
 
 @pytest.fixture(scope="module")
-def agent(team: Team, server: Api) -> Pod:
+def agent(team: Team, server: Api, trouble: tuple[str, str]) -> Pod:
     """An agent that may search, and has to ask before it closes a ticket."""
     team.identity(evidence={"results": "Full"})
-    team.policy(*RULES, targets=(TARGET,), masks=MASKS)
+    team.policy(*RULES, targets=(TARGET, f"{TARGET}-down", f"{TARGET}-forged"), masks=MASKS)
     may_vote(team)
     return team.pod()
+
+
+@pytest.fixture(scope="module")
+def trouble(kubectl: Kubectl, chaperone_installed: Installed, server: Api) -> tuple[str, str]:
+    """Hosts of servers that cannot be reached."""
+    return make_trouble(kubectl, chaperone_installed.namespace, "mcp", "MCP")
 
 
 def use(agent: Pod, *calls: tuple[str, Object]) -> list[Any]:
@@ -133,3 +139,28 @@ def test_a_tool_that_the_server_describes_anew_is_neither_listed_nor_called(agen
     assert refused["rule"] == "not-covered"
     assert "changed what it tells" in refused["message"]
     assert "search changed" not in heard(server)
+
+
+def post(agent: Pod, host: str) -> str:
+    """What a request that is no session's gets for an answer."""
+    asked = json.dumps({"jsonrpc": "2.0", "id": 7, "method": "tools/list"})
+    kinds = ("--header", "Content-Type: application/json", "--header", "Accept: application/json, text/event-stream")
+    done = agent.run("curl", "--silent", "--show-error", *kinds, "--data", asked, f"https://{host}/mcp")
+    assert done.status == 0, done.err
+    return done.out
+
+
+def test_what_is_wrong_with_the_server_is_told_as_its_protocol_tells_things(
+    agent: Pod, trouble: tuple[str, str]
+):  # fmt: skip
+    for host, why in zip(trouble, ("cannot be reached", "certificate"), strict=True):
+        told = json.loads(post(agent, host))
+        assert told["id"] == 7
+        assert why in told["error"]["message"], told
+
+
+def test_a_limit_cuts_each_request_that_is_too_many(agent: Pod, team: Team):
+    """Last: the minute is not waited for."""
+    team.policy(*RULES, targets=(TARGET,), masks=MASKS, limits={"commandsPerMinute": 3})
+    until("a request is one too many", lambda: "commandsPerMinute" in [post(agent, MCP) for _ in range(4)][-1])
+    until("it is recorded", lambda: bool(team.commands(decision="Deny", rule="limit:commandsPerMinute")))

@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from javas import java, make_java, put_java
 from servers import CARD, DOWN, FORGED, SHOP, Servers
 from stage import Kubectl, Object, Pod, Ran, Team, chaperone, until
 from voting import LEADS, Held, may_vote, pending, person
+
+from chaperone_tools import connector_j
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
 
@@ -139,6 +142,16 @@ def test_each_driver_gets_masked_rows_native_refusals_and_goes_on(agent: Pod, cl
     done = agent.python(DRIVERS, *client.split())
     assert done.status == 0, done.err
     assert json.loads(done.out) == [[["paid with [PaymentCard]", "[Email]"]], 1142, 1226, [["compiler"]]]
+
+
+def test_connector_j_gets_masked_rows_native_refusals_and_goes_on(
+    agent: Pod, tmp_path_factory: pytest.TempPathFactory
+):  # fmt: skip
+    put_java(agent, make_java(tmp_path_factory.mktemp("java"), [connector_j.jar()]))
+    done = agent.run(*java("Rows", SHOP, f"{MASKED}?", REFUSED, LONG, AFTER))
+    assert done.out.splitlines() == [
+        "paid with [PaymentCard]|[Email]|", "error 1142", "error 1226", "compiler|"
+    ], done.err  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Final
 
 import pytest
-from servers import BUILD, CARD, LEGACY, Servers
+from servers import BUILD, CARD, LEGACY, SILENT, STRANGE, Servers
 from stage import Kubectl, Object, Pod, Ran, Team, chaperone, until
 from voting import LEADS, Held, may_vote, pending, person
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
 
-TARGETS: Final = ("e2e-build", "e2e-legacy")
+TARGETS: Final = ("e2e-build", "e2e-legacy", "e2e-silent", "e2e-strange")
 RULES: tuple[Object, ...] = (
     {"name": "look", "action": "Allow",
      "match": {"effects": ["read"], "objects": ["command:*", "path:/srv/app/*", "path:/srv/app"]}},
@@ -71,7 +72,7 @@ asyncio.run(main())
 def agent(team: Team, servers: Servers) -> Pod:
     """An agent that may look, deliver releases and clone, and has to ask before it changes what is current."""
     team.identity(evidence={"results": "Full"})
-    team.policy(*RULES, targets=TARGETS)
+    team.policy(*RULES, targets=TARGETS, limits={"bytesPerSession": "1Mi"})
     may_vote(team)
     return team.pod()
 
@@ -103,6 +104,15 @@ def test_what_is_refused_names_the_rule_and_changes_nothing(agent: Pod, servers:
     assert (done.status, done.out) == (126, "") and "read_sensitive" in done.err
 
 
+@pytest.mark.parametrize(
+    ("host", "port", "why"), [(SILENT, 23, "cannot be reached"), (STRANGE, 22, "host key")], ids=["down", "strange"]
+)
+def test_what_is_wrong_with_the_host_is_told_on_stderr(agent: Pod, host: str, port: int, why: str):
+    done = ssh(agent, f"-p{port}", host, "head -c 3 /srv/app/app.log")
+    assert (done.status, done.out) == (255, ""), done
+    assert why in done.err, done.err
+
+
 def test_scp_and_sftp_move_files_within_policy(agent: Pod, servers: Servers):
     agent.run("sh", "-c", "echo release-7 > /tmp/release")
     done = agent.run("scp", "/tmp/release", f"{BUILD}:/srv/app/releases/seven")
@@ -114,6 +124,15 @@ def test_scp_and_sftp_move_files_within_policy(agent: Pod, servers: Servers):
     assert done.status != 0 and "path:/srv/app/no" in done.err, done
     assert agent.run("cat", "/tmp/back").out == "release-7\n"
     assert servers.read("/srv/app/no") == ""
+
+
+def test_a_limit_cuts_a_file_that_is_too_long(agent: Pod, team: Team, servers: Servers):
+    agent.run("sh", "-c", "head -c 3000000 /dev/zero > /tmp/long")
+    done = agent.run("scp", "/tmp/long", f"{BUILD}:/srv/app/releases/long")
+    assert done.status != 0
+    assert "limit:bytesPerSession" in done.err, done.err
+    assert len(servers.read("/srv/app/releases/long")) < 1 << 20
+    until("it is recorded", lambda: any("limit" in json.dumps(one) for one in team.commands(target="e2e-build")))
 
 
 @pytest.mark.parametrize("mode", ["-O", "-s"], ids=["old", "sftp"])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from stage import AGENTS_LABEL, make_namespace, named, secret
+from stage import AGENTS_LABEL, Object, make_namespace, named, secret
 
+from chaperone_tools.cluster.pki import Authority
 from chaperone_tools.kubectl import Kubectl
 
 ACCOUNTS: Final = "e2e-accounts"
 TARGET: Final = "e2e-cluster"
+DOWN: Final = f"down.{ACCOUNTS}.svc"  # where nothing listens
+FORGED: Final = f"forged.{ACCOUNTS}.svc"  # whose certificate is of another authority than its target says
 
 
 def make_kube_target(kubectl: Kubectl, system: str, namespace: str) -> None:
@@ -40,7 +43,21 @@ def make_kube_target(kubectl: Kubectl, system: str, namespace: str) -> None:
         "credential": {"kubernetesToken": {"serviceAccount": "triage", "namespace": ACCOUNTS, "validFor": "10m"}},
         "allowedNamespaces": {"selector": {"matchLabels": {AGENTS_LABEL: "true"}}},
     }
-    kubectl.apply(secret(TARGET, system, **{"ca.crt": ca}), named("AccessTarget", TARGET, place))
+    other = Authority("another CA").pair.certificate.decode()
+    forged = {"mode": "VerifyFull", "caSecretRef": {"name": f"{TARGET}-forged"}}
+    kubectl.apply(
+        secret(TARGET, system, **{"ca.crt": ca}), secret(f"{TARGET}-forged", system, **{"ca.crt": other}),
+        _service("down"), _service("forged"),
+        named("AccessTarget", TARGET, place),
+        named("AccessTarget", f"{TARGET}-down", place | {"hosts": [DOWN], "upstream": {"host": DOWN, "port": 443}}),
+        named("AccessTarget", f"{TARGET}-forged", place | {"hosts": [FORGED], "tls": forged}),
+    )  # fmt: skip
+
+
+def _service(name: str) -> Object:
+    """A name with an address, behind which there is nothing."""
+    metadata = {"name": name, "namespace": ACCOUNTS}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": {"ports": [{"port": 443}]}}
 
 
 def may_read_pods(kubectl: Kubectl, namespace: str) -> None:
@@ -53,5 +70,5 @@ def may_read_pods(kubectl: Kubectl, namespace: str) -> None:
 
 def drop_kube_target(kubectl: Kubectl) -> None:
     """Take both away."""
-    kubectl("delete", "accesstarget", TARGET)
+    kubectl("delete", "accesstarget", TARGET, f"{TARGET}-down", f"{TARGET}-forged")
     kubectl("delete", "namespace", ACCOUNTS, "--wait=false")

@@ -23,6 +23,8 @@ SHOP: Final = f"shop-db.{SERVERS}.svc"
 DOWN: Final = f"down-db.{SERVERS}.svc"  # where nothing listens
 FORGED: Final = f"forged-db.{SERVERS}.svc"  # whose certificate is of another authority than its target says
 BUILD: Final = f"build.{SERVERS}.svc"
+SILENT: Final = f"silent.{SERVERS}.svc"  # where nothing listens
+STRANGE: Final = f"strange.{SERVERS}.svc"  # whose host key is not the one that its target says
 LEGACY: Final = f"legacy.{SERVERS}.svc"
 CARD: Final = "4111 1111 1111 1111"
 
@@ -80,7 +82,7 @@ def make_servers(kubectl: Kubectl, image: str, system_namespace: str, folder: Pa
     authority = Authority("e2e shop CA")
     server = authority.server(SHOP, [SHOP, f"{SHOP}.cluster.local"])
     ca, password = authority.pair.certificate.decode(), secrets.token_urlsafe(18)
-    keys = {name: _key_pair(folder / name) for name in ("host_key", "client_key", "authority")}
+    keys = {name: _key_pair(folder / name) for name in ("host_key", "client_key", "authority", "other_key")}
     private = {name: path.read_text() for name, path in keys.items()}
     public = {f"{name}.pub": path.with_suffix(".pub").read_text() for name, path in keys.items()}
     kubectl.apply(
@@ -99,16 +101,17 @@ def make_servers(kubectl: Kubectl, image: str, system_namespace: str, folder: Pa
     kubectl.apply(
         _service("shop-db", "shop-db", 3306), _service("down-db", "shop-db", 3307),
         _service("forged-db", "shop-db", 3306), _service("build", "host", 22), _service("legacy", "host", 22),
+        _service("silent", "host", 23), _service("strange", "host", 22),
         _pod("shop-db", image, ["mariadb.sh"], "shop", 3306, 0o440,
              securityContext={"runAsUser": 1001, "fsGroup": 1001}),
         _pod("host", image, ["sh", "-c", _SSHD], "host", 22, 0o400),
-        *_targets(public["host_key.pub"].strip()),
+        *_targets(public["host_key.pub"].strip(), public["other_key.pub"].strip()),
     )  # fmt: skip
     kubectl("wait", f"--namespace={SERVERS}", "--for=condition=Ready", "pod/shop-db", "pod/host", "--timeout=90s")
     return Servers(Pod(kubectl, SERVERS, "shop-db"), Pod(kubectl, SERVERS, "host"))
 
 
-def _targets(host_key: str) -> Sequence[Object]:
+def _targets(host_key: str, other_key: str) -> Sequence[Object]:
     open_to = {"selector": {"matchLabels": {AGENTS_LABEL: "true"}}}
     certificate = {
         "caSecretRef": {"name": "e2e-build-authority"}, "principals": ["deploy"], "extensions": ["permit-pty"],
@@ -119,9 +122,12 @@ def _targets(host_key: str) -> Sequence[Object]:
         "credential": {"secretRef": {"name": "e2e-shop"}}, "allowedNamespaces": open_to,
         "classified": [{"columns": ["orders.customers.email"], "class": "email"}],
     }  # fmt: skip
+    lease = {"secretRef": {"name": "e2e-legacy"}}
     hosts = {
-        "e2e-build": (BUILD, {"sshCertificate": certificate}),
-        "e2e-legacy": (LEGACY, {"secretRef": {"name": "e2e-legacy"}}),
+        "e2e-build": (BUILD, 22, {"sshCertificate": certificate}, host_key),
+        "e2e-legacy": (LEGACY, 22, lease, host_key),
+        "e2e-silent": (SILENT, 23, lease, host_key),
+        "e2e-strange": (STRANGE, 22, lease, other_key),
     }
     forged = {"mode": "VerifyFull", "caSecretRef": {"name": "e2e-forged-ca"}}
     return [
@@ -130,10 +136,10 @@ def _targets(host_key: str) -> Sequence[Object]:
         named("AccessTarget", "e2e-forged", shop | {"hosts": [FORGED], "tls": forged}),
         *(
             named("AccessTarget", name, {
-                "protocol": "SSH", "hosts": [host], "credential": credential, "ssh": {"hostKeys": [host_key]},
+                "protocol": "SSH", "hosts": [host], "port": port, "credential": credential, "ssh": {"hostKeys": [key]},
                 "allowedNamespaces": open_to,
             })
-            for name, (host, credential) in hosts.items()
+            for name, (host, port, credential, key) in hosts.items()
         ),
     ]  # fmt: skip
 

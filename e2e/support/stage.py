@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from chaperone_tools.cache import binary, checkout
 from chaperone_tools.cluster.pki import Authority
@@ -61,11 +61,24 @@ class Pod:
     def run(self, *command: str, stdin: str = "", limit_s: float = EXEC_LIMIT_S) -> Ran:
         """Run a command in it; a status other than 0 is an answer, not an error."""
         done = subprocess.run(
-            [str(binary("kubectl")), f"--kubeconfig={self.kubectl.kubeconfig}", "exec", "-i", f"-n{self.namespace}",
-             self.name, "-c", "main", "--", *command],
-            input=stdin, capture_output=True, text=True, timeout=limit_s, check=False,
-        )  # fmt: skip
+            self._exec(*command), input=stdin, capture_output=True, text=True, timeout=limit_s, check=False
+        )
         return Ran(done.returncode, done.stdout, done.stderr)
+
+    def feed(self, content: IO[bytes], *command: str) -> None:
+        """Run a command that reads a file of this machine, past every gateway; it has to succeed."""
+        subprocess.run(self._exec(*command), stdin=content, capture_output=True, timeout=EXEC_LIMIT_S, check=True)
+
+    def put(self, program: Path) -> str:
+        """Copy a program into it; where it lies then."""
+        place = f"/usr/local/bin/{program.name}"
+        with program.open("rb") as content:
+            self.feed(content, "sh", "-c", f"cat > {place} && chmod +x {place}")
+        return place
+
+    def _exec(self, *command: str) -> list[str]:
+        kubectl = [str(binary("kubectl")), f"--kubeconfig={self.kubectl.kubeconfig}"]
+        return [*kubectl, "exec", "-i", f"-n{self.namespace}", self.name, "-c", "main", "--", *command]
 
     def python(self, program: str, *arguments: str, limit_s: float = EXEC_LIMIT_S) -> Ran:
         """Run a program that is given on its standard input."""

@@ -6,7 +6,7 @@ import secrets
 from dataclasses import dataclass
 from typing import Final
 
-from stage import AGENTS_LABEL, Pod, make_namespace, named, pod, secret
+from stage import AGENTS_LABEL, Object, Pod, make_namespace, named, pod, secret
 
 from chaperone_tools.cluster.pki import Authority
 from chaperone_tools.kubectl import Kubectl
@@ -88,10 +88,7 @@ def make_server(
         }),
         secret(f"{target}-token", system_namespace, token=token),
         secret(f"{target}-ca", system_namespace, **{"ca.crt": authority.pair.certificate.decode()}),
-        {
-            "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": space},
-            "spec": {"selector": {"app": name}, "ports": [{"port": 443, "targetPort": 8443}]},
-        },
+        _service(space, name, name, 8443),
         pod(
             space, name, image,
             container={
@@ -101,14 +98,40 @@ def make_server(
             },
             volumes=[{"name": "given", "secret": {"secretName": "api"}}],
         ),
-        named("AccessTarget", target, {
-            "protocol": protocol, "hosts": [host], "port": 443,
-            "tls": {"mode": "VerifyFull", "caSecretRef": {"name": f"{target}-ca"}},
-            "credential": {"httpHeader": {
-                "secretRef": {"name": f"{target}-token"}, "prefix": "Bearer ", "host": host, "path": path,
-            }},
-            "allowedNamespaces": {"selector": {"matchLabels": {AGENTS_LABEL: "true"}}},
+        _target(target, protocol, host, f"{target}-ca", {
+            "secretRef": {"name": f"{target}-token"}, "prefix": "Bearer ", "host": host, "path": path,
         }),
     )  # fmt: skip
     kubectl("wait", f"--namespace={space}", "--for=condition=Ready", f"pod/{name}", "--timeout=90s")
     return Api(Pod(kubectl, space, name), token)
+
+
+def make_trouble(kubectl: Kubectl, system_namespace: str, name: str, protocol: str) -> tuple[str, str]:
+    """Two more targets beside a server of `make_server`; their hosts: where nothing listens, and a certificate of
+    another authority than its target says.
+    """
+    space, target = f"e2e-{name}", f"e2e-{name}"
+    down, forged = f"down.{space}.svc", f"forged.{space}.svc"
+    other = Authority("another CA").pair.certificate.decode()
+    kubectl.apply(
+        secret(f"{target}-forged-ca", system_namespace, **{"ca.crt": other}),
+        _service(space, "down", name, 9), _service(space, "forged", name, 8443),
+        _target(f"{target}-down", protocol, down, f"{target}-ca"),
+        _target(f"{target}-forged", protocol, forged, f"{target}-forged-ca"),
+    )  # fmt: skip
+    return down, forged
+
+
+def _service(space: str, name: str, app: str, port: int) -> Object:
+    return {
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": space},
+        "spec": {"selector": {"app": app}, "ports": [{"port": 443, "targetPort": port}]},
+    }  # fmt: skip
+
+
+def _target(name: str, protocol: str, host: str, ca: str, header: Object | None = None) -> Object:
+    return named("AccessTarget", name, {
+        "protocol": protocol, "hosts": [host], "port": 443,
+        "tls": {"mode": "VerifyFull", "caSecretRef": {"name": ca}},
+        "allowedNamespaces": {"selector": {"matchLabels": {AGENTS_LABEL: "true"}}},
+    } | ({"credential": {"httpHeader": header}} if header else {}))  # fmt: skip

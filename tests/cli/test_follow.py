@@ -35,17 +35,25 @@ class Followed:
 
     async def lines(self, count: int) -> list[str]:
         """The next ones, without their time and the day's heading."""
-        assert self._process.stdout is not None
         found: list[str] = []
-        async with asyncio.timeout(LIMIT_S):
-            while len(found) < count:
-                line = (await self._process.stdout.readline()).decode().rstrip("\n")
-                if re.fullmatch(r"-- 20\d\d-\d\d-\d\d UTC --", line):
-                    continue
-                match = LINE.fullmatch(line)
-                assert match, line
-                found.append(match[2].strip())
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                await self._read(found, count)
+        except TimeoutError:
+            self._process.kill()
+            _, apart = await self._process.communicate()
+            pytest.fail(f"of {count} lines there came {found}; it said: {apart.decode()}")
         return found
+
+    async def _read(self, found: list[str], count: int) -> None:
+        assert self._process.stdout is not None
+        while len(found) < count:
+            line = (await self._process.stdout.readline()).decode().rstrip("\n")
+            if re.fullmatch(r"-- 20\d\d-\d\d-\d\d UTC --", line):
+                continue
+            match = LINE.fullmatch(line)
+            assert match, line
+            found.append(match[2].strip())
 
     async def said(self) -> str:
         """The next line of what it says apart from them."""

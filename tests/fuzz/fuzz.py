@@ -1,4 +1,4 @@
-"""Fuzzing without end: `python tests/fuzz/fuzz.py TARGET SECONDS [SEED]`, or `make fuzz MINUTES=60`.
+"""Fuzzing: `python tests/fuzz/fuzz.py TARGET SECONDS [SEED]`, or `make fuzz MINUTES=60` for all targets, at any seed.
 
 Seeds are mutated and given to a target; whatever it raises that its promise does not name is a fault. The input under
 test lies in a mapped file, so that one that takes the interpreter down (libpg_query and RE2 are C) is known afterwards.
@@ -7,6 +7,7 @@ Exit status 1 with the input, its seed and the traceback when something was foun
 
 from __future__ import annotations
 
+import math
 import mmap
 import random
 import sys
@@ -53,8 +54,8 @@ def mutate(data: bytes, seeds: Sequence[bytes], rng: random.Random) -> bytes:
     return bytes(out[:MAX_INPUT])
 
 
-def fuzz(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, last: Path) -> int:
-    """Run until the time is over; returns how many inputs were tried.
+def fuzz(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, last: Path, most: float = math.inf) -> int:
+    """Run until the time is over or `most` inputs were tried; returns how many were.
 
     Raises:
         AssertionError: with the input, when the target did what it promises not to do.
@@ -62,7 +63,7 @@ def fuzz(target: Target, seeds: Sequence[bytes], seconds: float, seed: int, last
     last.write_bytes(bytes(MAX_INPUT + 4))
     tried, until = 0, time.monotonic() + seconds
     with last.open("r+b") as file, mmap.mmap(file.fileno(), 0) as window:
-        while time.monotonic() < until:
+        while tried < most and time.monotonic() < until:
             rng = random.Random(f"{seed} {tried}")  # noqa: S311 - it has to be repeatable
             data = rng.choice(seeds) if tried < len(seeds) else mutate(rng.choice(seeds), seeds, rng)
             window[: 4 + len(data)] = len(data).to_bytes(4, "big") + data
@@ -87,13 +88,15 @@ def main() -> int:
     name, seconds = sys.argv[1], float(sys.argv[2])
     seed = int(sys.argv[3]) if len(sys.argv) > 3 else time.time_ns()
     make, last = TARGETS[name], Path(sys.argv[4] if len(sys.argv) > 4 else f"/tmp/fuzz-{name}.last")
+    most = int(sys.argv[5]) if len(sys.argv) > 5 else math.inf
     target, seeds = make()
+    began = time.monotonic()
     try:
-        tried = fuzz(target, seeds, seconds, seed, last)
+        tried = fuzz(target, seeds, seconds, seed, last, most)
     except AssertionError as error:
         traceback.print_exception(error)
         return 1
-    print(f"{name}: {tried} inputs in {seconds:g} s, seed {seed}")
+    print(f"{name}: {tried} inputs in {time.monotonic() - began:.0f} s, seed {seed}")
     return 0
 
 

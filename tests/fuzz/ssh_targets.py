@@ -38,10 +38,15 @@ def ssh_commands() -> tuple[Target, list[bytes]]:
         (only, *others) = parse(text) or [None]
         if only is None or others or only.redirections or only.assignments or any(word.home for word in only.words):
             return
-        again = ssh.classify(shlex.join(only.argv))
+        again = ssh.classify(" ".join(map(quoted, only.argv)))
         assert again.accesses == facts.accesses
 
     return target, seeds
+
+
+def quoted(word: str) -> str:
+    """A word that every shell takes as it is: to zsh a bare = before one means the path of a program."""
+    return f"'{word}'" if word.startswith("=") and shlex.quote(word) == word else shlex.quote(word)
 
 
 def ssh_output() -> tuple[Target, list[bytes]]:

@@ -8,7 +8,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from chaperone_operator.admission.inject import TRUST_VARIABLES, Agent, Settings, inject, missing, patch, without_ours
+from chaperone_operator.admission.inject import (
+    JAVA_OPTIONS,
+    JAVA_VARIABLE,
+    TRUST_VARIABLES,
+    Agent,
+    Settings,
+    inject,
+    missing,
+    patch,
+    without_ours,
+)
 from chaperone_operator.admission.protect import claims, violations
 from chaperone_operator.admission.seal import Seal
 
@@ -147,6 +157,23 @@ def test_other_containers_lose_raw_sockets_and_get_our_trust(name: str) -> None:
     assert mounts(container)[ACCOUNT] == ("chaperone-serviceaccount", True)
     assert mounts(container)["/etc/chaperone-trust"] == ("chaperone-trust", True)
     assert TRUST_VARIABLES.items() <= environment(container).items()
+
+
+@pytest.mark.parametrize("own", ["", "-Xmx512m", "-Djavax.net.ssl.trustStore=/own.jks"])
+def test_java_gets_our_trust_behind_its_own_options(own: str) -> None:
+    item = pod()
+    item["spec"]["containers"][0]["env"] = [{"name": JAVA_VARIABLE, "value": own}] if own else []
+    once = inject(item, SETTINGS, AGENT)
+    assert environment(once["spec"]["containers"][0])[JAVA_VARIABLE] == f"{own} {JAVA_OPTIONS}".strip()
+    assert inject(once, SETTINGS, AGENT) == once
+
+
+def test_javas_options_from_elsewhere_stay() -> None:
+    item = pod()
+    given = {"name": JAVA_VARIABLE, "valueFrom": {"configMapKeyRef": {"name": "java", "key": "options"}}}
+    item["spec"]["containers"][0]["env"] = [given]
+    done = inject(item, SETTINGS, AGENT)["spec"]["containers"][0]["env"]
+    assert [one for one in done if one["name"] == JAVA_VARIABLE] == [given]
 
 
 def test_own_environment_and_mounts_stay_and_real_account_goes() -> None:

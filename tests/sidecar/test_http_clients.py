@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import ssl
-import subprocess
 import sys
-import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,12 +13,11 @@ import pytest
 from fix_http import NAME, Api, Backend, running_backend
 from http_backend import ORDERS
 from manifests import rule
-from programs import LIMIT_S, NODE, NPM, ran
+from programs import NODE, NPM, ran
 from recordings import every_byte
 
 from chaperone_evidence import record
 
-BRANCHES = ["main", *(f"branch-{number:04}" for number in range(40))]
 SUPPORT = Path(__file__).parents[1] / "support"
 REPOSITORIES = [
     rule("fetch", "Allow", ["read", "create"], ["path:/git/app.git/info/refs", "path:/git/app.git/git-upload-pack"]),
@@ -43,24 +38,7 @@ def shop(api_with: Callable[..., Api]) -> Api:
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A host of repositories and packages."""
     folder = tmp_path_factory.mktemp("registry")
-    for name in ("git", "wheels", "packages"):
-        (folder / name).mkdir()
-    ran("git", "init", "--quiet", "--bare", "--initial-branch=main", folder / "git/app.git")
-    # So many branches that what a client has to say of them is longer than what git sends uncompressed.
-    who = "agent <agent@example.org> 1700000000 +0000"
-    told = [f"commit refs/heads/{name}\ncommitter {who}\ndata 7\nof {name[-4:]}\n" for name in BRANCHES]
-    subprocess.run(["git", "fast-import", "--quiet"], input="".join(told), text=True, check=True, timeout=LIMIT_S,
-                   cwd=folder / "git/app.git")  # fmt: skip
-    with zipfile.ZipFile(folder / "wheels/shopkit-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("shopkit.py", f"FILL = {os.urandom(100_000).hex()!r}\n")
-        wheel.writestr("shopkit-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: shopkit\nVersion: 1.0\n")
-        wheel.writestr("shopkit-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr("shopkit-1.0.dist-info/RECORD", "shopkit.py,,\n")
-    for name in ("cart", "secret"):
-        (folder / "package.json").write_text(json.dumps({"name": f"@shop/{name}", "version": "1.0.0"}))
-        with tarfile.open(folder / f"packages/{name}.tgz", "w:gz") as archive:
-            archive.add(folder / "package.json", "package/package.json")
-    with running_backend(folder, str(folder), program=SUPPORT / "registry_backend.py") as found:
+    with running_backend(folder, str(folder / "served"), program=SUPPORT / "registry_backend.py") as found:
         yield found
 
 

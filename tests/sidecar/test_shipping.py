@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import aiohttp
 import pytest
 from fix_collector import Collector
 from gateway_stream import Pod
+from pki import Authority
 from spooled import begin, work
 
 from chaperone_evidence import ulid
@@ -97,6 +100,65 @@ async def test_the_stream_of_a_killed_process_is_shipped_by_the_next_one(running
     assert stored(running) == recorder.next_seq + next_recorder.next_seq
     assert not (tmp_path / "streams" / dead_spool.stream).exists()
     assert not (tmp_path / "bodies" / dead_spool.stream).exists()
+
+
+class Slow:
+    """A collector at the end of a bad way: it answers in pieces, and not each time."""
+
+    def __init__(self, says_no: int) -> None:
+        self.url, self._says_no, self.count = "", says_no, 0
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        server = await asyncio.start_server(self._answer, "127.0.0.1", 0)
+        async with server:
+            self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            yield
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head.lower())
+                body = await reader.readexactly(int(length[1]) if length else 0)
+                entries = re.search(rb"/records\?from=(\d+)", head)
+                if entries and self._says_no:
+                    self._says_no -= 1
+                    writer.write(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+                    continue
+                if entries:
+                    self.count = int(entries[1]) + number_of(body)
+                told = b'{"acked":%d}' % (self.count - 1)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(told) + told[:4])
+                await writer.drain()
+                await asyncio.sleep(0.05)  # so that the rest comes by itself
+                writer.write(told[4:])
+
+
+def number_of(body: bytes) -> int:
+    """How many entries there are in a batch."""
+    count = 0
+    while body:
+        body = body[shipping.ENTRY_PREFIX_BYTES + int.from_bytes(body[: shipping.ENTRY_PREFIX_BYTES], "big") :]
+        count += 1
+    return count
+
+
+async def test_a_slow_way_is_tried_again_and_answers_come_in_pieces(
+    gateway_ca: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shipping, "RETRY_FIRST_S", 0.05)
+    pod = Pod(gateway_ca)
+    recorder, spool = begin(pod, tmp_path)
+    work(recorder, 20)
+    slow = Slow(says_no=2)
+    async with slow.listening(), aiohttp.ClientSession() as http:
+        shipper = Shipper(tmp_path, spool, slow.url, lambda: http)
+        task = asyncio.create_task(shipper.run())
+        await until(shipper, recorder.next_seq - 1)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert slow.count == recorder.next_seq
 
 
 class Ahead(Ids):

@@ -1,6 +1,7 @@
-"""What git, pip and npm talk to, as a program of its own: `python registry_backend.py PORT CERTIFICATE KEY LOG FOLDER`.
+"""What git, pip and npm talk to, a program of its own: `registry_backend.py PORT CERTIFICATE KEY LOG FOLDER [HOST]`.
 
-FOLDER has `git/` with bare repositories, `wheels/` with wheels, `packages/` with packages of npm.
+It makes in FOLDER what it serves: `git/app.git`, a bare repository; `wheels/` with shopkit; `packages/` with @shop/cart
+and @shop/secret of npm. It listens on this machine alone unless told.
 """
 
 from __future__ import annotations
@@ -11,12 +12,38 @@ import hashlib
 import json
 import os
 import ssl
+import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 from aiohttp import web
 
 LOG, FOLDER = Path(sys.argv[4]), Path(sys.argv[5])
+BRANCHES = ["main", *(f"branch-{number:04}" for number in range(40))]
+
+
+def fill() -> None:
+    """Make what is served."""
+    for name in ("git", "wheels", "packages"):
+        (FOLDER / name).mkdir(parents=True)
+    repository = FOLDER / "git/app.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", "--initial-branch=main", repository], check=True, timeout=60)
+    # So many branches that what a client has to say of them is longer than what git sends uncompressed.
+    who = "agent <agent@example.org> 1700000000 +0000"
+    told = [f"commit refs/heads/{name}\ncommitter {who}\ndata 7\nof {name[-4:]}\n" for name in BRANCHES]
+    import_ = ["git", "fast-import", "--quiet"]
+    subprocess.run(import_, input="".join(told), text=True, check=True, timeout=60, cwd=repository)
+    with zipfile.ZipFile(FOLDER / "wheels/shopkit-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("shopkit.py", f"FILL = {os.urandom(100_000).hex()!r}\n")
+        wheel.writestr("shopkit-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: shopkit\nVersion: 1.0\n")
+        wheel.writestr("shopkit-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("shopkit-1.0.dist-info/RECORD", "shopkit.py,,\n")
+    for name in ("cart", "secret"):
+        (FOLDER / "package.json").write_text(json.dumps({"name": f"@shop/{name}", "version": "1.0.0"}))
+        with tarfile.open(FOLDER / f"packages/{name}.tgz", "w:gz") as archive:
+            archive.add(FOLDER / "package.json", "package/package.json")
 
 
 async def git(request: web.Request) -> web.Response:
@@ -96,6 +123,7 @@ def note(line: str) -> None:
 
 def main() -> None:
     """Serve."""
+    fill()
     app = web.Application(middlewares=[noted], client_max_size=1 << 30)
     app.router.add_route("*", "/git/{tail:.*}", git)
     app.router.add_get("/simple/{project}/", index)
@@ -104,7 +132,8 @@ def main() -> None:
     app.router.add_get("/{name:@.+}", package)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(sys.argv[2], sys.argv[3])
-    web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), ssl_context=context, print=None)
+    host = sys.argv[6] if len(sys.argv) > 6 else "127.0.0.1"
+    web.run_app(app, host=host, port=int(sys.argv[1]), ssl_context=context, print=None)
 
 
 if __name__ == "__main__":

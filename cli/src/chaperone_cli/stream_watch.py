@@ -31,7 +31,8 @@ MAX_LINE_BYTES: Final = 4 << 20  # an object holds a text of 16 KiB at most, six
 STOP_S: Final = 5.0
 FIRST_PAUSE_S: Final = 0.5
 MAX_PAUSE_S: Final = 60.0
-_NEVER: Final = re.compile(r"\((Forbidden|Unauthorized|NotFound|BadRequest|MethodNotAllowed)\)")  # as kubectl says it
+# As kubectl says it. What is not found may be there again soon: resources come and go as their server does.
+_NEVER: Final = re.compile(r"\((Forbidden|Unauthorized|BadRequest|MethodNotAllowed)\)")
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -71,6 +72,7 @@ class Watch:
         self._complaints: IO[bytes] | None = None
         self._rest = b""
         self.has_spoken = False  # whether a watch of this object ever gave an event
+        self.again_s: float | None = None  # when it is begun again, by a monotonic clock; None while it is open
 
     def open(self) -> IO[bytes]:
         """Begin, or begin again; returns what to wait on.
@@ -176,13 +178,26 @@ class Watches:
         self._failures = 0  # in a row
 
     def ready(self, timeout_s: float | None) -> list[Watch]:
-        """Watches of which something can be read, or that have ended; none when the time is over."""
-        return [key.data for key, _ in self._selector.select(timeout_s)]
+        """Watches of which something can be read, or that have ended; none when the time is over, or sooner.
+
+        Raises:
+            CannotAsk: as `Watch.open`, of one that is begun again.
+        """
+        now_s = time.monotonic()
+        for one in self._watches:
+            if one.again_s is not None and one.again_s <= now_s:
+                one.again_s = None
+                self.open(one)
+        pauses_s = [one.again_s - now_s for one in self._watches if one.again_s is not None]
+        limits_s = [*pauses_s, *(() if timeout_s is None else (timeout_s,))]
+        return [key.data for key, _ in self._selector.select(min(limits_s, default=None))]
 
     def choose(self, resources: Collection[str]) -> None:
         """From now on `ready` tells of these alone; what is not read stays in the pipe."""
         registered = {key.data.resource for key in self._selector.get_map().values()}
         for one in self._watches:
+            if one.again_s is not None:
+                continue
             if one.resource in resources and one.resource not in registered:
                 self._selector.register(one.output, selectors.EVENT_READ, one)
             elif one.resource in registered and one.resource not in resources:
@@ -208,7 +223,7 @@ class Watches:
             yield change
 
     def begin_again(self, watch: Watch, end: Ended, who: str) -> None:
-        """Begin a watch that has ended at what was read last; after failures in a row it waits, longer each time.
+        """Have `ready` begin a watch that has ended at what was read last; after failures in a row later each time.
 
         Raises:
             CannotAsk: it never began.
@@ -219,8 +234,7 @@ class Watches:
                 raise CannotAsk(why)
             self._failures += 1
             say(f"{who}: the watch of {watch.resource} ended: {why}; it is begun again", err=True)
-        time.sleep(pause_s(max(self._failures, 1)))  # kubectl says no more than that it ended: nothing to wait on
-        self.open(watch)
+        watch.again_s = time.monotonic() + pause_s(max(self._failures, 1))
 
     def close(self, watch: Watch | None = None) -> None:
         """End a watch, or all."""

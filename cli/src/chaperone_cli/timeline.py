@@ -14,9 +14,7 @@ from typing import Final
 import msgspec
 
 SETTLE_S: Final = 0.5  # a gateway ships within 0.1 s, and the collector looks every 0.05 s
-BEGIN_S: Final = (
-    2.5  # until a watch of which nothing came yet is taken to have nothing to tell: kubectl starts meanwhile
-)
+BEGIN_S: Final = 2.5  # until a watch of which nothing came is taken to have nothing to tell: kubectl starts meanwhile
 MAX_HELD: Final = 2000  # moments; each has one line's text
 
 

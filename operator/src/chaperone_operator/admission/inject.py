@@ -60,6 +60,9 @@ TRUST_VARIABLES: Final = {
     "SSL_CERT_FILE": f"{TRUST_PATH}/ca-bundle.crt",
 }
 """Where clients look for CAs: ours alone for variables that add to the system's CAs, else the bundle."""
+JAVA_VARIABLE: Final = "JAVA_TOOL_OPTIONS"
+JAVA_OPTIONS: Final = f"-Djavax.net.ssl.trustStore={TRUST_PATH}/truststore.p12 -Djavax.net.ssl.trustStoreType=PKCS12"
+"""Java has no variable for CAs alone; these options stand behind a container's own."""
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -222,7 +225,17 @@ def _agents(container: Object) -> Json:
         mounts.append({**_mount(TRUST_VOLUME, KNOWN_HOSTS_PATH, read_only=True), "subPath": KNOWN_HOSTS})
     environment = [one for one in container.get("env") or () if one.get("name") not in TRUST_VARIABLES]
     environment += [{"name": name, "value": value} for name, value in TRUST_VARIABLES.items()]
-    return _without_raw_sockets({**container, "volumeMounts": mounts, "env": environment})
+    return _without_raw_sockets({**container, "volumeMounts": mounts, "env": _with_java(environment)})
+
+
+def _with_java(environment: list[Json]) -> list[Json]:
+    """The variables with Java's options behind the container's own; a value from elsewhere is left as it is."""
+    own = [one for one in environment if one.get("name") == JAVA_VARIABLE]
+    if any("valueFrom" in one for one in own):
+        return environment
+    words = [one.get("value", "").removesuffix(JAVA_OPTIONS).rstrip() for one in own[-1:]]
+    value = " ".join([*filter(None, words), JAVA_OPTIONS])
+    return [*(one for one in environment if one not in own), {"name": JAVA_VARIABLE, "value": value}]
 
 
 def _holds(mounted: str, path: str) -> bool:

@@ -30,7 +30,8 @@ REQUEST_TIMEOUT_S: Final = 30.0
 ENTRY_PREFIX_BYTES: Final = 2  # the length before an entry
 MAX_ANSWER_BYTES: Final = 64 << 10
 
-_TRANSIENT: Final = frozenset({401, 403, 429, 500, 502, 503, 504})  # 401, 403: a certificate is about to be renewed
+# 401, 403: a certificate is about to be renewed; 408: the way is so slow that a request did not come to its end.
+_TRANSIENT: Final = frozenset({401, 403, 408, 429, 500, 502, 503, 504})
 
 
 class ShippingRefused(Exception):
@@ -160,7 +161,7 @@ class Shipper:
             async with self._session().request(
                 method, self._url + path, data=data, timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
             ) as response:
-                answer = await response.content.read(MAX_ANSWER_BYTES)
+                answer = await _whole(response.content)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _Unreachable(type(error).__name__) from error
         if response.status in _TRANSIENT:
@@ -175,6 +176,20 @@ class Shipper:
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
         self._spool.forget(freed)
+
+
+async def _whole(content: aiohttp.StreamReader) -> bytes:
+    """An answer to its end, in however many pieces it comes.
+
+    Raises:
+        _Unreachable: whoever answers is no collector: it does not end.
+    """
+    found = bytearray()
+    async for piece in content.iter_any():
+        found += piece
+        if len(found) > MAX_ANSWER_BYTES:
+            raise _Unreachable("an answer without end")
+    return bytes(found)
 
 
 def _acked(answer: bytes) -> int:
