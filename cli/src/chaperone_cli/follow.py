@@ -106,9 +106,10 @@ class _Following:
             for change in self._watches.read(watch):
                 self._add(change)
         except Ended as end:
-            self._print(self._timeline.all())
             try:
-                self._watches.begin_again(watch, end, "follow")
+                at_s = self._watches.begin_again(watch, end, "follow")
+                if watch.resource not in self._apart:
+                    self._timeline.begins(watch.resource, at_s)
             except CannotAsk as error:
                 if watch.resource not in self._apart:
                     raise

@@ -222,8 +222,11 @@ class Watches:
             self._failures = 0
             yield change
 
-    def begin_again(self, watch: Watch, end: Ended, who: str) -> None:
+    def begin_again(self, watch: Watch, end: Ended, who: str) -> float:
         """Have `ready` begin a watch that has ended at what was read last; after failures in a row later each time.
+
+        Returns:
+            When that is, by a monotonic clock.
 
         Raises:
             CannotAsk: it never began.
@@ -235,6 +238,7 @@ class Watches:
             self._failures += 1
             say(f"{who}: the watch of {watch.resource} ended: {why}; it is begun again", err=True)
         watch.again_s = time.monotonic() + pause_s(max(self._failures, 1))
+        return watch.again_s
 
     def close(self, watch: Watch | None = None) -> None:
         """End a watch, or all."""

@@ -53,8 +53,14 @@ class Timeline:
 
     def __init__(self, resources: Iterable[str], now_s: float) -> None:
         self._versions = dict.fromkeys(resources, 0)  # what each watch has told
-        self._heard_s = dict.fromkeys(self._versions, now_s + BEGIN_S)
+        self._heard_s: dict[str, float] = {}
         self._held: dict[tuple[str, str], _Held] = {}
+        for resource in self._versions:
+            self.begins(resource, now_s)
+
+    def begins(self, resource: str, at_s: float) -> None:
+        """A watch begins then, the first time or again; until it has had the time to tell something it is waited for."""
+        self._heard_s[resource] = at_s + BEGIN_S
 
     def reached(self, resource: str, version: int, now_s: float) -> None:
         """A watch has told everything below a version of the log."""
