@@ -17,7 +17,7 @@ from chaperone_tools.install import Installed
 from chaperone_tools.kubectl import Kubectl
 
 pytestmark = pytest.mark.cluster
-PROGRAMS = ["argv:cat", "argv:tar *", "argv:test *"]  # the last two are kubectl cp's
+PROGRAMS = ["argv:cat", "argv:cat /etc/hostname", "argv:tar *", "argv:test *"]  # the last two are kubectl cp's
 MAP = "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{a: '{value}'}}\n"
 POD_TARGET = "e2e-orders-pod"
 CHART = """
@@ -199,7 +199,7 @@ def test_the_official_python_client_lists_watches_runs_and_is_refused(agent: Pod
 def test_what_is_wrong_with_the_api_is_told_as_it_tells_things(agent: Pod, host: str, why: str) -> None:
     mount = "/var/run/secrets/kubernetes.io/serviceaccount"
     options = (f"--server=https://{host}", f"--certificate-authority={mount}/ca.crt", "--token=any")
-    done = agent.run("kubectl", *options, "get", "--raw", "/api/v1/nodes")
+    done = agent.run("kubectl", *options, "get", "--raw", "/version")
     assert done.status == 1
     assert why in done.err, done.err
 
@@ -254,6 +254,7 @@ def test_a_database_is_reached_by_port_forward_where_a_target_is_its_pod(
         return decisions == {"Allow", "Deny"} and bool(refused)
 
     until("statements and the refused connection are recorded", are_recorded)
+    kubectl("delete", "accesspolicy", "triage-orders", f"--namespace={team.namespace}")
     kubectl("delete", "accesstarget", POD_TARGET)
     kubectl("delete", "service", "pods", f"--namespace={DATA}")
 

@@ -22,7 +22,10 @@ public class Rows {
             if (isPrepared) {
                 prepared.setInt(1, 1);
             }
-            ResultSet rows = isPrepared ? prepared.executeQuery() : plain.executeQuery(statement);
+            if (!isPrepared) {
+                plain.execute(statement);
+            }
+            ResultSet rows = isPrepared ? prepared.executeQuery() : plain.getResultSet();
             StringBuilder found = new StringBuilder();
             while (rows.next()) {
                 for (int column = 1; column <= rows.getMetaData().getColumnCount(); column++) {

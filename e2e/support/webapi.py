@@ -98,9 +98,7 @@ def make_server(
             },
             volumes=[{"name": "given", "secret": {"secretName": "api"}}],
         ),
-        _target(target, protocol, host, f"{target}-ca", {
-            "secretRef": {"name": f"{target}-token"}, "prefix": "Bearer ", "host": host, "path": path,
-        }),
+        _target(target, protocol, host, f"{target}-ca", f"{target}-token", path),
     )  # fmt: skip
     kubectl("wait", f"--namespace={space}", "--for=condition=Ready", f"pod/{name}", "--timeout=90s")
     return Api(Pod(kubectl, space, name), token)
@@ -116,8 +114,8 @@ def make_trouble(kubectl: Kubectl, system_namespace: str, name: str, protocol: s
     kubectl.apply(
         secret(f"{target}-forged-ca", system_namespace, **{"ca.crt": other}),
         _service(space, "down", name, 9), _service(space, "forged", name, 8443),
-        _target(f"{target}-down", protocol, down, f"{target}-ca"),
-        _target(f"{target}-forged", protocol, forged, f"{target}-forged-ca"),
+        _target(f"{target}-down", protocol, down, f"{target}-ca", f"{target}-token"),
+        _target(f"{target}-forged", protocol, forged, f"{target}-forged-ca", f"{target}-token"),
     )  # fmt: skip
     return down, forged
 
@@ -129,9 +127,10 @@ def _service(space: str, name: str, app: str, port: int) -> Object:
     }  # fmt: skip
 
 
-def _target(name: str, protocol: str, host: str, ca: str, header: Object | None = None) -> Object:
+def _target(name: str, protocol: str, host: str, ca: str, token: str, path: str = "/") -> Object:
     return named("AccessTarget", name, {
         "protocol": protocol, "hosts": [host], "port": 443,
         "tls": {"mode": "VerifyFull", "caSecretRef": {"name": ca}},
+        "credential": {"httpHeader": {"secretRef": {"name": token}, "prefix": "Bearer ", "host": host, "path": path}},
         "allowedNamespaces": {"selector": {"matchLabels": {AGENTS_LABEL: "true"}}},
-    } | ({"credential": {"httpHeader": header}} if header else {}))  # fmt: skip
+    })  # fmt: skip

@@ -151,6 +151,17 @@ def test_bytes_of_a_session_end_at_the_limit(limited: SshGateway) -> None:
     assert outcomes(limited)[-1].code == "limit:bytesPerSession"
 
 
+def test_a_file_is_cut_at_the_limit_and_its_small_end_does_not_go_through(limited: SshGateway, tmp_path: Path) -> None:
+    long = tmp_path / "long"
+    long.write_bytes(b"x" * ((96 << 10) + 1))
+    found = limited.sftp(f"get {long} {tmp_path / 'got'}\n", "-B16384", "-R16")  # the last piece is of a byte
+    assert found.returncode != 0
+    assert b"limits.bytesPerSession" in found.stderr
+    cut = outcomes(limited)[-1]
+    assert (cut.status, cut.code) == ("refused", "limit:bytesPerSession")
+    assert 0 < cut.bytes <= 64 << 10 and cut.bytes % 16384 == 0
+
+
 def test_a_command_that_runs_too_long_is_ended(limited: SshGateway) -> None:
     found = limited.ssh("sleep 30")
     assert found.returncode == 126 and b"limits.commandDuration" in found.stderr, found

@@ -117,10 +117,10 @@ class SshGateway:
             input=stdin, capture_output=True, timeout=60, check=False,
         )  # fmt: skip
 
-    def sftp(self, batch: str) -> subprocess.CompletedProcess[bytes]:
+    def sftp(self, batch: str, *options: str) -> subprocess.CompletedProcess[bytes]:
         """Run a batch of `sftp`."""
         return subprocess.run(
-            ["sftp", *self.options(), "-P", str(self.port), "-b", "-", "127.0.0.1"],
+            ["sftp", *self.options(), *options, "-P", str(self.port), "-b", "-", "127.0.0.1"],
             input=batch.encode(), capture_output=True, timeout=60, check=False,
         )  # fmt: skip
 

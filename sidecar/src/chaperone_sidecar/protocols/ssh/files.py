@@ -219,8 +219,9 @@ class Files(asyncssh.SFTPServer):
         file = open_file(file_obj)
         if self.channel.is_closing():  # who asked for a copy without an end is gone
             raise asyncssh.SFTPConnectionLost("chaperone: the channel is closed.")
+        self._counts(file, 0)
         data: bytes = await self._passing(file.upstream.read(min(size, MAX_READ_BYTES), offset))
-        self._counts(len(data))
+        self._counts(file, len(data))
         file.read.take(offset, data)
         self._conversation.count_out(len(data))
         return data
@@ -228,7 +229,7 @@ class Files(asyncssh.SFTPServer):
     async def write(self, file_obj: object, offset: int, data: bytes) -> int:
         """Write a piece."""
         file = open_file(file_obj)
-        self._counts(len(data))
+        self._counts(file, len(data))
         await self._passing(file.upstream.write(data, offset))
         file.written.take(offset, data)
         self._conversation.count_in(len(data))
@@ -264,7 +265,8 @@ class Files(asyncssh.SFTPServer):
             raise asyncssh.SFTPFailure("chaperone: the target did not close the file.") from error
         way = file.written if file.written.size_bytes else file.read
         size_bytes = file.read.size_bytes + file.written.size_bytes
-        await self._guarded(self._conversation.conclude(Conclude(file.intent, "ok", way.code, 0, size_bytes)))
+        status, code = ("ok", way.code) if file.reached is None else ("refused", file.reached.rule)
+        await self._guarded(self._conversation.conclude(Conclude(file.intent, status, code, 0, size_bytes)))
 
     async def exit(self) -> None:
         """The channel ends."""
@@ -375,10 +377,14 @@ class Files(asyncssh.SFTPServer):
         reason = self._conversation.mask(error.reason)
         return asyncssh.SFTPError(error.code, reason) if type(error) is asyncssh.SFTPError else _as(type(error), reason)
 
-    def _counts(self, size_bytes: int) -> None:
-        reached = self._conversation.conduct.meter.take(0, size_bytes)
-        if reached is not None:
-            raise asyncssh.SFTPPermissionDenied(answers.limit(reached))
+    def _counts(self, file: OpenFile, size_bytes: int) -> None:
+        """Count a piece; once one is too much none goes through any more, not even one that is small enough."""
+        if file.reached is None:
+            file.reached = self._conversation.conduct.meter.take(0, size_bytes)
+            if file.reached is None:
+                return
+            self._tell(answers.line(answers.limit(file.reached)))
+        raise asyncssh.SFTPPermissionDenied(answers.limit(file.reached))
 
     def _wait_note(self) -> None:
         self._tell(answers.WAITING)

@@ -8,6 +8,7 @@ import sys
 import asyncssh
 
 from chaperone_sidecar.effects import Intent
+from chaperone_sidecar.limits.reached import Reached
 from chaperone_sidecar.protocols.ssh.transfer import Transfer
 
 
@@ -26,6 +27,7 @@ class OpenFile:
         self.intent = intent
         self.read = Transfer()
         self.written = Transfer()
+        self.reached: Reached | None = None  # the limit that cut it: nothing goes through it afterwards
 
     def seek(self, offset: int, whence: int) -> int:
         """Where data, or a hole, begins, for clients that ask (`ranges@asyncssh.com`): all of it is data to us."""
