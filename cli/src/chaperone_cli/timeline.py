@@ -59,7 +59,7 @@ class Timeline:
             self.begins(resource, now_s)
 
     def begins(self, resource: str, at_s: float) -> None:
-        """A watch begins then, the first time or again; until it has had the time to tell something it is waited for."""
+        """A watch begins then, the first time or again; it is waited for until it has had time to tell something."""
         self._heard_s[resource] = at_s + BEGIN_S
 
     def reached(self, resource: str, version: int, now_s: float) -> None:
