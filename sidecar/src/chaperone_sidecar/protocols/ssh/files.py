@@ -265,8 +265,10 @@ class Files(asyncssh.SFTPServer):
             raise asyncssh.SFTPFailure("chaperone: the target did not close the file.") from error
         way = file.written if file.written.size_bytes else file.read
         size_bytes = file.read.size_bytes + file.written.size_bytes
-        status, code = ("ok", way.code) if file.reached is None else ("refused", file.reached.rule)
-        await self._guarded(self._conversation.conclude(Conclude(file.intent, status, code, 0, size_bytes)))
+        ended = Conclude(file.intent, "ok", way.code, 0, size_bytes)
+        if file.reached is not None:
+            ended = Conclude(file.intent, "refused", file.reached.rule, 0, size_bytes)
+        await self._guarded(self._conversation.conclude(ended))
 
     async def exit(self) -> None:
         """The channel ends."""
