@@ -69,7 +69,7 @@ def test_an_auditor_reads_evidence_and_kinds_and_nothing_else(kubectl: Kubectl, 
     )  # fmt: skip
     until("the binding counts", lambda: as_user(kubectl, account, "get", "sessions", where).returncode == 0)
     assert "billing" in as_user(kubectl, account, "get", "sessions,commands", where).stdout
-    assert as_user(kubectl, account, "get", "agentidentities,accesspolicies", where).returncode == 0
+    assert as_user(kubectl, account, "get", "agentidentities,accesspolicies,approvalrequests", where).returncode == 0
     for forbidden in (
         ("get", "secrets", where),
         ("get", "sessions", "--all-namespaces"),

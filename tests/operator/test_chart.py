@@ -312,6 +312,12 @@ def test_only_the_operator_says_populations_and_auditors_read_them(objects: list
         assert found == writers | {"ClusterRole/chaperone-auditor": ["get", "list"]}
 
 
+def test_auditors_read_approval_requests_and_vote_on_none(objects: list[Object]) -> None:
+    for resource, wanted in (("approvalrequests", ["get", "list", "watch"]), ("approvalrequests/status", [])):
+        rules = rules_with(objects, resource).get("ClusterRole/chaperone-auditor", [])
+        assert [verb for rule in rules for verb in rule["verbs"]] == wanted
+
+
 def test_what_everybody_gets_neither_writes_nor_reads_evidence(objects: list[Object]) -> None:
     aggregated = []
     for one in of(objects, "ClusterRole"):

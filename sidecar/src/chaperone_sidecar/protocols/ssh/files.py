@@ -23,7 +23,7 @@ from chaperone_sidecar.protocols.ssh import answers
 from chaperone_sidecar.protocols.ssh.attributes import Effects, setting, special
 from chaperone_sidecar.protocols.ssh.classify import touched
 from chaperone_sidecar.protocols.ssh.openfile import OpenFile, open_file
-from chaperone_sidecar.protocols.ssh.places import Places, utf8
+from chaperone_sidecar.protocols.ssh.places import Places, answered, utf8
 from chaperone_sidecar.protocols.ssh.shell import Unclear
 from chaperone_sidecar.protocols.ssh.shown import listed
 
@@ -99,7 +99,8 @@ class Files(asyncssh.SFTPServer):
         intent = await self._decided(self._command("readdir", found, ((Effect.READ, found),)))
         ended = Conclude(intent, "aborted")  # unless the client asks for all of them
         try:
-            async for name in sftp.scandir(found.encode()):
+            names = sftp.scandir(found.encode())
+            while (name := await answered(anext(names, None))) is not None:
                 yield listed(name, self._conversation.mask_bytes)
             ended = Conclude(intent, "ok")
         except (asyncssh.SFTPError, OSError) as error:
@@ -207,7 +208,7 @@ class Files(asyncssh.SFTPServer):
             await self._guarded(self._conversation.refuse(command, answers.unmaskable(why)))
         intent = await self._decided(command)
         try:
-            upstream = await sftp.open(found.encode(), pflags, attrs, encoding=None)
+            upstream = await answered(sftp.open(found.encode(), pflags, attrs, encoding=None))
         except asyncssh.SFTPError as error:
             await self._ended(intent, error)
             raise self._told(error) from error
@@ -259,7 +260,7 @@ class Files(asyncssh.SFTPServer):
         file = open_file(file_obj)
         self._open -= 1
         try:
-            await file.upstream.close()
+            await answered(file.upstream.close())
         except (asyncssh.SFTPError, OSError) as error:
             await self._ended(file.intent, error)
             raise asyncssh.SFTPFailure("chaperone: the target did not close the file.") from error
@@ -316,8 +317,8 @@ class Files(asyncssh.SFTPServer):
         if self._upstream is None:
             connection = await self._guarded(self._conversation.ready())
             try:
-                upstream = await connection.start_sftp_client(path_encoding=None, env={}, send_env=())
-                self._places = Places(upstream, utf8(await upstream.realpath(b".")))
+                upstream = await answered(connection.start_sftp_client(path_encoding=None, env={}, send_env=()))
+                self._places = Places(upstream, utf8(await answered(upstream.realpath(b"."))))
                 self._upstream = upstream
             except (asyncssh.Error, asyncssh.SFTPError, OSError) as error:
                 raise asyncssh.SFTPFailure("chaperone: the target offers no SFTP.") from error
@@ -342,7 +343,7 @@ class Files(asyncssh.SFTPServer):
         """Decide, record, do, and record how it ended."""
         intent = await self._decided(self._command(kind, text, effects))
         try:
-            found = await work()
+            found = await answered(work())
         except (asyncssh.SFTPError, OSError) as error:
             await self._ended(intent, error)
             raise self._told(error) from error
@@ -368,7 +369,7 @@ class Files(asyncssh.SFTPServer):
 
     async def _passing[T](self, work: Awaitable[T]) -> T:
         try:
-            return await work
+            return await answered(work)
         except asyncssh.SFTPError as error:
             raise self._told(error) from error
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
+from collections.abc import Awaitable
+from typing import Final
 
 import asyncssh
+
+ANSWER_S: Final = 120.0  # for the target to do one operation; disks are slow, but not that slow
+
+
+class NoAnswer(asyncssh.SFTPFailure):
+    """The target says nothing: what is there is not known, not even that nothing is."""
 
 
 class Places:
@@ -26,7 +35,9 @@ class Places:
             asyncssh.SFTPFailure: it is a link that leads where nothing is, so that writing would make that.
         """
         try:
-            return utf8(await self._sftp.realpath(self._whole(path).encode()))
+            return utf8(await answered(self._sftp.realpath(self._whole(path).encode())))
+        except NoAnswer:
+            raise
         except asyncssh.SFTPError:
             name = await self.named(path)
         if await self._is_link(name):
@@ -40,7 +51,9 @@ class Places:
         if name in ("", ".", ".."):
             return await self.found(path)
         try:
-            folder = utf8(await self._sftp.realpath(folder.encode()))
+            folder = utf8(await answered(self._sftp.realpath(folder.encode())))
+        except NoAnswer:
+            raise
         except asyncssh.SFTPError:
             if ".." in folder.split("/"):
                 raise
@@ -49,22 +62,39 @@ class Places:
     async def exists(self, path: str) -> bool:
         """Whether something is there, as far as the target says it."""
         try:
-            await self._sftp.lstat(path.encode())
+            await answered(self._sftp.lstat(path.encode()))
         except asyncssh.SFTPNoSuchFile:
             return False
+        except NoAnswer:
+            raise
         except asyncssh.SFTPError:
             return True
         return True
 
     async def _is_link(self, path: str) -> bool:
         try:
-            return (await self._sftp.lstat(path.encode())).type == asyncssh.FILEXFER_TYPE_SYMLINK
+            return (await answered(self._sftp.lstat(path.encode()))).type == asyncssh.FILEXFER_TYPE_SYMLINK
+        except NoAnswer:
+            raise
         except asyncssh.SFTPError:  # it is not there, or not for us: then nothing can be done to it, either
             return False
 
     def _whole(self, path: bytes) -> str:
         found = utf8(path)
         return found if found.startswith("/") else posixpath.join(self.home, found)
+
+
+async def answered[T](work: Awaitable[T]) -> T:
+    """What the target answers to one operation.
+
+    Raises:
+        NoAnswer: nothing, for as long as it may take.
+    """
+    try:
+        async with asyncio.timeout(ANSWER_S):
+            return await work
+    except TimeoutError as error:
+        raise NoAnswer(f"chaperone: the target did not answer within {ANSWER_S:.0f} s.") from error
 
 
 def utf8(path: str | bytes) -> str:
