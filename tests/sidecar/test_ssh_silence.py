@@ -1,4 +1,4 @@
-"""SFTP of a target that says nothing: an operation fails after a while, and what is not known is not taken for known."""
+"""SFTP of a target that says nothing: operations fail after a while, and what is not known is not taken for known."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from chaperone_sidecar.protocols.ssh.openfile import OpenFile
 from chaperone_sidecar.protocols.ssh.places import NoAnswer, Places
 
 LOOKS: list[Callable[[Places], Awaitable[object]]] = [
-    lambda there: there.found(b"file"), lambda there: there.named(b"file"), lambda there: there.exists("/home/agent/file")
-]  # fmt: skip
+    lambda there: there.found(b"file"),
+    lambda there: there.named(b"file"),
+    lambda there: there.exists("/home/agent/file"),
+]
 
 
 INTENT = Intent("01COMMAND", Receipt(1), 0)
