@@ -9,13 +9,15 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from fix_apiserver import running
 from fix_collector import Sender
-from fix_evidence_api import EvidenceApi
+from fix_crds import establish
+from fix_evidence_api import EvidenceApi, served
 from gateway_stream import Pod, Stream
 from pki import Authority
 
@@ -25,6 +27,17 @@ pytestmark = pytest.mark.peer
 
 LIMIT_S = 60.0
 LINE = re.compile(r"(\d\d:\d\d:\d\d(?:\.\d{3}|    )|            )  (.*)")
+
+
+@pytest.fixture(scope="module")
+def unanswered(gateway_ca: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EvidenceApi]:
+    """Its own, with our kinds, and without a broker that would answer what is asked here."""
+    with (
+        running(tmp_path_factory.mktemp("api-server")) as server,
+        served(server, gateway_ca, tmp_path_factory.mktemp("evidence-api")) as found,
+    ):
+        establish(server)
+        yield found
 
 
 class Followed:
@@ -278,33 +291,32 @@ def answer(api: EvidenceApi, name: str, state: str, at: str, message: str) -> No
     api.kubectl("patch", "approvalrequests.chaperone.dev", name, "-n", "agents", *change)
 
 
-@pytest.mark.usefixtures("crds")
 async def test_a_command_is_told_while_it_waits_for_people_and_how_that_ended(
-    evidence_api: EvidenceApi, gateway_ca: Authority
+    unanswered: EvidenceApi, gateway_ca: Authority
 ) -> None:
     stream = Stream(Pod(gateway_ca, identity="waiting", pod_uid="uid-waiting"))
     waits = "? waits as {} for 2 of billing-leads, on-call by"
     session = stream.open_session()
-    ask(evidence_api, "apr-before", "waiting", session, "DELETE FROM a")
-    ask(evidence_api, "apr-of-another", "another", session, "DELETE FROM b")
-    async with Sender(evidence_api.collector, stream.pod) as sender, following(
-        evidence_api, "--identity=waiting"
+    ask(unanswered, "apr-before", "waiting", session, "DELETE FROM a")
+    ask(unanswered, "apr-of-another", "another", session, "DELETE FROM b")
+    async with Sender(unanswered.collector, stream.pod) as sender, following(
+        unanswered, "--identity=waiting"
     ) as followed:  # fmt: skip
         assert await followed.lines(3) == [
             "orders-db     PostgreSQL  > DELETE FROM a", waits.format("apr-before"), "? billing/fix, held up to 45 s"
         ]  # fmt: skip
-        ask(evidence_api, "apr-allowed", "waiting", session, "UPDATE a\nSET b = 1\x1b[2J")
+        ask(unanswered, "apr-allowed", "waiting", session, "UPDATE a\nSET b = 1\x1b[2J")
         assert await followed.lines(3) == [
             "orders-db     PostgreSQL  > UPDATE a SET b = 1\ufffd[2J", waits.format("apr-allowed"),
             "? billing/fix, held up to 45 s"
         ]  # fmt: skip
-        answer(evidence_api, "apr-allowed", "Approved", "2026-11-27T10:00:09Z", "Approved by ada; grace (it is so)")
+        answer(unanswered, "apr-allowed", "Approved", "2026-11-27T10:00:09Z", "Approved by ada; grace (it is so)")
         (approved,) = await followed.lines(1)
-        answer(evidence_api, "apr-allowed", "Used", "2026-11-27T10:00:10Z", "Used.")
+        answer(unanswered, "apr-allowed", "Used", "2026-11-27T10:00:10Z", "Used.")
         stream.intend(session, "UPDATE a\nSET b = 1", approval="apr-allowed", rule="fix")
         await sender.ship(stream)
         _, command, by = await followed.lines(3)  # with its session
-        answer(evidence_api, "apr-before", "Denied", "2026-11-27T10:00:11Z", "Denied by grace (no)")
+        answer(unanswered, "apr-before", "Denied", "2026-11-27T10:00:11Z", "Denied by grace (no)")
         (denied,) = await followed.lines(1)
     assert approved == "orders-db     PostgreSQL  ? apr-allowed: Approved, Approved by ada; grace (it is so)"
     assert (command, by) == (
@@ -313,15 +325,14 @@ async def test_a_command_is_told_while_it_waits_for_people_and_how_that_ended(
     assert denied == "orders-db     PostgreSQL  ? apr-before: Denied, Denied by grace (no)"
 
 
-@pytest.mark.usefixtures("crds")
 async def test_who_may_read_the_log_and_no_requests_sees_the_log(
-    evidence_api: EvidenceApi, gateway_ca: Authority
+    unanswered: EvidenceApi, gateway_ca: Authority
 ) -> None:
     stream = Stream(Pod(gateway_ca, identity="audited", pod_uid="uid-audited"))
-    async with Sender(evidence_api.collector, stream.pod) as sender:
+    async with Sender(unanswered.collector, stream.pod) as sender:
         await sender.ship(stream)
-        auditor = evidence_api.server.kubeconfig_of("auditor-1", "auditors")
-        async with following(evidence_api, "--identity=audited", kubeconfig=auditor) as followed:
+        auditor = unanswered.server.kubeconfig_of("auditor-1", "auditors")
+        async with following(unanswered, "--identity=audited", kubeconfig=auditor) as followed:
             said = await followed.said()
             assert said.startswith("follow: what waits for people is not shown: Error from server (Forbidden)")
             session = stream.open_session()
