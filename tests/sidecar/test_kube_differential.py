@@ -99,7 +99,7 @@ WORK: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("", ("explain", "deployment.spec.strategy", "--recursive")),
     ("", ("auth", "can-i", "get", "pods")),
     ("", ("get", "configmap", "--chunk-size=1", "-o", "name")),
-    ("", ("get", "events")),
+    ("", ("get", "events", "--field-selector=involvedObject.kind=Pod")),  # there are others when the API server likes
     ("", ("wait", "--for=delete", "configmap/absent", "--timeout=5s")),
     ("", ("wait", "--for=jsonpath={.data.x}=y", "configmap/made", "--timeout=5s")),
     ("", ("delete", "deployment", "other", "--wait=false")),
