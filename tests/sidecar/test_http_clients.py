@@ -12,20 +12,13 @@ import aiohttp
 import pytest
 from fix_http import NAME, Api, Backend, running_backend
 from http_backend import ORDERS
-from manifests import rule
+from manifests import REPOSITORIES
 from programs import NODE, NPM, ran
 from recordings import every_byte
 
 from chaperone_evidence import record
 
 SUPPORT = Path(__file__).parents[1] / "support"
-REPOSITORIES = [
-    rule("fetch", "Allow", ["read", "create"], ["path:/git/app.git/info/refs", "path:/git/app.git/git-upload-pack"]),
-    rule("push", "Allow", ["create"], ["path:/git/app.git/git-receive-pack"]),
-    rule("wheels", "Allow", ["read"], ["path:/simple/*", "path:/wheels/*"]),
-    rule("scope", "Allow", ["read"], ["path:/@shop*"]),
-    rule("never", "Deny", ["read"], ["path:/@shop/secret*"], message="Ask the shop team."),
-]
 
 
 @pytest.fixture(scope="module")

@@ -50,3 +50,13 @@ def cluster_policy(rules: list[Object], name: str = "guardrail", **spec: Any) ->
     """A ClusterAccessPolicy for everybody and everything."""
     usual: Object = {"subjects": [{"identity": "*"}], "targets": [{"name": "*"}], "rules": rules}
     return manifest("ClusterAccessPolicy", name, **(usual | spec))
+
+
+# At the host of registry_backend.py.
+REPOSITORIES = [
+    rule("fetch", "Allow", ["read", "create"], ["path:/git/app.git/info/refs", "path:/git/app.git/git-upload-pack"]),
+    rule("push", "Allow", ["create"], ["path:/git/app.git/git-receive-pack"]),
+    rule("wheels", "Allow", ["read"], ["path:/simple/*", "path:/wheels/*"]),
+    rule("scope", "Allow", ["read"], ["path:/@shop*"]),
+    rule("never", "Deny", ["read"], ["path:/@shop/secret*"], message="Ask the shop team."),
+]
