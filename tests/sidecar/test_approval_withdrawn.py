@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 
@@ -14,6 +15,8 @@ from psycopg import errors
 
 from chaperone_evidence import record
 from chaperone_operator.kube import ApiError
+from chaperone_sidecar.approval.broker_desk import BrokerDesk
+from chaperone_sidecar.approval.desk import Request, Ticket
 
 pytestmark = pytest.mark.peer
 
@@ -54,6 +57,32 @@ async def test_request_of_a_client_that_waits_no_longer_is_withdrawn(way: Way, h
         assert way.times() == 0
         await agent.close()
     assert outcomes(way) == [(name, "Cancelled")]
+
+
+async def test_request_of_a_client_that_goes_before_the_broker_answers_is_recorded_and_withdrawn(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = asyncio.Event()
+    ask = BrokerDesk.ask
+
+    async def ask_slowly(desk: BrokerDesk, request: Request) -> Ticket:
+        ticket = await ask(desk, request)
+        await answer.wait()
+        return ticket
+
+    monkeypatch.setattr(BrokerDesk, "ask", ask_slowly)
+    async with way.running(**LONG) as (_, port):
+        agent = await connect(port)
+        task = held(agent)
+        name = await way.asked()
+        hang_up(agent)
+        with pytest.raises(psycopg.OperationalError):
+            await ended(task)
+        answer.set()
+        await way.state(name, "Cancelled")
+        assert way.times() == 0
+        await agent.close()
+    assert (_requested(way), outcomes(way)) == ([name], [(name, "Cancelled")])
 
 
 async def test_request_that_another_session_waits_for_is_not_withdrawn(way: Way) -> None:

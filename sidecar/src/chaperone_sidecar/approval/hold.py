@@ -149,7 +149,7 @@ class Holds:
     async def _wait(
         self, desk: Desk, place: Place, command: Command, request: Request, decision: Decision, admit: Admit
     ) -> Decision:
-        ticket = await self._asked(desk, request)
+        ticket = await self._asked(desk, place.session, request)
         self._log.request_approval(place.session, ticket.name, request)
         self._waiting.append((place.session, ticket.name))
         try:
@@ -179,20 +179,27 @@ class Holds:
         self._ends(place.session, ticket.name, ticket.state, ticket.message)
         return _outcome(decision, ticket)
 
-    async def _asked(self, desk: Desk, request: Request) -> Ticket:
-        """Ask the desk; where the client goes before it answers, what it made is withdrawn all the same."""
+    async def _asked(self, desk: Desk, session: str, request: Request) -> Ticket:
+        """Ask the desk; where the client goes meanwhile, what was made is recorded and withdrawn all the same."""
         asking = asyncio.ensure_future(desk.ask(request))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            self._begin(self._withdraw_unseen(desk, asking))
+            self._begin(self._withdraw_unseen(desk, asking, session, request))
             raise
 
-    async def _withdraw_unseen(self, desk: Desk, asking: asyncio.Future[Ticket]) -> None:
+    async def _withdraw_unseen(
+        self, desk: Desk, asking: asyncio.Future[Ticket], session: str, request: Request
+    ) -> None:
         try:
             ticket = await asking
         except ApprovalUnavailable:
             return
+        try:
+            self._log.request_approval(session, ticket.name, request)
+            self._log.resolve_approval(session, ticket.name, State.CANCELLED, GONE)
+        except SpoolFull as error:
+            logger.error("session %s: that it asked for %s could not be recorded: %s", session, ticket.name, error)
         if not self._is_awaited(ticket.name):
             await self._withdraw(desk, ticket.name)
 

@@ -8,7 +8,7 @@ Invariants:
 * What `append` took is in the page cache when it returns: it survives the death of this process.
 * A record that a command depends on is refused with `SpoolFull` while the records that already running commands still
   owe (outcomes, ends, heads) have room: one spare segment is kept for them.
-* After `fail` nothing is taken any more.
+* After `fail` or `close` nothing is taken any more.
 * The sum of all segments of a root never passes `limit_bytes`.
 
 Sad path: a disk that fails under a mapping ends the process (SIGBUS). The fence stays closed, and where no spool can be
@@ -196,7 +196,8 @@ class Spool:
         self.failure = self.failure or why
 
     def close(self) -> None:
-        """Close the files; a spare that was never used is removed."""
+        """Close the files; a spare that was never used is removed. Nothing is taken any more."""
+        self.fail("The gateway's stream has ended.")
         for segment in (*self._sealed, *self._sealed_bodies, self._current, self._bodies):
             segment.close()
         if self._spare is not None:
