@@ -19,6 +19,15 @@ from chaperone_tools.images.build import build_all
 from chaperone_tools.install import Installed, install
 from chaperone_tools.kubectl import Kubectl
 
+LIMIT_S = 900  # of a test; each of its steps has a limit of its own, and says what it waited for
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test is the first one starts everything, and the limit of a test counts that too."""
+    for item in items:
+        if item.get_closest_marker("cluster") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LIMIT_S))
+
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Provider]:
@@ -73,7 +82,7 @@ def servers(
 def namespace(kubectl: Kubectl) -> Iterator[str]:
     """A namespace of this test's own."""
     name = f"test-{secrets.token_hex(4)}"
-    kubectl("create", "namespace", name)
+    make_namespace(kubectl, name)
     yield name
     kubectl("delete", "namespace", name, "--wait=false")
 

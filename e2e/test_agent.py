@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from stage import HOST, NEVER, READ, SETTLE, Database, Kubectl, Pod, Team, chaperone, until
+from stage import HOST, NEVER, READ, SETTLE, Database, Kubectl, Object, Pod, Team, chaperone, until
 
 pytestmark = pytest.mark.cluster
 
@@ -65,7 +65,10 @@ with psycopg.connect("host={HOST} dbname=orders sslmode=verify-full") as connect
 def test_the_auditor_lists_and_verifies_what_was_done(agent: Pod, team: Team, kubectl: Kubectl, tmp_path: Path):
     text = "SELECT item FROM orders WHERE id = 4"
     assert agent.psql(text).out == "relay\n"
-    until("the command is listed", lambda: bool(team.commands(command=text)))
+    until(
+        "the command's end is listed",
+        lambda: [one["status"]["status"] for one in team.commands(command=text)] == ["Ok"],
+    )
     (command,) = team.commands(command=text)
     assert (command["spec"]["decision"], command["spec"]["rule"], command["status"]["rows"]) == (
         "Allow",
@@ -73,7 +76,12 @@ def test_the_auditor_lists_and_verifies_what_was_done(agent: Pod, team: Team, ku
         1,
     )
     session = command["spec"]["session"]
-    found = kubectl.json("session", session, f"--namespace={team.namespace}")
+
+    def shown() -> Object:
+        return kubectl.json("session", session, f"--namespace={team.namespace}")
+
+    until("the session's end is listed", lambda: shown()["status"]["state"] == "Closed")
+    found = shown()
     assert found["spec"]["owner"] == "On call"
     assert (found["status"]["commands"], found["status"]["denied"]) == (1, 0)
     assert found["status"]["bytesIn"] > len(text)

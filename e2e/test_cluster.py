@@ -15,11 +15,22 @@ pytestmark = pytest.mark.cluster
 PORT = 7777
 SERVER = f"socat TCP6-LISTEN:{PORT},fork,reuseaddr,ipv6only=0 SYSTEM:'echo hello'"
 ASK = """
-import json, socket
-answers = {{}}
+import json, socket, time
+answers, end = {{}}, time.monotonic() + 60
+
+def connected(address):
+    # A pod is ready a moment before the node sends its Service's connections there.
+    while True:
+        try:
+            return socket.create_connection(address, timeout=10)
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
 for family in (socket.AF_INET, socket.AF_INET6):
     (*_, address), *_ = socket.getaddrinfo("{name}", {port}, family, socket.SOCK_STREAM)
-    with socket.create_connection(address[:2], timeout=10) as connection:
+    with connected(address[:2]) as connection:
         answers[address[0]] = connection.recv(16).decode().strip()
 print(json.dumps(answers))
 """

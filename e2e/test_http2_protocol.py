@@ -12,7 +12,7 @@ from voting import LEADS, Held, may_vote, pending, person
 
 from chaperone_tools.install import Installed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
+pytestmark = pytest.mark.cluster
 
 
 def calls(*methods: str) -> Object:

@@ -15,7 +15,7 @@ from webapi import API, SPACE, TARGET, Api, make_api, make_server, make_trouble
 
 from chaperone_tools.install import Installed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
+pytestmark = pytest.mark.cluster
 
 PACKAGES_SPACE: Final = "e2e-packages"
 PACKAGES: Final = f"packages.{PACKAGES_SPACE}.svc"

@@ -10,13 +10,13 @@ import pytest
 from liveapi import LIVE, make_live
 from liveapi import SPACE as LIVE_SPACE
 from liveapi import TARGET as LIVE_TARGET
-from stage import Kubectl, Object, Pod, Ran, Team, chaperone, until
+from stage import Kubectl, Object, Pod, Ran, Team, chaperone, replayed, until
 from voting import LEADS, Held, may_vote, pending, person
 from webapi import API, SPACE, TARGET, Api, make_api
 
 from chaperone_tools.install import Installed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
+pytestmark = pytest.mark.cluster
 
 RULES: tuple[Object, ...] = (
     {"name": "look", "action": "Allow", "match": {"effects": ["read"], "objects": ["path:/v1/orders*"]}},
@@ -137,10 +137,8 @@ def test_the_auditor_lists_and_replays_what_was_asked_and_shown(agent: Pod, team
     session = asked()[-1]["spec"]["session"]
     listed = kubectl("get", "sessions", session, f"--namespace={team.namespace}", "--no-headers").split()
     assert listed[1:4] == ["billing", TARGET, "HTTP"]
-    replayed = chaperone(kubectl, "replay", session, "-n", team.namespace)
-    assert replayed.status == 0, replayed.err
-    assert "mark=audited" in replayed.out and "[Email]" in replayed.out
-    everything = replayed.out + kubectl("get", "sessions,commands", "-ojson", f"--namespace={team.namespace}")
+    everything = replayed(team, session, "mark=audited", "[Email]")
+    everything += kubectl("get", "sessions,commands", "-ojson", f"--namespace={team.namespace}")
     assert api.token not in everything and "ada.king" not in everything
 
 
@@ -173,22 +171,20 @@ def test_messages_of_websocket_are_commands_masked_and_recorded(
         ("order 7 for live", "Allow", "talk"), ("order 7 for news", "Deny", "uncovered"),
     ]  # fmt: skip
     session = said()[0]["session"]
-    replayed = chaperone(kubectl, "replay", session, "-n", team.namespace)
-    assert replayed.status == 0, replayed.err
-    assert "known: True, [Email]" in replayed.out and "heard order 7 for live" in replayed.out
-    everything = replayed.out + kubectl("get", "sessions,commands", "-ojson", f"--namespace={team.namespace}")
+    everything = replayed(team, session, "known: True, [Email]", "heard order 7 for live")
+    everything += kubectl("get", "sessions,commands", "-ojson", f"--namespace={team.namespace}")
     assert live.token not in everything and "ada.king" not in everything
 
 
 def test_nothing_goes_around_the_gateway(agent: Pod, api: Api, free_pod: Pod):
     (address, *_) = api.server.addresses
-    past = ("curl", "--silent", "--insecure", "--max-time", "4", f"https://{address}:8443/v1/orders")
-    assert "known" in free_pod.run(*past).out  # it does answer
-    assert "known" not in agent.run(*past).out
+    past = ("curl", "--silent", "--insecure", f"https://{address}:8443/v1/orders", "--max-time")
+    assert "known" in free_pod.run(*past, "30").out  # it does answer
+    assert "known" not in agent.run(*past, "4").out
 
 
 def test_a_suspended_identity_is_told_so_and_comes_back(agent: Pod, team: Team):
     team.identity(suspended=True)
-    until("it is told", lambda: 'AgentIdentity \\"billing\\" is suspended' in curl(agent, "/v1/orders").out, 30)
+    until("it is told", lambda: 'AgentIdentity \\"billing\\" is suspended' in curl(agent, "/v1/orders").out)
     team.identity(evidence={"results": "Full"})
-    until("it works again", lambda: '"known":true' in curl(agent, "/v1/orders").out, 30)
+    until("it works again", lambda: '"known":true' in curl(agent, "/v1/orders").out)

@@ -23,7 +23,7 @@ from kubernetes import config as official_config
 from kubernetes.stream import stream
 from manifests import rule
 from recordings import read_frames
-from stage import pod
+from stage import make_namespace, pod
 
 from chaperone_evidence import frames, record
 from chaperone_tools.cache import binary
@@ -63,7 +63,7 @@ class Server:
 @pytest.fixture(scope="module")
 def agents(kubectl: Kubectl, agent_image: str) -> Iterator[str]:
     """A namespace with a pod and an account that may do everything in it."""
-    kubectl("create", "namespace", "agents")
+    make_namespace(kubectl, "agents")
     kubectl("create", "serviceaccount", "agent", "--namespace=agents")
     kubectl(
         "create", "rolebinding", "agent", "--clusterrole=admin", "--serviceaccount=agents:agent", "--namespace=agents"
@@ -176,7 +176,7 @@ def test_terminals_have_sizes_and_are_recorded(kube: Kube, environment: dict[str
     os.write(leader, b"echo $((40+2))-answer; exit 3\n")
     seen = b""
     ends = time.monotonic() + WAIT_S
-    while process.poll() is None and time.monotonic() < ends:
+    while time.monotonic() < ends:  # to the end of the terminal, which comes after the end of the process
         if select.select([leader], [], [], 0.2)[0]:
             try:
                 seen += os.read(leader, 4096)
@@ -211,16 +211,22 @@ def test_attach_reaches_what_runs(kube: Kube, environment: dict[str, str]) -> No
     process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
-    found: list[str] = []
-    reader = threading.Thread(target=lambda: found.append(process.stdout.readline()), daemon=True)  # type: ignore[union-attr]
-    reader.start()
-    time.sleep(2)  # kubectl says nothing when it is attached, and what was answered before is not shown
-    process.stdin.write("word\n")
-    process.stdin.flush()
-    reader.join(WAIT_S)
+    word, found = secrets.token_hex(4), threading.Event()
+
+    def listen() -> None:
+        for line in process.stdout or ():
+            if line == f"got {word}\n":
+                found.set()
+
+    threading.Thread(target=listen, daemon=True).start()
+    ends = time.monotonic() + WAIT_S
+    # kubectl says nothing when it is attached, and what was answered before is not shown: so it is said again.
+    while not found.wait(1) and time.monotonic() < ends:
+        process.stdin.write(f"{word}\n")
+        process.stdin.flush()
     process.kill()
     process.wait(WAIT_S)
-    assert found == ["got word\n"]
+    assert found.is_set()
 
 
 def test_logs_are_followed(kube: Kube) -> None:

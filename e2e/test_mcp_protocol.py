@@ -15,7 +15,7 @@ from webapi import Api, make_trouble
 
 from chaperone_tools.install import Installed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]  # the first one starts everything
+pytestmark = pytest.mark.cluster
 
 RULES: tuple[Object, ...] = (
     {"name": "connect", "action": "Allow", "match": {"effects": ["session"], "objects": ["mcp:*", "path:/mcp"]}},

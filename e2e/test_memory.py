@@ -14,7 +14,7 @@ from stage import TARGET, Kubectl, Object, Pod, Team
 
 from chaperone_tools.install import Installed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(480)]  # starts everything
+pytestmark = pytest.mark.cluster
 
 MOST_MIB: Final = 96  # of the process; what the injected container requests
 TARGETS: Final = (TARGET, "e2e-shop", "e2e-build", webapi.TARGET, webapi.TOOLS_TARGET, kubeapi.TARGET)

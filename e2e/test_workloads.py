@@ -6,10 +6,23 @@ import json
 from typing import Any, Final
 
 import pytest
-from stage import HOST, READ, Kubectl, Object, Pod, Team, make_namespace, named, pod, until
+from stage import (
+    HOST,
+    READ,
+    READY_S,
+    Kubectl,
+    Object,
+    Pod,
+    Team,
+    make_namespace,
+    named,
+    pod,
+    until,
+    until_pods_are_ready,
+)
 
 from chaperone_tools.errors import ToolsError
-from chaperone_tools.install import is_true
+from chaperone_tools.install import is_true, rollout
 
 pytestmark = pytest.mark.cluster
 
@@ -105,10 +118,8 @@ def workloads(team: Team, kubectl: Kubectl) -> Team:
 @pytest.fixture(scope="module")
 def ready(workloads: Team, kubectl: Kubectl) -> Team:
     """The same, once all of them are ready."""
-    wanted = ["wait", f"--namespace={workloads.namespace}", "--timeout=100s"]
-    kubectl(*wanted, "--for=condition=Ready", *(f"pod/{name}" for name in PODS))
-    for one in ROLLED_OUT:
-        kubectl("rollout", "status", f"--namespace={workloads.namespace}", one, "--timeout=100s")
+    until_pods_are_ready(kubectl, workloads.namespace, *PODS)
+    until("the others are ready", lambda: not rollout(kubectl, workloads.namespace, *ROLLED_OUT), READY_S)
     return workloads
 
 
@@ -237,10 +248,10 @@ def test_a_declared_port_is_reached_from_outside_and_another_is_not(ready: Team,
     for address in agent.addresses:
         host = f"[{address}]" if ":" in address else address
         declared, other = f"http://{host}:8080/etc/hostname", f"http://{host}:8081/etc/hostname"
-        ask = ("curl", "--silent", "--globoff", "--max-time", "4")
-        assert free_pod.run(*ask, declared).out == "web\n"
-        assert agent.run(*ask, "--noproxy", "*", "http://[::1]:8081/etc/hostname").out == "web\n"
-        assert free_pod.run(*ask, other).status in {7, 28}  # cannot connect, or nobody answers
+        ask = ("curl", "--silent", "--globoff", "--max-time")
+        assert free_pod.run(*ask, "30", declared).out == "web\n"
+        assert agent.run(*ask, "30", "--noproxy", "*", "http://[::1]:8081/etc/hostname").out == "web\n"
+        assert free_pod.run(*ask, "4", other).status in {7, 28}  # cannot connect, or nobody answers
 
 
 def test_a_pod_older_than_its_identity_is_uncovered_until_it_is_made_anew(ready: Team, kubectl: Kubectl):

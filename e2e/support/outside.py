@@ -14,6 +14,7 @@ of its own, so a packet tells which way it took.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import errno
 import json
@@ -47,6 +48,7 @@ LABEL: Final = b"smuggled"  # first label of every name in a question; eight byt
 MARK: Final = 0x63686170
 TRY_LIMIT_S: Final = 8.0  # of one way; a timeout of a socket comes first
 SOCKET_LIMIT_S: Final = 1.5
+PROOF_LIMIT_S: Final = 6.0  # of a socket where an answer is to come; who answers shares the node with everybody
 UDP_TRIES: Final = 3  # within that time; a datagram may be lost
 
 SO_MARK, SO_BINDTODEVICE = 36, 25
@@ -54,6 +56,8 @@ IP_FREEBIND, IPV6_FREEBIND, IPV6_RTHDR = 15, 78, 57
 IPPROTO_UDPLITE, IPPROTO_MPTCP = 136, 262
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x10000000, 0x40000000
 MS_REMOUNT, MS_BIND = 32, 4096
+
+_socket_limit_s = contextvars.ContextVar("socket_limit_s", default=SOCKET_LIMIT_S)  # of the attempt under way
 
 type Proof = Literal["answer", "packet", ""]
 type Try = Callable[[Places], str]
@@ -219,7 +223,8 @@ def tcp_declared_address_other_port(at: Places) -> str:
 @way("answer")
 def tcp_fast_open(at: Places) -> str:
     with socket.socket() as raw:
-        limit = struct.pack("@qq", 1, 500_000)  # the kernel's own; a timeout of Python's does not wait here
+        # The kernel's own limit; a timeout of Python's does not wait here.
+        limit = struct.pack("@qq", *divmod(int(_socket_limit_s.get() * 1e6), 1_000_000))
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             raw.setsockopt(socket.SOL_SOCKET, option, limit)
         raw.sendto(b"smuggled", socket.MSG_FASTOPEN, (OUT4, at.port))
@@ -813,7 +818,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 def _socket(family: int = socket.AF_INET, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
     raw = socket.socket(family, kind, protocol)
-    raw.settimeout(SOCKET_LIMIT_S)
+    raw.settimeout(_socket_limit_s.get())
     return raw
 
 
@@ -842,7 +847,7 @@ def _tcp(host: str, port: int, words: bytes = b"smuggled", raw: socket.socket | 
 
 def _udp(host: str, port: int, words: bytes = b"smuggled", raw: socket.socket | None = None) -> str:
     with raw or _socket(_family(host), socket.SOCK_DGRAM) as connection:
-        connection.settimeout(SOCKET_LIMIT_S / UDP_TRIES)
+        connection.settimeout(_socket_limit_s.get() / UDP_TRIES)
         for _ in range(UDP_TRIES):
             connection.sendto(words, (host, port))
             with contextlib.suppress(TimeoutError):
@@ -1037,18 +1042,20 @@ def _reason(error: BaseException) -> str:
 # --- Trying, in a pod -------------------------------------------------------------------------------------------------
 
 
-def _try(places: dict[str, Any], names: list[str]) -> None:
-    results = {name: asdict(_tried(WAYS[name], places)) for name in names or WAYS}
+def _try(places: dict[str, Any], names: list[str], answer_limit_s: float) -> None:
+    results = {name: asdict(_tried(WAYS[name], places, answer_limit_s)) for name in names or WAYS}
     print(json.dumps(results), flush=True)
 
 
-def _tried(one: Way, places: dict[str, Any]) -> Result:
+def _tried(one: Way, places: dict[str, Any], answer_limit_s: float) -> Result:
     """Try one way in a child process: it may change who it is and what it sees."""
     begun = time.monotonic()
+    limit_s = answer_limit_s if one.proof == "answer" else SOCKET_LIMIT_S
     inlet, outlet = os.pipe()
     child = os.fork()
     if not child:
-        signal.alarm(int(TRY_LIMIT_S))
+        _socket_limit_s.set(limit_s)
+        signal.alarm(int(TRY_LIMIT_S * limit_s / SOCKET_LIMIT_S))
         try:
             said = ("reached", str(one.attempt(Places(**places, port=one.port))))
         except OSError as error:
@@ -1115,7 +1122,7 @@ def _reply(server: socket.socket) -> None:
         return
     connection, _ = server.accept()
     with connection:
-        connection.settimeout(SOCKET_LIMIT_S)
+        connection.settimeout(PROOF_LIMIT_S)
         words = connection.recv(512)
         connection.sendall(words[:4] + WORD)
 
@@ -1255,14 +1262,15 @@ def results(printed: str) -> dict[str, Result]:
 
 
 SOURCE: Final = Path(__file__).read_text() if __name__ != "__main__" else ""
-"""This file, to be run elsewhere: `python3 - try PLACES [NAME...]` with it on the standard input."""
+"""This file, to be run elsewhere: `python3 - try PLACES [NAME...]` with it on the standard input; with `prove`, where
+answers come, they are waited for longer."""
 PROGRAM: Final = {"name": "PROGRAM", "value": SOURCE.replace("$(", "$$(")}
 """The same as a container's variable, for `python3 -c "$PROGRAM"`."""
 
 if __name__ == "__main__":
     verb, *rest = sys.argv[1:]
-    if verb == "try":
-        _try(json.loads(rest[0]), rest[1:])
+    if verb in {"try", "prove"}:
+        _try(json.loads(rest[0]), rest[1:], PROOF_LIMIT_S if verb == "prove" else SOCKET_LIMIT_S)
     elif verb == "serve":
         _serve(rest[0])
     elif verb == "watch":

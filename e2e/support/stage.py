@@ -29,6 +29,7 @@ AGENTS_LABEL: Final = "chaperone-e2e"
 API: Final = "chaperone.dev/v1alpha1"
 EXEC_LIMIT_S: Final = 120.0
 WAIT_S: Final = 90.0
+READY_S: Final = 180  # a pod of an agent; its gateway alone may take two minutes on a busy node
 
 READ: Final = {"name": "read-orders", "action": "Allow", "match": {"effects": ["read"], "objects": ["public.orders"]}}
 SETTLE: Final = {
@@ -152,7 +153,7 @@ class Team:
 
     def wait_for(self, name: str) -> None:
         """Wait until a pod is ready."""
-        self.kubectl("wait", f"--namespace={self.namespace}", "--for=condition=Ready", f"pod/{name}", "--timeout=90s")
+        until_pods_are_ready(self.kubectl, self.namespace, name)
 
     def apply(self, *objects: Object) -> None:
         """Apply."""
@@ -176,6 +177,12 @@ def until(what: str, is_so: Callable[[], bool], limit_s: float = WAIT_S) -> None
         time.sleep(0.25)
 
 
+def until_pods_are_ready(kubectl: Kubectl, namespace: str, *names: str) -> None:
+    """Wait for pods that have gateways."""
+    limit, pods = f"--timeout={READY_S}s", [f"pod/{name}" for name in names]
+    kubectl("wait", f"--namespace={namespace}", "--for=condition=Ready", *pods, limit, limit_s=READY_S + 30)
+
+
 def named(kind: str, name: str, spec: Object, namespace: str = "") -> Object:
     """One of our own kinds."""
     metadata = {"name": name} | ({"namespace": namespace} if namespace else {})
@@ -194,9 +201,11 @@ def pod(namespace: str, name: str, image: str, *, labels: Mapping[str, str] | No
 
 
 def make_namespace(kubectl: Kubectl, name: str, **labels: str) -> None:
-    """Make it; an earlier run's of the same name goes first."""
+    """Make it; an earlier run's of the same name goes first. Pods can be made in it when this returns."""
     kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=100s")
     kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+    # A controller makes it a moment later; the API server waits a second for it, then refuses the pod.
+    kubectl("wait", f"--namespace={name}", "--for=create", "serviceaccount/default", "--timeout=60s")
 
 
 def secret(name: str, namespace: str, kind: str = "Opaque", **data: str) -> Object:
@@ -272,6 +281,20 @@ def target(name: str, **spec: Any) -> Object:
         "allowedNamespaces": {"selector": {"matchLabels": {AGENTS_LABEL: "true"}}},
     }
     return named("AccessTarget", name, {**wanted, **spec})
+
+
+def replayed(team: Team, session: str, *words: str) -> str:
+    """What a session's replay shows, once these words are in it: a command is listed before its answer is recorded."""
+    shown: list[str] = []
+
+    def is_shown() -> bool:
+        done = chaperone(team.kubectl, "replay", session, "-n", team.namespace)
+        print(done.err)
+        shown[:] = [done.out]
+        return done.status == 0 and all(word in done.out for word in words)
+
+    until(f"the replay of {session} shows {' and '.join(words)}", is_shown)
+    return shown[0]
 
 
 def chaperone(kubectl: Kubectl, *arguments: str) -> Ran:

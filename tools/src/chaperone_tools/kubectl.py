@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from chaperone_tools.cache import binary
-from chaperone_tools.run import run
+from chaperone_tools.run import COMMAND_LIMIT_S, run
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Kubectl:
 
     kubeconfig: Path
 
-    def __call__(self, *arguments: str, stdin: str | None = None) -> str:
+    def __call__(self, *arguments: str, stdin: str | None = None, limit_s: float = COMMAND_LIMIT_S) -> str:
         """Run it.
 
         Raises:
             ToolsError: it failed or did not end in time; the text has what it said.
         """
-        return run(binary("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments, stdin=stdin)
+        return run(binary("kubectl"), f"--kubeconfig={self.kubeconfig}", *arguments, stdin=stdin, limit_s=limit_s)
 
     def json(self, *arguments: str) -> dict[str, Any]:
         """What `kubectl get` finds; of several objects a list with `items`."""

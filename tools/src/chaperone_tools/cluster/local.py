@@ -208,7 +208,15 @@ class Local:
         left = machine.mounts_under(self._plan.state)
         if left:
             raise ToolsError(f"still mounted, and not to be deleted through: {', '.join(map(str, left))}")
-        shutil.rmtree(self._plan.state)
+        # What a killed daemon had just started, as a plugin of the CNI, may still write there to its own end.
+        wait_until("the end of the folder", machine.LEAVE_LIMIT_S, self._is_removed, self._remnants, SLOW_POLL_S)
+
+    def _is_removed(self) -> bool:
+        shutil.rmtree(self._plan.state, ignore_errors=True)
+        return not self._plan.state.exists()
+
+    def _remnants(self) -> str:
+        return f"still there: {', '.join(map(str, self._plan.state.iterdir()))}"
 
     def _running(self) -> list[str]:
         return [part for part, daemon in self._parts.items() if daemon.pid() is not None]

@@ -8,6 +8,7 @@ restores it too.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from chaperone_tools.progress import wait_until
 from chaperone_tools.run import run, succeeds
 
 CGROUPS = Path("/sys/fs/cgroup")
-LEAVE_LIMIT_S = 20.0  # killed containers leave in milliseconds; a busy machine's disk may hold one for seconds
+LEAVE_LIMIT_S = 60.0  # killed containers leave in milliseconds; a busy machine's disk may hold one for seconds
 OWN_TABLE = "chaperone-cluster"
 PROXY_TABLES = (("ip", "kube-proxy"), ("ip6", "kube-proxy"))
 # Written by the bridge plugin, kubelet or ourselves; the values that stood before come back.
@@ -198,10 +199,21 @@ def _processes_in(group: Path) -> Iterator[int]:
 
 
 def _remove_cgroup(group: Path) -> None:
+    """Remove it with all below it; a process on its way out holds its group a moment longer than it is listed."""
+
+    def is_gone() -> bool:
+        try:
+            for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+                folder.rmdir()
+            group.rmdir()
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            return False
+        return True
+
     if group.is_dir():
-        for folder in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
-            folder.rmdir()
-        group.rmdir()
+        wait_until(f"the end of the cgroup {group}", LEAVE_LIMIT_S, is_gone, lambda: "it is busy")
 
 
 def _remove_dead_links(plan: Plan) -> None:
@@ -212,7 +224,7 @@ def _remove_dead_links(plan: Plan) -> None:
     listening = Path("/proc/net/unix").read_text()
     for socket in Path("/run/containerd/s").glob("*"):
         if str(socket) not in listening:
-            socket.unlink()
+            socket.unlink(missing_ok=True)  # a shim that ends takes its own along
     for folder in (Path("/run/containerd/s"), Path("/run/containerd")):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

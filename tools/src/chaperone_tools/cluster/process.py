@@ -16,7 +16,7 @@ from pathlib import Path
 from chaperone_tools.progress import wait_until
 from chaperone_tools.run import tail
 
-KILL_LIMIT_S = 10.0  # a killed process leaves as soon as its system call ends; longer means a stuck disk
+KILL_LIMIT_S = 30.0  # a killed process leaves as soon as its system call ends; longer means a stuck disk
 
 
 @dataclass(frozen=True)

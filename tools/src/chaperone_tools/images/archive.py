@@ -66,5 +66,5 @@ def publish(image: Image) -> None:
     image.archive.touch()  # age is by last use, not by first build
     archives = sorted(home.glob("*.tar"), key=lambda path: path.stat().st_mtime, reverse=True)
     for old in archives[KEPT:]:
-        old.unlink()
+        old.unlink(missing_ok=True)  # another build may drop it too
         old.with_suffix(".cdx.json").unlink(missing_ok=True)
