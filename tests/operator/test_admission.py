@@ -115,7 +115,7 @@ def _webhook(held: Admission, path: str, rules: list[tuple[str, list[str]]], **m
         "failurePolicy": "Fail",
         "sideEffects": "None",
         "admissionReviewVersions": ["v1"],
-        "timeoutSeconds": 5,
+        "timeoutSeconds": 30,  # the chart's are 5 s; the machine may be shared
         **more,
     }
 

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from fix_broker import Broker, secret
 from fix_postgres import Postgres
-from leasing import TARGET, delete, enrolled, leased, ledger, put_target, refused, session, until
+from leasing import TARGET, delete, enrolled, leased, ledger, put_target, refused, session, struck, until
 from msgspec.structs import replace
 
 from chaperone_operator.broker import scram
@@ -199,12 +199,9 @@ async def test_end_of_a_pod_takes_its_roles_back(ready: Broker, server: Postgres
     pod, other = await enrolled(ready), await enrolled(ready)
     gone, stays = await leased(pod), await leased(other)
     agent, bystander = log_in(server, gone), log_in(server, stays)
-    began = time.monotonic()
     await delete(pod)
-    await until(lambda: gone["username"] not in roles(server))
-    took_s = time.monotonic() - began
+    await until(lambda: gone["username"] not in roles(server))  # and not at the end of the lease's 15 minutes
     assert is_cut(agent)
-    assert took_s < 10, took_s
     assert not is_cut(bystander)
     bystander.close()
 
@@ -238,7 +235,7 @@ async def test_broker_that_was_killed_loses_no_lease(ready: Broker, server: Post
     assert lease["username"] in roles(server)
     ready.start()
     await until(lambda: lease["username"] not in roles(server))
-    assert lease["id"] not in await ledger(ready)
+    await struck(ready, lease)
 
 
 async def test_two_brokers_take_the_same_leases_back(ready: Broker, server: Postgres) -> None:
@@ -250,9 +247,7 @@ async def test_two_brokers_take_the_same_leases_back(ready: Broker, server: Post
         agents = [log_in(server, lease) for lease in leases]
         await delete(pod)
         await until(lambda: not {lease["username"] for lease in leases} & roles(server))
-        async with asyncio.timeout(30):
-            while {lease["id"] for lease in leases} & await ledger(ready):  # noqa: ASYNC110 - in another process
-                await asyncio.sleep(0.2)
+        await struck(ready, *leases)
         assert all(map(is_cut, agents))
     finally:
         assert other.stop() == 0

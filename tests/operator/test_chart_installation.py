@@ -25,7 +25,8 @@ from fix_chart import (
     rendered,
     without_webhooks,
 )
-from fix_operator import Operator, free_ports
+from fix_operator import Operator
+from ports import free_ports
 
 from chaperone_operator import policykey
 from chaperone_operator.broker import ca
@@ -47,7 +48,8 @@ def test_pods_pass_pod_security_restricted(installed: Installation) -> None:
         "label", "namespace", SYSTEM, "--overwrite",
         *(f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")),
     )  # fmt: skip
-    assert "violates PodSecurity" in installed.try_pod(pod(), SYSTEM)
+    # The API server follows labels and registrations with a delay.
+    eventually(lambda: "violates PodSecurity" in installed.try_pod(pod(), SYSTEM), "the label counts")
     for name, spec in pod_specs(rendered()).items():
         claimed = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]  # as the StatefulSet adds it
         spec = spec | {"volumes": [*spec.get("volumes", ()), *claimed]}  # noqa: PLW2901
@@ -55,7 +57,7 @@ def test_pods_pass_pod_security_restricted(installed: Installation) -> None:
 
 
 def test_without_an_operator_pods_are_refused_but_in_exempt_namespaces(installed: Installation) -> None:
-    assert "failed calling webhook" in installed.try_pod(pod(), "agents")
+    eventually(lambda: "failed calling webhook" in installed.try_pod(pod(), "agents"), "the webhooks are asked")
     assert installed.try_pod(pod(), "kube-system") == ""
 
 
@@ -114,9 +116,8 @@ def test_upgrade_keeps_the_ca_that_the_operator_wrote(installed: Installation) -
             for webhook in found["webhooks"]:
                 webhook["clientConfig"]["caBundle"] = encoded
             installed.kubectl("replace", "-f", "-", stdin=json.dumps(found))
-        service = installed.get("apiservice", API_SERVICE)
-        service["spec"]["caBundle"] = encoded
-        installed.kubectl("replace", "-f", "-", stdin=json.dumps(service))
+        bundle = json.dumps({"spec": {"caBundle": encoded}})  # and nothing else: the API server writes the status
+        installed.kubectl("patch", "apiservice", API_SERVICE, "--type=merge", "-p", bundle)
         for more in (("--set", "broker.replicas=3"), ()):
             installed.helm("upgrade", str(CHART), *more)
             assert installed.ca_bundles() == {encoded}

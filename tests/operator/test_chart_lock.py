@@ -188,9 +188,9 @@ def test_second_lock_holds_who_suspends_and_who_resumes(held: Installation) -> N
     }  # fmt: skip
     lock = "ValidatingAdmissionPolicy 'chaperone-suspension'"
 
-    def create(user: str, **more: Any) -> str:
+    def create(user: str, *arguments: str, **more: Any) -> str:
         given = json.dumps({**item, "spec": spec | more})
-        return held.kubectl("create", "-f", "-", f"--as={user}", stdin=given, is_checked=False)
+        return held.kubectl("create", "-f", "-", f"--as={user}", *arguments, stdin=given, is_checked=False)
 
     def patch(user: str, **changed: Any) -> str:
         return held.kubectl(
@@ -198,7 +198,7 @@ def test_second_lock_holds_who_suspends_and_who_resumes(held: Installation) -> N
             "-p", json.dumps({"spec": changed}), is_checked=False,
         )  # fmt: skip
 
-    eventually(lambda: lock in create("developer", suspended=True), "it is in force")
+    eventually(lambda: lock in create("developer", "--dry-run=server", suspended=True), "it is in force")
     assert lock in create("developer", suspension=stamp)
     assert "created" in create("developer")
     for told in (

@@ -66,9 +66,11 @@ async def test_apply_owns_its_fields_and_leaves_others(client: Client, namespace
 
 
 async def test_list_reads_all_pages_and_selectors(client: Client, namespace: str) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        for number in range(510):  # more than one page
-            tasks.create_task(client.create(CONFIG_MAPS, config_map(f"m-{number}", parity=str(number % 2)), namespace))
+    for first in range(0, 510, 30):  # more than one page; all at once, the last would wait for its connection too long
+        async with asyncio.TaskGroup() as tasks:
+            for number in range(first, first + 30):
+                made = config_map(f"m-{number}", parity=str(number % 2))
+                tasks.create_task(client.create(CONFIG_MAPS, made, namespace))
     assert len((await client.list(CONFIG_MAPS, namespace)).items) == 510
     assert len((await client.list(CONFIG_MAPS, namespace, "parity=1")).items) == 255
     named = await client.list(CONFIG_MAPS, namespace, field_selector="metadata.name=m-7")
@@ -120,7 +122,7 @@ async def test_mirror_lists_again_when_its_connection_is_cut(api_server: ApiServ
 
 
 @asynccontextmanager
-async def scripted(watches: list[bytes | None]) -> AsyncIterator[tuple[Client, list[str]]]:
+async def scripted(watches: list[bytes | None], silence_s: float) -> AsyncIterator[tuple[Client, list[str]]]:
     """A server whose lists hold one object more each time, and whose watches say one line, or nothing at all."""
     calls: list[str] = []
 
@@ -147,14 +149,14 @@ async def scripted(watches: list[bytes | None]) -> AsyncIterator[tuple[Client, l
     await site.start()
     port = runner.addresses[0][1]
     access = kubeconfig.Access(f"http://127.0.0.1:{port}", ssl.create_default_context())
-    async with Client(access, silence_s=0.2) as client:
+    async with Client(access, silence_s=silence_s) as client:
         yield client, calls
     await runner.cleanup()
 
 
 async def test_mirror_lists_again_when_its_version_is_too_old() -> None:
     gone = b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"}}'
-    async with scripted([gone]) as (client, calls):
+    async with scripted([gone], silence_s=60.0) as (client, calls):
         seen: asyncio.Queue[Key] = asyncio.Queue()
         task = asyncio.create_task(Mirror(client, CONFIG_MAPS, on_change=seen.put_nowait).run())
         async with asyncio.timeout(TIMEOUT_S):
@@ -166,7 +168,7 @@ async def test_mirror_lists_again_when_its_version_is_too_old() -> None:
 async def test_watch_that_falls_silent_goes_on_from_its_last_version() -> None:
     bookmark = b'{"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "150"}}}'
     added = b'{"type": "ADDED", "object": {"metadata": {"name": "late", "resourceVersion": "160"}}}'
-    async with scripted([None, bookmark, added]) as (client, calls):
+    async with scripted([None, bookmark, added], silence_s=3.0) as (client, calls):
         seen: asyncio.Queue[Key] = asyncio.Queue()
         task = asyncio.create_task(Mirror(client, CONFIG_MAPS, on_change=seen.put_nowait).run())
         async with asyncio.timeout(TIMEOUT_S):

@@ -101,17 +101,20 @@ class Place:
         self.installation.apply(item | {"metadata": metadata})
 
     def decide(self, name: str) -> str:
-        """Another policy; the revision with which it is in force."""
-        before = self.revision()
+        """Another policy; the revision with which it is in force, and none of those on the way there."""
         self.apply(policy([rule(name, "Allow", ["read"])], namespace=self.name))
-        found: str = self.installation.eventually(self.revision, lambda found: bool(found) and found != before, 60.0)
+        found: str = self.installation.eventually(self.revision, bool, 60.0)
         return found
 
     def revision(self) -> str:
-        found = self.installation.get("configmap", "-n", self.installation.system_namespace, "-l",
-                                      "chaperone.dev/snapshot=true")["items"]  # fmt: skip
-        ours = [one for one in found if one["metadata"]["name"] == f"snapshot-{self.name}"]
-        return ours[0]["metadata"]["annotations"]["chaperone.dev/revision"] if ours else ""
+        """With which the policy as it is now is in force; "" while it is not."""
+        found = self.installation.get("accesspolicy", "billing", "-n", self.name)
+        generation, status = found["metadata"]["generation"], found.get("status") or {}
+        is_ready = any(
+            (one["type"], one["status"], one["observedGeneration"]) == ("Ready", "True", generation)
+            for one in status.get("conditions") or ()
+        )
+        return status["revision"] if is_ready else ""
 
     def published(self) -> list[str]:
         items = self.api.get(f"{BASE}/namespaces/{self.name}/policyrevisions")["items"]

@@ -6,7 +6,6 @@ import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -16,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_ports
 
 START_TIMEOUT_S = 30.0  # OPA starts in 0.2 s alone; the machine may be shared
+STOP_TIMEOUT_S = 30.0
 CALL_TIMEOUT_S = 60.0  # batches of thousands of decisions go in one call
 _BIN = Path(os.environ.get("CHAPERONE_BIN", Path.home() / ".cache" / "chaperone" / "bin"))
 if (_BIN / "opa").exists():
@@ -104,7 +105,7 @@ def opa_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[byt
         folder = tmp_path_factory.mktemp("opa")
         path, listening, log = folder / "bundle.tar.gz", folder / "opa.sock", folder / "opa.log"
         path.write_bytes(bundle)
-        port = _free_port()
+        (port,) = free_ports(1)
         arguments = [
             opa_binary(),
             "run",
@@ -126,11 +127,4 @@ def opa_with(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[byt
     yield start
     for opa in started:
         opa.process.terminate()
-        opa.process.wait(10)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        opa.process.wait(STOP_TIMEOUT_S)

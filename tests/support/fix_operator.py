@@ -9,7 +9,6 @@ import base64
 import json
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ import pytest
 import yaml
 from fix_apiserver import ApiServer
 from fix_crds import kubectl
+from ports import free_ports
 
 from chaperone_operator.policykey import namespace_of
 
@@ -141,17 +141,6 @@ class Operator:
                 replica.process.wait()
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
-
-
 @pytest.fixture(scope="module")
 def installation(crds: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     """Rights, Service and system namespace; no process yet."""
@@ -232,7 +221,7 @@ def registrations(system: str, port: int) -> list[Object]:
             "failurePolicy": "Fail",
             "sideEffects": "NoneOnDryRun" if path == "validate-exec" else "None",
             "admissionReviewVersions": ["v1"],
-            "timeoutSeconds": 5,
+            "timeoutSeconds": 30,  # the chart's are 5 s; the machine may be shared
             **more,
         }
 

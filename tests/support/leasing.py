@@ -18,6 +18,8 @@ from chaperone_operator.kube import ACCESS_TARGETS, LEASES, PODS
 
 TARGET = "leased"
 WAIT_S = 60.0
+NOT_NOW = {403, 429, 503}  # policy is not known yet, the pod has asked too often, the broker has just been started
+_revisions: dict[str, str] = {}  # of the policy that was put last, by the broker's namespace
 
 
 def session() -> str:
@@ -30,7 +32,8 @@ async def put_target(
 ) -> None:
     """Policy that grants `billing-agent` a target with that credential, wherever it is; without rules, nothing.
 
-    A target never leads to loopback, so the place of a test's server is written past the compiler.
+    A target never leads to loopback, so the place of a test's server is written past the compiler. Its revision is
+    another one each time, by which `leased` and `refused` know a broker that has not heard of it yet.
     """
     allowed: Object = {"allowedNamespaces": {"names": [broker.agents]}}
     effect = "Allow" if rules else "Deny"
@@ -40,7 +43,7 @@ async def put_target(
         [target(TARGET, **allowed), target(tls={"caSecretRef": {"name": "orders-db-ca"}}, **allowed)],
         [
             policy(
-                [rule("r", effect, ["read"])],
+                [rule(f"r{time.monotonic_ns()}", effect, ["read"])],
                 namespace=broker.agents,
                 targets=[{"name": TARGET}, {"name": "orders-db"}],
             )
@@ -57,6 +60,7 @@ async def put_target(
     async with broker.admin() as client:
         await client.apply(ACCESS_TARGETS, TARGET, {"spec": target(TARGET)["spec"]}, manager="test")
     await broker.put_snapshot(msgspec.structs.replace(snapshot, leases=msgspec.json.encode(leases)))
+    _revisions[broker.system] = snapshot.revision
 
 
 async def enrolled(broker: Broker, name: str = "") -> Pod:
@@ -68,21 +72,30 @@ async def enrolled(broker: Broker, name: str = "") -> Pod:
     return pod
 
 
+async def _heard(pod: Pod) -> None:
+    """Wait until the pod's broker has heard of the policy that was put last: an earlier one leases the target, too."""
+    asked = f"/v1/config?revision={_revisions[pod.broker.system]}&in_force=untold&wait=0"
+    while (await pod.call("GET", asked))[0] != 304:  # noqa: ASYNC110 - it is told to another process
+        await asyncio.sleep(0.2)
+
+
 async def leased(pod: Pod, is_wanted: Callable[[Object], bool] = lambda _: True, **more: str) -> Object:
-    """A lease of the target; asked for until the broker has seen the policy and gives one that is wanted."""
+    """A lease of the target; asked for once the broker has seen the policy, and until it gives one that is wanted."""
     async with asyncio.timeout(WAIT_S):
+        await _heard(pod)
         while True:
             status, answer = await pod.lease(TARGET, **({"session": session()} | more))
             if status == 200 and is_wanted(answer):
                 found: Object = answer
                 return found
-            assert status in {200, 403}, answer
-            await asyncio.sleep(0.1)
+            assert status == 200 or status in NOT_NOW, answer
+            await asyncio.sleep(0.1 if status == 200 else 0.5)
 
 
 async def refused(pod: Pod, wanted: int, **more: str) -> str:
-    """Why the target is not leased; asked for until the answer has that status."""
+    """Why the target is not leased; asked for once the broker has seen the policy, until the answer has that status."""
     async with asyncio.timeout(WAIT_S):
+        await _heard(pod)
         while True:
             status, answer = await pod.lease(TARGET, **({"session": session()} | more))
             if status == wanted:
@@ -96,6 +109,13 @@ async def ledger(broker: Broker) -> set[str]:
     async with broker.admin() as client:
         found = await client.list(LEASES, broker.system, "chaperone.dev/lease=true")
     return {item["metadata"]["name"].removeprefix("chaperone-lease-") for item in found.items}
+
+
+async def struck(broker: Broker, *leases: Object) -> None:
+    """Wait until leases that were taken back are struck out of the ledger, which is the last step of it."""
+    async with asyncio.timeout(WAIT_S):
+        while {one["id"] for one in leases} & await ledger(broker):  # noqa: ASYNC110 - in another process
+            await asyncio.sleep(0.2)
 
 
 async def delete(pod: Pod) -> None:

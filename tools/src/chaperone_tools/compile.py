@@ -74,9 +74,10 @@ def built() -> Path | None:
         for package in PACKAGES:
             shutil.copytree(source(package), work / package, ignore=shutil.ignore_patterns("__pycache__"))
         _compile(work)
-        (work / READY).touch()
-        shutil.rmtree(home, ignore_errors=True)
-        shutil.copytree(work, home)
+        if not (home / READY).exists():  # else another was faster, and its twins may be in use by now
+            shutil.rmtree(home, ignore_errors=True)
+            shutil.copytree(work, home)
+            (home / READY).touch()  # last: whoever sees it takes all the rest for there
     return home
 
 
