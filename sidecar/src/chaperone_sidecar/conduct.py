@@ -365,4 +365,4 @@ class Conduct:
         fresh = command if reread is None else await reread()
         again = await self._decided(fresh, is_approved=True)
         is_same = fresh.facts.accesses == command.facts.accesses and again == decision
-        return held if is_same else changed_meanwhile(held)
+        return held if is_same else changed_meanwhile(held, again)

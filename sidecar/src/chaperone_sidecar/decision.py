@@ -48,13 +48,14 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     circumstances: Circumstances | None = None  # absent where it depended on none
 
 
-def changed_meanwhile(held: Decision) -> Decision:
-    """The answer to an approved command that is no longer what people approved."""
+def changed_meanwhile(held: Decision, fresh: Decision) -> Decision:
+    """The answer to an approved command that is no longer what people approved; `fresh` is what policy says now."""
+    why = f": {fresh.message}" if fresh.action is Action.DENY and fresh.message else "."
     return Decision(
         Action.DENY,
         held.policy,
         held.rule,
-        f'policy or the backend has changed since request "{held.approval}" was made.',
+        f'policy or the backend has changed since request "{held.approval}" was made{why}',
         held.revision,
         "Nothing was executed, and the approval is spent. Send the command anew.",
     )

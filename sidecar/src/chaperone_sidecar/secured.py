@@ -13,6 +13,11 @@ from asyncio.sslproto import SSLProtocol
 from typing import Final
 
 HANDSHAKE_TIMEOUT_S: Final = 15
+READ_BYTES: Final = 64 << 10  # of a connection's buffer, which it has for as long as it is open
+
+
+class _Layer(SSLProtocol):
+    max_size = READ_BYTES  # 256 KiB in the standard library
 
 
 async def accept(
@@ -49,18 +54,16 @@ async def connect(
 
 def _layer(
     protocol: asyncio.Protocol, context: ssl.SSLContext, *, server_side: bool, name: str | None
-) -> tuple[SSLProtocol, asyncio.Future[None]]:
+) -> tuple[_Layer, asyncio.Future[None]]:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
-    layer = SSLProtocol(
+    layer = _Layer(
         loop, protocol, context, done, server_side, name, ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S
     )  # fmt: skip
     return layer, done
 
 
-async def _shaken(
-    layer: SSLProtocol, done: asyncio.Future[None], transport: asyncio.BaseTransport
-) -> asyncio.Transport:
+async def _shaken(layer: _Layer, done: asyncio.Future[None], transport: asyncio.BaseTransport) -> asyncio.Transport:
     try:
         await done
     except BaseException:

@@ -71,15 +71,6 @@ def refusal(decision: Decision, command: Command) -> Err:
     )
 
 
-def changed_meanwhile(held: Decision) -> Decision:
-    """The answer to an approved command that is no longer what people approved."""
-    return Decision(
-        Action.DENY, held.policy, held.rule,
-        f'policy or the database has changed since request "{held.approval}" was made.', held.revision,
-        "Nothing was executed, and the approval is spent. Send the command anew.",
-    )  # fmt: skip
-
-
 def superseded(decision: Decision) -> Decision:
     """The refusal of more rows of a cursor that was opened by another revision of policy than this one."""
     return Decision(

@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 from chaperone_sidecar.command import Command
-from chaperone_sidecar.decision import Action, Decision
+from chaperone_sidecar.decision import Action, Decision, changed_meanwhile
 from chaperone_sidecar.effects import Admit, Ask, Effects, Hold, Intend, Intent, Offload, ToClient
 from chaperone_sidecar.errors import ProtocolError, SpoolFull, Unwitnessed
 from chaperone_sidecar.protocols.mysql import answers
@@ -148,7 +148,7 @@ class Gate:
         why = yield from self._unmaskable(classified)
         if why:
             return answers.unmaskable(why, fresh)
-        return held if fresh == decision else answers.changed_meanwhile(held)
+        return held if fresh == decision else changed_meanwhile(held, fresh)
 
     def _unmaskable(self, classified: Classified) -> Effects[str]:
         tables = self._reader.asks_views(classified)

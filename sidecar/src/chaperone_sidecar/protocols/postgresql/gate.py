@@ -140,7 +140,7 @@ class Gate:
         if portal is not None and approved is not None and approved.revision == decision.revision:
             counted: Decision = yield Ask(command, is_approved=True)
             if counted != decision:
-                return changed_meanwhile(approved)
+                return changed_meanwhile(approved, counted)
             is_admitted, portal.is_admitted = portal.is_admitted, False
             return approved if is_admitted else (yield Admit(command, approved))
         outgoing = self._outgoing
@@ -161,7 +161,7 @@ class Gate:
             return _unmaskable(classified, fresh)
         is_same = classified.facts.accesses == command.facts.accesses and not self._reading_changed
         if not is_same or fresh != decision:
-            return changed_meanwhile(held)
+            return changed_meanwhile(held, fresh)
         if portal is not None:
             portal.approved, portal.is_admitted = held, command.is_preparing
         return held
