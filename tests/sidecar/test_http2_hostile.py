@@ -32,7 +32,6 @@ def test_what_is_hostile_is_refused_and_reaches_nothing(api: Api) -> None:
     for case in CORPUS:
         frames = Frames()
         with api.connect(NAME, "h2") as connection:
-            connection.settimeout(5)
             with suppress(ConnectionError):  # it has heard enough
                 connection.sendall(frames.begin() + frames.script(case["steps"], RIGHT))
             heard = listen(connection, None if "status" not in case and "reset" not in case else 1)

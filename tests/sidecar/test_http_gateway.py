@@ -262,7 +262,7 @@ def test_a_held_request_waits_for_people(api_with: Callable[..., Api]) -> None:
 
 
 def test_limits(api_with: Callable[..., Api]) -> None:
-    api = api_with(limits={"commandsPerMinute": 3, "bytesPerSession": "1Mi", "commandDuration": "1s"})
+    api = api_with(limits={"commandsPerMinute": 3, "bytesPerSession": "1Mi", "commandDuration": "10s"})
     status, found = api.json("GET", "/slow")
     assert (status, found["rule"]) == (403, "limit:commandDuration")
     answer = api.raw(b"GET /big?size=3000000 HTTP/1.1\r\nHost: api.data.svc\r\n\r\n")

@@ -100,8 +100,8 @@ WORK: Final[tuple[tuple[str, tuple[str, ...]], ...]] = (
     ("", ("auth", "can-i", "get", "pods")),
     ("", ("get", "configmap", "--chunk-size=1", "-o", "name")),
     ("", ("get", "events", "--field-selector=involvedObject.kind=Pod")),  # there are others when the API server likes
-    ("", ("wait", "--for=delete", "configmap/absent", "--timeout=5s")),
-    ("", ("wait", "--for=jsonpath={.data.x}=y", "configmap/made", "--timeout=5s")),
+    ("", ("wait", "--for=delete", "configmap/absent", "--timeout=60s")),
+    ("", ("wait", "--for=jsonpath={.data.x}=y", "configmap/made", "--timeout=60s")),
     ("", ("delete", "deployment", "other", "--wait=false")),
     ("", ("delete", "configmap", "--all")),
     ("", ("delete", "-l", "app=web", "service,deployment", "--ignore-not-found")),

@@ -104,7 +104,8 @@ class Agent(httpx.Client):
     """httpx in HTTP/2, with the name that TLS asks for and checks."""
 
     def __init__(self, api: Api) -> None:
-        super().__init__(http2=True, verify=verifying(cadata=api.ca_pem), timeout=60)
+        one_connection = httpx.Limits(keepalive_expiry=None)  # else one that was idle for five seconds is left
+        super().__init__(http2=True, verify=verifying(cadata=api.ca_pem), timeout=60, limits=one_connection)
         self._url = f"https://127.0.0.1:{api.gateway.port}"
 
     def ask(self, method: str, path: str, **more: Any) -> httpx.Response:

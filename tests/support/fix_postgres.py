@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import psycopg
 import pytest
@@ -20,6 +21,8 @@ from pki import Authority
 
 PASSWORD = "canary-7f3a9c-password"
 START_TIMEOUT_S = 30
+FIRST_PORT: Final = 20_000
+END_PORT: Final = 30_000  # Kubernetes gives node ports from here on, the kernel any from 32 768 on
 
 SCHEMA = """
 CREATE ROLE reader LOGIN PASSWORD '{password}' IN ROLE pg_read_all_data;
@@ -67,11 +70,28 @@ def binaries() -> Path:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nothing listens on, and that nobody is given who leaves the choice to the kernel.
+
+    What is to listen on it takes seconds to start; meanwhile others open connections and listen on port 0.
+    """
+    while True:
+        port = next(_ports)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _numbered() -> Iterator[int]:
+    """This process's ports in turn, below the kernel's own; no two workers of a run have one in common."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    mine = range(FIRST_PORT + worker, END_PORT, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+    start = os.getpid() * 97 % len(mine)  # elsewhere than another run that goes on beside this one
+    while True:
+        yield from mine[start:]
+        yield from mine[:start]
+
+
+_ports: Final = _numbered()
 
 
 def start(
