@@ -54,12 +54,14 @@ def pack(folder: Path) -> bytes:
 
 
 def read_records(folder: Path) -> list[record.Known]:
-    """All records of all streams."""
+    """All records of all streams; one that a gateway is writing just now, whose last byte comes last, is none yet."""
     found = []
     for path in sorted((folder / "streams").glob("*/*.seg")):
         data, position = path.read_bytes(), 0
         while length := int.from_bytes(data[position : position + 2], "big"):
             kept = data[position + 2 : position + 2 + length]
+            if kept[-1] == 0:
+                break
             position += 2 + length
             if kept[1] == 1:
                 decoded = record.decode(kept[entry.PREFIX_BYTES :])

@@ -25,12 +25,9 @@ def read_bodies(folder: Path) -> dict[bytes, bytes]:
 
 def read_parts(folder: Path) -> list[Part]:
     """All chunks in the order of their records, each with its frames."""
-    bodies = read_bodies(folder)
-    return [
-        (one, frames.read(bodies[canonical.decode_base64(one.body.commit)], one))
-        for one in read_records(folder)
-        if isinstance(one, record.RecordingChunk)
-    ]
+    chunks = [one for one in read_records(folder) if isinstance(one, record.RecordingChunk)]
+    bodies = read_bodies(folder)  # after the records: a gateway that still writes keeps a body before its record
+    return [(one, frames.read(bodies[canonical.decode_base64(one.body.commit)], one)) for one in chunks]
 
 
 def read_frames(folder: Path, kind: type[frames.Frame] = frames.Frame) -> list[frames.Known]:
