@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from chaperone_tools.mysql_servers import command, server
 pytestmark = pytest.mark.peer
 
 CLIENT_TIMEOUT_S = 60
+COMPILED_S = 50  # for Java to have compiled the program and asked; 3 s alone
 SUPPORT = Path(__file__).parents[1] / "support"
 REFUSED = "1142 refused by Chaperone: No rule allows billing-agent to read on orders.secrets"
 ASKING = {
@@ -73,6 +75,10 @@ def test_connector_j(served: Gateway, database: Server) -> None:
     )  # fmt: skip
     with running:
         person = Person(served.running)
+        ends = time.monotonic() + COMPILED_S
+        while not person.requests():
+            assert running.poll() is None and time.monotonic() < ends, "it asks for nothing"
+            time.sleep(0.05)
         name, request = person.next()
         assert request["text"] == "UPDATE customers SET name = ? WHERE id = ?\n-- ?1 = 'Ada L.'\n-- ?2 = '1'"
         person.decide(name, "approve")

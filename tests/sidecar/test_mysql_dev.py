@@ -58,7 +58,8 @@ def served(server: Server, relay: GatedRelay, tmp_path_factory: pytest.TempPathF
         "certificate": {"ca_pem": Authority().pem},
         "password": {"password": "wrong"},
         "nowhere": {"database": "nowhere"},
-        "limited": {"limits": {"rowsPerCommand": 10, "commandDuration": "1s"}},
+        "limited": {"limits": {"rowsPerCommand": 10}},
+        "timed": {"limits": {"commandDuration": "3s"}},
         "asking": {"rules": [*RULES, HURRY]},
         "relayed": {"port": relay.port},
         "hostile": {"port": hostile.getsockname()[1], "tls_mode": "Disable"},
@@ -464,8 +465,11 @@ def test_limits_are_told_natively_and_keep_the_session_in_step(served: Gateway) 
         for statement in ("SELECT id FROM orders", "SELECT o.id FROM orders o, orders p"):
             with pytest.raises(pymysql.err.MySQLError, match="rowsPerCommand"):
                 cursor.execute(statement)
+        cursor.execute("SELECT id FROM orders LIMIT 3")
+        assert len(cursor.fetchall()) == 3
+    with served.at("timed").connect() as agent, agent.cursor() as cursor:
         with pytest.raises(pymysql.err.MySQLError, match="commandDuration"):
-            cursor.execute("SELECT sleep(20) FROM orders WHERE id = 1")
+            cursor.execute("SELECT sleep(86400) FROM orders WHERE id = 1")
         cursor.execute("SELECT id FROM orders LIMIT 3")
         assert len(cursor.fetchall()) == 3
 

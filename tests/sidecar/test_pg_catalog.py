@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import sql
 from side_connection import READY, Clock, Leases, catalog_at, dial, row, server_saying, target_at
+from waiting import eventually
 
 from chaperone_sidecar import catalog as catalog_module
 from chaperone_sidecar.backend import PostgresBackends
@@ -53,9 +54,17 @@ CREATE VIEW cat.recursive AS WITH RECURSIVE r(n) AS (SELECT id FROM cat.t UNION 
 
 
 @pytest.fixture(scope="module")
-def objects(postgres: Postgres) -> Iterator[Postgres]:
+def held(postgres: Postgres) -> Iterator[Postgres]:
     with holding(postgres, "cat", OBJECTS):
         yield postgres
+
+
+@pytest.fixture
+def objects(held: Postgres) -> Postgres:
+    """The server; connections of earlier catalogs, which end there a moment after they were closed, are gone."""
+    with held.admin() as admin:
+        eventually(lambda: not backends_of(admin))
+    return held
 
 
 def found(catalog: Catalog, name: str) -> Relation:
@@ -238,7 +247,7 @@ def backends_of(admin: psycopg.Connection) -> list[int]:
     return [pid for (pid,) in rows]
 
 
-async def until(is_so: object, timeout_s: float = 10) -> None:
+async def until(is_so: object, timeout_s: float = 60) -> None:
     assert callable(is_so)
     async with asyncio.timeout(timeout_s):
         while not is_so():  # noqa: ASYNC110 - what a server does sends no event
@@ -264,7 +273,7 @@ async def test_a_connection_that_was_cut_is_replaced(objects: Postgres, *, is_no
 
 @peer
 async def test_the_connection_is_read_only_has_no_search_path_and_goes_when_idle(objects: Postgres) -> None:
-    async with catalog_at(objects.port, idle_s=0.2) as catalog:
+    async with catalog_at(objects.port) as catalog:
         assert await catalog.learn(["cat.t"])
         assert catalog._connection is not None
         values = await catalog._connection.ask(
@@ -275,7 +284,10 @@ async def test_the_connection_is_read_only_has_no_search_path_and_goes_when_idle
         assert values == [
             b'["default_transaction_read_only", "on"]', b'["search_path", ""]', b'["statement_timeout", "3000"]',
         ]  # fmt: skip
-        with objects.admin() as admin:
+    with objects.admin() as admin:
+        await until(lambda: not backends_of(admin))
+        async with catalog_at(objects.port, idle_s=1) as catalog:
+            assert await catalog.learn(["cat.t"])
             await until(lambda: not backends_of(admin))
             catalog.invalidate()
             assert await catalog.learn(["cat.t"])
@@ -305,15 +317,15 @@ async def test_the_connection_goes_with_the_last_session_and_what_is_known_stays
 
 @peer
 def test_a_database_can_be_dropped_once_its_sessions_have_ended(
-    postgres: Postgres, gateway_with: Callable[..., Gateway]
+    objects: Postgres, gateway_with: Callable[..., Gateway]
 ) -> None:
     gateway = gateway_with()
-    with postgres.admin() as admin:
+    with objects.admin() as admin:
         for table in (b"orders", b"invoices"):  # what is known of the first is not asked again
             with gateway.connect() as session:
                 assert session.execute(b"SELECT count(*) FROM public." + table).fetchone()
                 assert len(backends_of(admin)) == 1
-            ends = time.monotonic() + 10
+            ends = time.monotonic() + 60
             while backends_of(admin):
                 assert time.monotonic() < ends, "the gateway is still connected"
 
@@ -446,10 +458,10 @@ async def test_a_server_that_never_answers_is_false_in_time_and_then_at_once() -
     async with server_saying(greeting=b"") as (port, connections), catalog_at(port, clock=clock) as catalog:
         began = time.monotonic()
         assert await asyncio.gather(*(catalog.learn([f"public.t{i}"]) for i in range(20))) == [False] * 20
-        assert time.monotonic() - began < catalog_module.LEARN_TIMEOUT_S + 1
+        assert time.monotonic() - began < 3 * catalog_module.LEARN_TIMEOUT_S  # and not one after the other
         again = time.monotonic()
         assert not await catalog.learn(["public.t"])
-        assert time.monotonic() - again < 0.5
+        assert time.monotonic() - again < catalog_module.ASK_TIMEOUT_S  # as long as asking takes there
         assert connections() == 1
 
 

@@ -25,6 +25,6 @@ def peers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Peers]:
         yield both
 
 
-@pytest.mark.timeout(0 if SESSIONS > 1000 else 180)
+@pytest.mark.timeout(0 if SESSIONS > 1000 else 600)
 def test_a_client_gets_the_bytes_that_it_would_get_without_the_gateway(peers: Peers) -> None:
     peers.compare_generated(SESSIONS)

@@ -75,7 +75,7 @@ def databases(postgres: Postgres) -> Iterator[list[psycopg.Connection[Any]]]:
                 ],
             )
         connection.execute("CREATE TABLE c2 AS SELECT * FROM c; CREATE TABLE o2 AS SELECT * FROM o")
-        connection.execute("SET statement_timeout = '2s'")
+        connection.execute("SET statement_timeout = '20s'")
         connections.append(connection)
     yield connections
     for connection in connections:

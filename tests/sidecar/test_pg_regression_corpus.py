@@ -104,12 +104,9 @@ def server() -> Iterator[Postgres]:
     """A server of this module's own: the files make roles, tablespaces and settings, and nothing else may write."""
     directory = Path(tempfile.mkdtemp(prefix="chaperone-regress-"))
     directory.chmod(0o755)
-    postgres, process = fix_postgres.start(directory)
+    postgres, process = fix_postgres.start(directory, settings="autovacuum = off\nlog_statement = none\n")
     with postgres.admin("postgres") as admin:
-        for setting in ("autovacuum = off", "log_statement = none"):
-            admin.execute(f"ALTER SYSTEM SET {setting}")
         admin.execute("CREATE DATABASE regression TEMPLATE template0 LOCALE 'C'")
-        admin.execute("SELECT pg_reload_conf()")
     yield postgres
     process.terminate()
     process.wait(60)

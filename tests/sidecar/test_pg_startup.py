@@ -80,16 +80,23 @@ def test_the_version_is_agreed_on_as_the_server_does_it(
 
 
 @pytest.mark.parametrize("version", ["3.0", "3.2", "latest"])
-def test_libpq_speaks_each_version_and_its_cancel_key_works(dev_gateway: Gateway, version: str) -> None:
+def test_libpq_speaks_each_version_and_its_cancel_key_works(
+    dev_gateway: Gateway, postgres: Postgres, version: str
+) -> None:
     with psycopg.connect(
         dev_gateway.conninfo, max_protocol_version=version, sslmode="require", autocommit=True
     ) as connection:
         assert connection.pgconn.full_protocol_version == (30000 if version == "3.0" else 30002)
-        timer = threading.Timer(0.3, connection.cancel_safe)  # over TLS, as the session is
-        timer.start()
+
+        def cancel() -> None:
+            eventually(lambda: sleeps(postgres, "own key"))  # what does not run yet cannot be cancelled
+            connection.cancel_safe()  # over TLS, as the session is
+
+        cancelling = threading.Thread(target=cancel)
+        cancelling.start()
         with pytest.raises(errors.QueryCanceled):
-            connection.execute("SELECT pg_sleep(30) FROM orders LIMIT 1")
-        timer.join()
+            connection.execute("SELECT pg_sleep(60), 'own key' FROM orders LIMIT 1")
+        cancelling.join()
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
 
@@ -206,10 +213,10 @@ def test_a_cancel_request_with_a_key_of_another_length_is_refused(dev_gateway: G
         assert b"08P01" in _read_to_the_end(one)
 
 
-def sleeps(postgres: Postgres) -> bool:
-    query = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%long form%'"
+def sleeps(postgres: Postgres, word: str) -> bool:
+    query = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND strpos(query, %s) > 0"
     with postgres.admin() as admin:
-        return bool(admin.execute(query).fetchall())
+        return bool(admin.execute(query, [word]).fetchall())
 
 
 def test_a_key_of_the_short_form_does_not_open_a_session_of_the_long_one(
@@ -219,11 +226,11 @@ def test_a_key_of_the_short_form_does_not_open_a_session_of_the_long_one(
         key = ready(one, startup(2))["K"]
         process_id, secret = int.from_bytes(key[:4], "big"), key[4:]
         one.sendall(m.encode_query(b"SELECT pg_sleep(60), 'long form'"))
-        eventually(lambda: sleeps(postgres))  # what does not run yet cannot be cancelled
+        eventually(lambda: sleeps(postgres, "long form"))
         with connect(dev_gateway.port) as other:
             other.sendall(m.encode_cancel(process_id, secret[:4]))
             assert other.recv(1) == b""
-        eventually(lambda: sleeps(postgres))
+        eventually(lambda: sleeps(postgres, "long form"))
         with connect(dev_gateway.port) as other:
             other.sendall(m.encode_cancel(process_id, secret))
             assert other.recv(1) == b""

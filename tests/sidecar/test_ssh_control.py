@@ -6,14 +6,13 @@ import asyncio
 import hashlib
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import asyncssh
 import pytest
 from fix_ssh import SshGateway, start_host
-from waiting import Person
+from waiting import Person, eventually
 
 from chaperone_evidence import record
 
@@ -43,9 +42,9 @@ def masked(ssh_gateways: Callable[..., SshGateway]) -> SshGateway:
 def limited(ssh_gateways: Callable[..., SshGateway]) -> SshGateway:
     held: dict[str, object] = {
         "name": "ask", "action": "RequireApproval", "match": {"effects": ["modify", "create"]},
-        "approval": {"groups": ["hosts"], "count": 1, "wait": "20s", "validFor": "10m"},
+        "approval": {"groups": ["hosts"], "count": 1, "wait": "60s", "validFor": "10m"},
     }  # fmt: skip
-    return ssh_gateways([READ, held], limits={"bytesPerSession": "64Ki", "commandDuration": "2s"})
+    return ssh_gateways([READ, held], limits={"bytesPerSession": "64Ki"})
 
 
 def everything(gateway: SshGateway) -> bytes:
@@ -72,11 +71,14 @@ def test_output_that_is_no_text_is_not_shown_where_values_are_masked(masked: Ssh
 
 
 def test_a_command_waits_for_people_and_runs_when_they_allow_it(limited: SshGateway, place: Path) -> None:
+    person = Person(limited)
+    before = len(person.requests())
     process = subprocess.Popen(
         ["ssh", *limited.options(), "-p", str(limited.port), "127.0.0.1", f"touch {place}/approved"],
         stderr=subprocess.PIPE,
     )  # fmt: skip
-    name = approve(limited, 1)
+    name, _ = person.next(before + 1)
+    person.decide(name, "approve")
     _, told = process.communicate(timeout=40)
     assert process.returncode == 0, told
     assert (place / "approved").exists()
@@ -86,16 +88,19 @@ def test_a_command_waits_for_people_and_runs_when_they_allow_it(limited: SshGate
 
 def test_a_client_is_told_that_its_command_waits_and_a_file_waits_too(limited: SshGateway, place: Path) -> None:
     (place / "source").write_text("content")
+    person = Person(limited)
+    before = len(person.requests())
     process = subprocess.Popen(
         ["sftp", *limited.options(), "-P", str(limited.port), "-b", "-", "127.0.0.1"],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    assert process.stdin is not None
+    assert process.stdin is not None and process.stderr is not None
     process.stdin.write(f"put {place}/source {place}/sent\n".encode())
     process.stdin.close()
-    approve(limited, 2, after_s=1.5)
+    name, _ = person.next(before + 1)
+    assert any(b"waits for a decision" in line for line in process.stderr)  # people take their time
+    person.decide(name, "approve")
     assert process.wait(40) == 0
-    assert process.stderr is not None and b"waits for a decision" in process.stderr.read()
     assert (place / "sent").read_text() == "content"
     digest = hashlib.sha256(b"content").hexdigest()
     assert any(one.code == f"sha256:{digest}" for one in outcomes(limited))
@@ -118,29 +123,23 @@ async def test_channels_of_one_connection_wait_for_people_apart(limited: SshGate
         assert (await connection.run("echo free", check=True)).stdout == "free\n"
         assert (await connection.run("rm -rf /")).exit_status == 126
         gone.close()
+        await asyncio.to_thread(eventually, lambda: (third[0], "Cancelled") in resolved(limited))
         person.decide(second[0], "approve")
         assert (await two.wait()).exit_status == 0
         assert (place / "two").exists() and not (place / "one").exists()
         person.decide(first[0], "approve")
         assert (await one.wait()).exit_status == 0
         assert (place / "one").exists() and not (place / "gone").exists()
-    found = [one for one in limited.records() if isinstance(one, record.ApprovalOutcome)][-3:]
-    assert [(one.approval, one.state) for one in found] == [
-        (third[0], "Cancelled"), (second[0], "Used"), (first[0], "Used"),
-    ]  # fmt: skip
+    assert resolved(limited)[-3:] == [(third[0], "Cancelled"), (second[0], "Used"), (first[0], "Used")]
 
 
 def outcomes(gateway: SshGateway) -> list[record.CommandOutcome]:
     return [one for one in gateway.records() if isinstance(one, record.CommandOutcome)]
 
 
-def approve(gateway: SshGateway, number: int, after_s: float = 0) -> str:
-    """Allow what waits as the n-th request, as a person does."""
-    person = Person(gateway)
-    name, _ = person.next(number)
-    time.sleep(after_s)
-    person.decide(name, "approve")
-    return name
+def resolved(gateway: SshGateway) -> list[tuple[str, str]]:
+    """The requests that have an outcome, each with it."""
+    return [(one.approval, one.state) for one in gateway.records() if isinstance(one, record.ApprovalOutcome)]
 
 
 def test_bytes_of_a_session_end_at_the_limit(limited: SshGateway) -> None:
@@ -162,10 +161,11 @@ def test_a_file_is_cut_at_the_limit_and_its_small_end_does_not_go_through(limite
     assert 0 < cut.bytes <= 64 << 10 and cut.bytes % 16384 == 0
 
 
-def test_a_command_that_runs_too_long_is_ended(limited: SshGateway) -> None:
-    found = limited.ssh("sleep 30")
+def test_a_command_that_runs_too_long_is_ended(ssh_gateways: Callable[..., SshGateway]) -> None:
+    timed = ssh_gateways([READ], limits={"commandDuration": "2s"})
+    found = timed.ssh("sleep 30")
     assert found.returncode == 126 and b"limits.commandDuration" in found.stderr, found
-    assert outcomes(limited)[-1].status == "refused"
+    assert outcomes(timed)[-1].status == "refused"
 
 
 def test_a_target_that_dies_ends_the_command_with_an_error(

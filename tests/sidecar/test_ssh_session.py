@@ -64,8 +64,8 @@ def outcome(gateway: SshGateway, intent: record.CommandIntent) -> record.Command
 
 
 def eventually[T](look: Callable[[], T]) -> T:
-    """What `look` finds, within ten seconds."""
-    ends = time.monotonic() + 10
+    """What `look` finds, within thirty seconds."""
+    ends = time.monotonic() + 30
     while not (found := look()) and time.monotonic() < ends:
         time.sleep(0.05)
     return found
@@ -175,7 +175,7 @@ def terminal(gateway: SshGateway, typed: list[tuple[bytes, bytes]]) -> bytes:
     os.close(end)
     shown = b""
     steps = list(typed)
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while time.monotonic() < ends:
         if steps and steps[0][0] in shown:
             os.write(screen, steps.pop(0)[1])

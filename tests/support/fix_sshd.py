@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fix_postgres import free_port
 
-START_TIMEOUT_S = 20.0
+START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from chaperone_sidecar import steps
 from chaperone_sidecar.protocols.postgresql import messages as m
 from chaperone_sidecar.protocols.postgresql import scram, startup, upstream
 
-ANSWER_TIMEOUT_S: Final = 10.0
+ANSWER_TIMEOUT_S: Final = 30.0
 FIRST_USER_ID: Final = 16384  # FirstNormalObjectId
 EFFECTS: Final = [
     "*", "destroy", "privilege", "execute_code", "external_io", "unknown",
