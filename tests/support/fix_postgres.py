@@ -6,7 +6,6 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from pki import Authority
+from ports import free_ports
 
 PASSWORD = "canary-7f3a9c-password"
 START_TIMEOUT_S = 30
@@ -67,11 +67,8 @@ def binaries() -> Path:
 
 
 def free_port() -> int:
-    """A TCP port that nothing listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port that nothing listens on just now, and that nobody else is given."""
+    return free_ports(1)[0]
 
 
 def start(
