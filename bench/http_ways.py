@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import fix_dev
 from fix_http import NAME, Backend, start_backend, write_manifests
-from fix_postgres import free_port
+from ports import free_port
 from process_usage import resident_mib
 
 SMALL: Final = "/v1/orders"

@@ -39,8 +39,9 @@ import fix_kube
 import fix_mysql
 import fix_postgres
 import fix_ssh
-from fix_postgres import PASSWORD, free_port
+from fix_postgres import PASSWORD
 from manifests import identity, policy, rule, target
+from ports import free_port
 
 from chaperone_cli import dev
 from chaperone_cli.policy_world import from_directory, set_local_aside

@@ -13,7 +13,7 @@ from fix_chart import installed
 from fix_collector import collector, collector_with, gateway_ca
 from fix_crds import crds
 from fix_dev import dev_gateway, gateway_with
-from fix_evidence_api import evidence_api
+from fix_evidence_api import evidence_api, evidence_served
 from fix_evidence_server import evidence_server
 from fix_faults import faults, small_disk
 from fix_http import api, api_with, http_backend
@@ -49,6 +49,7 @@ __all__ = [
     "crds",
     "dev_gateway",
     "evidence_api",
+    "evidence_served",
     "evidence_server",
     "faults",
     "fenced",

@@ -25,6 +25,7 @@ from fix_evidence_api import EvidenceApi
 from fix_postgres import PASSWORD, Postgres
 from gateway_stream import Pod, Stream
 from pki import Authority
+from waiting import eventually
 
 from chaperone_cli.main import main
 from chaperone_cli.report import check as checking
@@ -64,7 +65,11 @@ class Ground:
         assert self.gateway.process.poll() is None, "".join(self.gateway.output)
 
     def ship(self) -> None:
-        """What the gateway has recorded since, into the collector, with its own times."""
+        """What the gateway has recorded since, into the collector, with its own times.
+
+        All of its agents have gone by then, which it records last of each, some time after they went.
+        """
+        eventually(lambda: self.recorded(record.SessionOpen) == self.recorded(record.SessionClose))
         found = [one for one in read_records(self.gateway.evidence) if isinstance(one, COUNTED)]
         for one in found[self.sent :]:
             self.stream.now_us = one.wall_us - 1000  # `add` counts a millisecond on
@@ -80,6 +85,9 @@ class Ground:
                 await sender.ship(self.stream)
 
         asyncio.run(send())
+
+    def recorded(self, kind: type[record.Record]) -> int:
+        return sum(isinstance(one, kind) for one in read_records(self.gateway.evidence))
 
     def run(self, *arguments: str, group: str = "totals") -> Result:
         """A command of `chaperone`, as an auditor who is a witness at the server and may list evidence."""

@@ -66,12 +66,18 @@ class Place:
     def size(self) -> int:
         return int(self.collector.rows("SELECT count(*) FROM entry")[0][0])
 
+    def drills(self) -> int:
+        return int(self.collector.rows("SELECT count(*) FROM entry WHERE class = 8")[0][0])
+
     def archived(self) -> int:
         row = self.collector.rows("SELECT max(first + count) FROM archived WHERE done_us IS NOT NULL")[0]
         return int(row[0] or 0)
 
-    def until_archived(self, size: int = 0) -> None:
-        size = size or self.size()
+    def until_archived(self) -> None:
+        """All of the log, with what the drill of each start says in it: nothing comes any more by itself."""
+        starts = self.collector.log.read_text().count(" ready, ")
+        eventually(self.drills, lambda there: there >= starts, self.collector.log.read_text)
+        size = self.size()
         eventually(self.archived, lambda there: there >= size, self.collector.log.read_text)
 
     def versions(self, folder: str) -> list[str]:

@@ -179,7 +179,7 @@ def test_kubectl_lists_gets_explains_and_watches_and_reads_are_recorded(reports:
     assert name.startswith(f"daily-{BEFORE}-")
     monthly = api.kubectl("get", "evidencereports", "--field-selector", "spec.kind=Monthly", "-o", "name").split()
     assert len(monthly) == 1
-    assert "Findings, chain breaks" in api.kubectl("explain", "evidencereports.status.exceptions")
+    assert "Findings, chain breaks" in api.eventually("explain", "evidencereports.status.exceptions")
     assert api.run("get", "evidencereports", "daily-2000-01-01-1").returncode == 1
     lines = api.kubectl("get", "--raw", f"{PATH}?watch=true&timeoutSeconds=1&resourceVersion=0").splitlines()
     assert {json.loads(line)["type"] for line in lines} == {"ADDED"}

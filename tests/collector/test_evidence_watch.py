@@ -146,6 +146,6 @@ async def test_sigterm_ends_open_watches_and_the_process_in_order(
     ):
         assert answer.status == 200
         stopping = asyncio.create_task(asyncio.to_thread(own.stop))
-        async with asyncio.timeout(9):  # less than the time that unfinished requests are given
-            assert await answer.content.read() == b""
+        async with asyncio.timeout(60):
+            assert await answer.content.read() == b""  # its end was sent; one that is cut off raises
             assert await stopping == 0

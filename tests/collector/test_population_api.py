@@ -73,6 +73,13 @@ async def heard(api: EvidenceApi, pod: Pod, *steps: Callable[[Stream], None], pr
     return stream
 
 
+async def beat(api: EvidenceApi, stream: Stream) -> None:
+    """Another head, as a gateway sends one each ten seconds: after thirty without one it is silent."""
+    stream.head("idle")
+    async with Sender(api.collector, stream.pod) as sender:
+        await sender.ship(stream)
+
+
 def states(speaker: Speaker) -> dict[str, str]:
     listed = speaker.api.get(f"{BASE}/namespaces/{speaker.namespace}/coverages")
     return {
@@ -232,8 +239,7 @@ async def test_states_of_pods_that_are_and_were(speaker: Speaker, gateway_ca: Au
     await asyncio.to_thread(
         speaker.say, *there, covered("young", 0), Uncovered("bare", "pod-bare", "billing-agent", "TwoIdentities")
     )
-    for uid in ("good", "cut", "gone", "unnamed"):
-        await heard(api, pods[uid])
+    streams = {uid: await heard(api, pods[uid]) for uid in ("good", "cut", "gone", "unnamed")}
     await heard(api, pods["ended"], Stream.close)
     first = await heard(api, pods["forked"])
     for _ in range(2):
@@ -247,6 +253,7 @@ async def test_states_of_pods_that_are_and_were(speaker: Speaker, gateway_ca: Au
         for uid, since_us in (("cut", NOW_US), ("ended", NOW_US), ("young", 0), ("brief", NOW_US))
     ]
     await asyncio.to_thread(speaker.say, covered("good"), covered("forked"), *over)  # "gone" and "bare": not a word
+    await beat(api, streams["good"])
     assert await asyncio.to_thread(states, speaker) == {
         "good": "Covered", "cut": "Truncated Failed", "ended": "Ended Failed", "forked": "Forked",
         "gone": "Unknown NoLongerNamed", "bare": "Unknown NoLongerNamed", "young": "Ended Failed",
@@ -303,7 +310,7 @@ async def test_coverages_are_a_table_and_can_be_selected(speaker: Speaker, gatew
 async def test_a_restart_of_the_collector_forgets_nothing(speaker: Speaker, gateway_ca: Authority) -> None:
     api = speaker.api
     said = await asyncio.to_thread(speaker.say, covered("a1"), covered("a2"))
-    await heard(api, pod_of(gateway_ca, speaker, "a1"))
+    stream = await heard(api, pod_of(gateway_ca, speaker, "a1"))
     before = await asyncio.to_thread(states, speaker)
     api.collector.kill()
     await asyncio.to_thread(api.collector.start)
@@ -315,6 +322,7 @@ async def test_a_restart_of_the_collector_forgets_nothing(speaker: Speaker, gate
     thief.epoch, thief.previous = speaker.epoch, speaker.previous
     assert "another key" in (await asyncio.to_thread(thief.post, thief.note())).stderr
     await asyncio.to_thread(speaker.say, covered("a1"))
+    await beat(api, stream)
     assert await asyncio.to_thread(states, speaker) == {"a1": "Covered", "a2": "Unknown NoLongerNamed"}
 
 

@@ -137,7 +137,8 @@ async def test_recordings_are_in_discovery_and_in_the_wide_table(
     await Scene(gateway_ca, "told-agent").ship(evidence_api)
     found = [one["name"] for one in evidence_api.get(_BASE)["resources"]]
     assert "sessions/recording" in found
-    paths = evidence_api.get("/openapi/v3/apis/evidence.chaperone.dev/v1alpha1")["paths"]
+    merged = ("get", "--raw", "/openapi/v3/apis/evidence.chaperone.dev/v1alpha1")
+    paths = json.loads(await asyncio.to_thread(evidence_api.eventually, *merged))["paths"]
     assert f"{_BASE}/namespaces/{{namespace}}/sessions/{{name}}/recording" in paths
     text = await _kubectl(
         evidence_api, "get", "sessions", "-n", "agents", "-l", "chaperone.dev/identity=told-agent", "-o", "wide"

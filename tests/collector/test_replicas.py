@@ -139,16 +139,26 @@ async def test_a_batch_that_comes_to_both_at_once_is_stored_once(
 async def test_receipts_come_from_the_one_that_does_not_sign(
     collector_with: Started, evidence_server: EvidenceServer, gateway_ca: Authority
 ) -> None:
+    """With the usual pause, which is longer than a request waits, next to none would be 200 at once.
+
+    One that a busy machine keeps waiting is told so, and asks again.
+    """
     place = evidence_server.place()
     pair = [collector_with(place=place) for _ in range(2)]
+    first: list[int] = []
     for number, collector in enumerate(pair):
         poured = Poured(gateway_ca, number)
         for _ in range(3):
             assert await poured.send(collector, *poured.more()) == 200
-            async with Sender(collector, poured.pod) as sender:
+            async with Sender(collector, poured.pod) as sender, asyncio.timeout(LIMIT_S):
                 url = f"{sender.base}/v1/streams/{poured.stream.id}/receipt?seq={poured.acked}"
-                async with sender.http.get(url) as answer:
-                    assert answer.status == 200, await answer.text()
+                statuses: list[int] = []
+                while 200 not in statuses:
+                    async with sender.http.get(url) as answer:
+                        assert answer.status in (200, 503), await answer.text()
+                        statuses.append(answer.status)
+            first.append(statuses[0])
+    assert first.count(200) > 3
 
 
 async def test_kill_9_of_one_under_load_loses_nothing_that_was_acknowledged(

@@ -39,6 +39,7 @@ from chaperone_collector.transaction import Transaction
 from chaperone_evidence import merkle
 from chaperone_evidence.statement import EvidenceRead
 
+LIMIT_S = 60.0
 NOW_US = 2_000_000_000_000_000
 HOSTILE = "nul \x00, its escape \x1a0, " + os.urandom(1800).hex()  # an index takes 2704 bytes
 
@@ -218,16 +219,16 @@ async def test_collectors_hear_of_each_other_and_one_leads(log: Place) -> None:
     async with opened(log) as one, opened(log) as other:
         following = [Following(store, log.server) for store in (one, other)]
         await fill(one, worked(Authority("gateway CA"), commands=3), keys)
-        assert await other.grown(one.size - 1, 10.0) == one.size
+        assert await other.grown(one.size - 1, LIMIT_S) == one.size
         signed = other.signed
-        assert other.signed_size == one.size or await other.until(signed, 10.0)
+        assert other.signed_size == one.size or await other.until(signed, LIMIT_S)
         assert other.signed_size == one.size
         leader, second = _leads(one), _leads(other)
-        done, _ = await asyncio.wait((leader, second), timeout=10.0, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((leader, second), timeout=LIMIT_S, return_when=asyncio.FIRST_COMPLETED)
         assert len(done) == 1
         number = 0 if leader in done else 1
         await asyncio.to_thread(following[number].close)
-        await asyncio.wait_for((second, leader)[number], 10.0)
+        await asyncio.wait_for((second, leader)[number], LIMIT_S)
         await asyncio.to_thread(following[1 - number].close)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 from fix_http import BACKEND, CANARY, NAME, RULES, Agent, Api, Backend, running_backend
-from fix_postgres import free_port
 from http_backend import ORDERS
 from pki import Authority
+from ports import free_port
 from process_usage import resident_mib
 from raw_http2 import Frames, listen
 from recordings import every_byte

@@ -14,9 +14,9 @@ from typing import Any
 import httpx
 import requests
 from fix_http import CANARY, NAME, Api, parsed, to_end
-from fix_postgres import free_port
 from http_backend import ORDERS
 from pki import Authority
+from ports import free_port
 from recordings import every_byte
 from waiting import Person
 

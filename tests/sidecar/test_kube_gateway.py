@@ -21,13 +21,13 @@ import pytest
 import yaml
 from fix_apiserver import ApiServer
 from fix_kube import CANARY, NAME, OLD_KUBECTL, READS, Kube, opened
-from fix_postgres import free_port
 from kubernetes import client as official
 from kubernetes import config as official_config
 from kubernetes import watch as official_watch
 from kubernetes.client.exceptions import ApiException
 from manifests import identity, rule
 from pki import Authority
+from ports import free_port
 from recordings import every_byte
 from waiting import Person
 

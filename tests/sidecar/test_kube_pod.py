@@ -22,10 +22,11 @@ from failing_disk import fail_disk
 from fix_broker import ROLE_BINDINGS, ROLES, Broker, secret
 from fix_collector import Collector
 from fix_opa import Opa
-from fix_postgres import Postgres, free_port
+from fix_postgres import Postgres
 from forwarding import POD, Forwarder, forwarding
 from manifests import Object, identity, policy, rule, target
 from pod_gateway import SEVERAL, install, running, until
+from ports import free_port
 
 from chaperone_evidence import record
 from chaperone_operator.compile import Snapshot, compile_namespace

@@ -15,7 +15,7 @@ import pytest
 from fix_apiserver import ApiServer
 from fix_http import Backend, running_backend
 from fix_kube import NAME, Kube, opened
-from fix_postgres import Postgres, free_port
+from fix_postgres import Postgres
 from fix_ssh import Host
 from forwarding import (
     POD,
@@ -32,6 +32,7 @@ from kubernetes import client as official
 from kubernetes import config as official_config
 from kubernetes import stream as official_stream
 from manifests import rule
+from ports import free_port
 from waiting import Person, eventually
 
 from chaperone_evidence import record

@@ -12,10 +12,10 @@ from typing import Any
 import pymysql
 import pytest
 from fix_mysql import Server
-from fix_postgres import free_port
 from gated_relay import GatedRelay
 from my_gateway import RULES, Gateway, execute, fetch, gateway, prepare
 from pki import Authority
+from ports import free_port
 from pymysql.constants import CLIENT
 from recordings import every_byte, read_rows
 from waiting import Person

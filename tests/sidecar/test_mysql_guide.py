@@ -10,8 +10,9 @@ import pymysql
 import pytest
 import yaml
 from fix_mysql import Server
-from fix_postgres import PASSWORD, free_port
+from fix_postgres import PASSWORD
 from manifests import identity
+from ports import free_port
 
 GUIDE = (Path(__file__).parents[2] / "docs/guides/mysql.md").read_text()
 

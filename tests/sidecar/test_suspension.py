@@ -27,10 +27,11 @@ from fix_apiserver import ApiServer
 from fix_broker import Broker
 from fix_collector import Collector
 from fix_opa import Opa
-from fix_operator import WATCHED, Operator, free_ports, registrations, service
+from fix_operator import WATCHED, Operator, registrations, service
 from fix_postgres import Postgres
 from manifests import policy, rule, target
 from pod_gateway import connect, install, running, until
+from ports import free_ports
 from psycopg import errors
 
 from chaperone_evidence import record

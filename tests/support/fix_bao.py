@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fix_postgres import free_port
+from ports import free_port
 
 from chaperone_tools import openbao
 

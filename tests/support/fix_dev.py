@@ -16,8 +16,9 @@ import pytest
 import yaml
 from evidence_directory import read_records
 from fix_opa import opa_binary
-from fix_postgres import PASSWORD, Postgres, free_port
+from fix_postgres import PASSWORD, Postgres
 from manifests import cluster_policy, identity, target
+from ports import free_port
 
 from chaperone_evidence import record
 

@@ -9,7 +9,7 @@ import os
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from fix_apiserver import ApiServer
 from fix_collector import Collector
 from pki import Authority
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 90.0
 KUBECTL_TIMEOUT_S = 60.0
 NAMESPACE = "chaperone-system"
 _BIN = Path(os.environ.get("CHAPERONE_BIN", Path.home() / ".cache" / "chaperone" / "bin"))
 _APISERVICE = "v1alpha1.evidence.chaperone.dev"
+_PATH = "/apis/evidence.chaperone.dev/v1alpha1"
 
 
 class EvidenceApi:
@@ -70,18 +71,29 @@ class EvidenceApi:
             process.terminate()
             await process.wait()
 
+    def eventually(self, *arguments: str) -> str:
+        """The output of kubectl, once it succeeds: kube-apiserver merges documents in its own time."""
+        done = _until(self, lambda found: not found.returncode, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def get(self, path: str) -> Any:
         """`kubectl get --raw`, read as JSON."""
         return json.loads(self.kubectl("get", "--raw", path))
 
+    @property
+    def ca_bundle(self) -> str:
+        """By which the collector is known."""
+        return base64.b64encode(self.collector.service_ca.pem.encode()).decode()
+
     def register(self) -> None:
         """Make it known to the API server; again where an operator may have run, which sets its own CA."""
-        self.kubectl("apply", "-f", "-", given=_manifests(self.collector))
+        self.kubectl("apply", "-f", "-", given=_manifests(self))
         _wait_available(self)
 
 
-def _manifests(collector: Collector) -> str:
-    service = {"name": "chaperone-evidence", "namespace": NAMESPACE, "port": collector.api_port}
+def _manifests(api: EvidenceApi) -> str:
+    service = {"name": "chaperone-evidence", "namespace": NAMESPACE, "port": api.collector.api_port}
     group = "rbac.authorization.k8s.io"
     documents: list[dict[str, Any]] = [
         {
@@ -94,7 +106,7 @@ def _manifests(collector: Collector) -> str:
             "spec": {
                 "group": "evidence.chaperone.dev", "version": "v1alpha1", "groupPriorityMinimum": 1000,
                 "versionPriority": 15, "service": service,
-                "caBundle": base64.b64encode(collector.service_ca.pem.encode()).decode(),
+                "caBundle": api.ca_bundle,
             },
         },
         {
@@ -144,12 +156,24 @@ def _account_manifests() -> str:
 
 
 @pytest.fixture(scope="session")
-def evidence_api(
+def evidence_served(
     api_server: ApiServer, gateway_ca: Authority, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[EvidenceApi]:
-    """One for the whole run; isolate by namespace or by what a test sends."""
+    """One for the whole run."""
     with served(api_server, gateway_ca, tmp_path_factory.mktemp("evidence-api")) as api:
         yield api
+
+
+@pytest.fixture(scope="module")
+def evidence_api(evidence_served: EvidenceApi) -> EvidenceApi:
+    """One for the whole run; isolate by namespace or by what a test sends.
+
+    Operators of other files set their own CA at the API server that all share; then it is made known again.
+    """
+    found = evidence_served.kubectl("get", "apiservice", _APISERVICE, "-o", "jsonpath={.spec.caBundle}")
+    if found != evidence_served.ca_bundle:
+        evidence_served.register()
+    return evidence_served
 
 
 @contextmanager
@@ -178,26 +202,36 @@ def served(api_server: ApiServer, gateway_ca: Authority, folder: Path, *more: st
 
 def _wait_readable(api: EvidenceApi) -> None:
     """kube-apiserver writes the ConfigMap, and takes bindings into account, a moment after it is ready."""
-    pause = threading.Event()
-    ends = time.monotonic() + READY_TIMEOUT_S
     account = f"system:serviceaccount:{NAMESPACE}:chaperone-collector"
-    while time.monotonic() < ends:
-        done = api.run(
-            "get", "configmap", "-n", "kube-system", "extension-apiserver-authentication", "-o", "json", "--as", account
-        )
-        if "requestheader-client-ca-file" in done.stdout:
-            return
-        pause.wait(0.1)
-    pytest.fail(f"the ConfigMap cannot be read by the collector: {done.stderr}")
+    done = _until(
+        api, lambda found: "requestheader-client-ca-file" in found.stdout,
+        "get", "configmap", "-n", "kube-system", "extension-apiserver-authentication", "-o", "json", "--as", account,
+    )  # fmt: skip
+    assert "requestheader-client-ca-file" in done.stdout, f"the collector cannot read the ConfigMap: {done.stderr}"
 
 
 def _wait_available(api: EvidenceApi) -> None:
-    pause = threading.Event()
-    ends = time.monotonic() + READY_TIMEOUT_S
-    while time.monotonic() < ends:
-        found = json.loads(api.kubectl("get", "apiservice", _APISERVICE, "-o", "json"))
-        conditions = found.get("status", {}).get("conditions", [])
-        if any(one["type"] == "Available" and one["status"] == "True" for one in conditions):
-            return
-        pause.wait(0.2)
-    pytest.fail(f"the APIService did not become available: {conditions}\n{api.collector.log.read_text()[-3000:]}")
+    """Wait until kube-apiserver asks the collector that was registered last, lists its kinds, and knows who may ask.
+
+    Each of these follows in its own time. The condition `Available` may still be that of the collector before.
+    """
+    for wanted, question in (
+        ("APIResourceList", ("get", "--raw", _PATH)),
+        ("sessions", ("api-resources", "--api-group=evidence.chaperone.dev", "-o=name")),
+        ("yes", ("auth", "can-i", "list", "sessions.evidence.chaperone.dev", "-n=agents", "--as=x",
+                 "--as-group=auditors")),
+    ):  # fmt: skip
+        done = _until(api, lambda found, part=wanted: not found.returncode and part in found.stdout, *question)  # type: ignore[misc]
+        if done.returncode or wanted not in done.stdout:
+            shown = api.run("get", "apiservice", _APISERVICE, "-o", "jsonpath={.status}").stdout
+            pytest.fail(f"{question}: {done.stderr}\n{shown}\n{api.collector.log.read_text()[-3000:]}")
+
+
+def _until(
+    api: EvidenceApi, is_so: Callable[[subprocess.CompletedProcess[str]], bool], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    """Run kubectl until it says so, or the time is over."""
+    pause, ends = threading.Event(), time.monotonic() + READY_TIMEOUT_S
+    while not is_so(done := api.run(*arguments)) and time.monotonic() < ends:
+        pause.wait(0.1)
+    return done

@@ -19,9 +19,9 @@ import httpx
 import pytest
 import yaml
 from fix_dev import Gateway, start
-from fix_postgres import free_port
 from manifests import identity, policy, rule, target
 from pki import Authority
+from ports import free_port
 
 from chaperone_operator.kubeconfig import verifying
 

@@ -17,8 +17,8 @@ import pytest
 import yaml
 from fix_apiserver import ApiServer
 from fix_dev import Gateway, start
-from fix_postgres import free_port
 from manifests import cluster_policy, identity, policy, rule, target
+from ports import free_port
 
 from chaperone_operator.kubeconfig import verifying
 

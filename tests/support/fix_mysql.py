@@ -16,8 +16,9 @@ from typing import Any
 
 import pymysql
 import pytest
-from fix_postgres import PASSWORD, free_port
+from fix_postgres import PASSWORD
 from pki import Authority
+from ports import free_port
 
 from chaperone_tools.mysql_servers import command, server
 

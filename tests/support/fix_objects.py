@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from fix_postgres import free_port
+from ports import free_port
 
 from chaperone_collector.archive.bucket import Bucket
 from chaperone_collector.archive.options import ArchiveOptions, load

@@ -6,23 +6,20 @@ import contextlib
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import psycopg
 import pytest
 from pki import Authority
+from ports import free_port
 
 PASSWORD = "canary-7f3a9c-password"
 START_TIMEOUT_S = 30
-FIRST_PORT: Final = 20_000
-END_PORT: Final = 30_000  # Kubernetes gives node ports from here on, the kernel any from 32 768 on
 
 SCHEMA = """
 CREATE ROLE reader LOGIN PASSWORD '{password}' IN ROLE pg_read_all_data;
@@ -67,31 +64,6 @@ def binaries() -> Path:
     if not found:
         raise RuntimeError("PostgreSQL is not installed; run `make setup`.")
     return found[-1].parent
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on, and that nobody is given who leaves the choice to the kernel.
-
-    What is to listen on it takes seconds to start; meanwhile others open connections and listen on port 0.
-    """
-    while True:
-        port = next(_ports)
-        with contextlib.suppress(OSError), socket.socket() as probe:
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
-def _numbered() -> Iterator[int]:
-    """This process's ports in turn, below the kernel's own; no two workers of a run have one in common."""
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    mine = range(FIRST_PORT + worker, END_PORT, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-    start = os.getpid() * 97 % len(mine)  # elsewhere than another run that goes on beside this one
-    while True:
-        yield from mine[start:]
-        yield from mine[:start]
-
-
-_ports: Final = _numbered()
 
 
 def start(

@@ -19,9 +19,9 @@ import pytest
 import yaml
 from evidence_directory import read_records
 from fix_opa import opa_binary
-from fix_postgres import free_port
 from fix_sshd import key_pair, wait_for
 from manifests import identity, target
+from ports import free_port
 
 from chaperone_evidence import record
 

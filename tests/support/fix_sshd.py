@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fix_postgres import free_port
+from ports import free_port
 
 START_TIMEOUT_S = 60.0
 

@@ -12,8 +12,9 @@ import fix_dev
 import pymysql
 import yaml
 from fix_mysql import Server
-from fix_postgres import PASSWORD, free_port
+from fix_postgres import PASSWORD
 from manifests import identity, policy, target
+from ports import free_port
 
 COM_STMT_PREPARE, COM_STMT_EXECUTE, COM_STMT_FETCH = 0x16, 0x17, 0x1C
 CURSOR_EXISTS, LAST_ROW_SENT = 0x40, 0x80

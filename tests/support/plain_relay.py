@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from fix_postgres import free_port
+from ports import free_port
 
 
 @contextmanager
