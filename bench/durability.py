@@ -30,6 +30,7 @@ import fix_postgres
 from fix_collector import Collector
 from gateway_stream import Pod
 from pki import Authority
+from ports import free_port
 from postgresql import RULES, measure, percentiles
 from spooled import begin
 
@@ -65,7 +66,7 @@ async def compare(root: Path, collector: Collector, options: argparse.Namespace)
         tasks = [asyncio.create_task(one) for one in (shipper.run(), receipts.run())]
         leases = dev._Leases(world.objects["Secret"], snapshot, "billing-agent")
         gateway = Gateway(config, recorder, decider, dev._dial, dev._resolve, leases, PodCa("bench"), witness=receipts)
-        port = fix_postgres.free_port()
+        port = free_port()
         server = dev.listen(gateway, config.targets[0], "127.0.0.1", port)
         for clients in (1, 8):
             rates: dict[str, list[float]] = {way: [] for way in WAYS}

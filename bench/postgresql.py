@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 import fix_dev
 import fix_postgres
+from ports import free_port
 from process_usage import resident_mib
 
 RULES: list[dict[str, object]] = [
@@ -41,7 +42,7 @@ WAYS = ("direct", "pgbouncer", "chaperone")
 
 def start_pgbouncer(postgres: fix_postgres.Postgres, folder: Path, *, tls: bool) -> tuple[int, subprocess.Popen[bytes]]:
     """A pgbouncer in session mode that needs no password from its clients, as the gateway."""
-    port = fix_postgres.free_port()
+    port = free_port()
     (folder / "users.txt").write_text(f'"agent_rw" "{fix_postgres.PASSWORD}"\n')
     database = f"orders = host=127.0.0.1 port={postgres.port} dbname=orders user=agent_rw"
     (folder / "pgbouncer.ini").write_text(
