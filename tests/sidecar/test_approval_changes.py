@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import psycopg
 import pytest
 from fix_way import FIX, FIX_ONE, LONG, Way, ended, held
@@ -9,6 +11,8 @@ from pod_gateway import connect, until
 from psycopg import errors
 
 from chaperone_operator.kube import ApiError
+from chaperone_sidecar.approval.broker_desk import BrokerDesk
+from chaperone_sidecar.approval.desk import Request, Ticket
 
 pytestmark = pytest.mark.peer
 
@@ -35,16 +39,47 @@ async def test_restart_of_the_gateway_loses_the_wait_and_not_the_ticket(way: Way
         assert way.times() == 1
 
 
+async def test_restart_of_the_gateway_before_the_broker_answers_loses_no_request(
+    way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, answer = asyncio.Event(), asyncio.Event()
+    ask = BrokerDesk.ask
+
+    async def ask_slowly(desk: BrokerDesk, request: Request) -> Ticket:
+        ticket = await ask(desk, request)
+        made.set()
+        await answer.wait()
+        return ticket
+
+    monkeypatch.setattr(BrokerDesk, "ask", ask_slowly)
+    await way.put(way.policy(**LONG))
+    async with way.started() as (gateway, port):
+        agent = await connect(port)
+        task = held(agent)
+        await made.wait()
+        gateway.close("the container restarts")
+        with pytest.raises(psycopg.Error, match="the container restarts"):
+            await ended(task)
+        answer.set()
+        name = await way.made()
+        await way.approve(name)
+        assert await way.state(name, "Approved", "Cancelled") == "Approved"
+    async with way.started() as (_, port), await connect(port) as agent:
+        await agent.execute(FIX)
+    assert way.times() == 1
+    assert way.recorded() == [name]
+
+
 async def test_restart_of_the_broker_is_waited_for(way: Way) -> None:
     broker = way.approvals.broker
-    async with way.running(**LONG) as (_, port), await connect(port) as agent:
+    async with way.running(wait="5m", validFor="5m") as (_, port), await connect(port) as agent:
         task = held(agent)
         name = await way.asked()
         place = broker.url.rsplit(":", 1)[1]
-        assert broker.stop() == 0
+        assert await asyncio.to_thread(broker.stop) == 0
         await way.approve(name)
         assert way.times() == 0
-        broker.start("--port", place)
+        await asyncio.to_thread(broker.start, "--port", place)
         await ended(task)
         assert await way.state(name, "Used") == "Used"
         assert way.times() == 1

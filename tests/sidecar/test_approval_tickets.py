@@ -47,7 +47,7 @@ async def test_approved_command_runs_once_and_the_next_of_its_kind_is_asked_for_
 
 
 async def test_command_that_nobody_decides_in_time_does_not_run_however_late_it_is_approved(way: Way) -> None:
-    async with way.running(wait="1s", validFor="3s") as (_, port), await connect(port) as agent:
+    async with way.running(wait="1s", validFor="12s") as (_, port), await connect(port) as agent:
         task = held(agent)
         name = await way.asked()
         with pytest.raises(errors.InsufficientPrivilege, match=f'waits for approval as request "{name}"') as refused:
@@ -63,7 +63,7 @@ async def test_command_that_nobody_decides_in_time_does_not_run_however_late_it_
 
 
 async def test_approval_that_was_not_used_in_time_is_worth_nothing(way: Way) -> None:
-    async with way.running(wait="1s", validFor="4s") as (_, port), await connect(port) as agent:
+    async with way.running(wait="1s", validFor="15s") as (_, port), await connect(port) as agent:
         task = held(agent)
         name = await way.asked()
         with pytest.raises(errors.InsufficientPrivilege, match="waits for approval"):
@@ -176,14 +176,15 @@ async def test_two_who_approve_at_once_release_one_command_once(way: Way) -> Non
 @asynccontextmanager
 async def _skewed(way: Way, skew_s: int) -> AsyncIterator[int]:
     """The port of the pod's gateway, in a process whose clock is wrong by so much."""
-    await way.put(way.policy(wait="1s", validFor="10s"))
+    policy = way.policy(wait="1s", validFor="20s")
+    await way.put(policy)
     await way.pod.set_status(restarts=0)
     told = await settings_of(way.pod, way.collector, way.opa, way.folder)
     settings = way.folder / "settings.json"
     settings.write_bytes(msgspec.json.encode(told, enc_hook=str))
     program = Path(__file__).parents[1] / "support" / "skewed_gateway.py"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(program), str(settings), str(skew_s), stdout=asyncio.subprocess.PIPE
+        sys.executable, str(program), str(settings), str(skew_s), policy.revision, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     try:

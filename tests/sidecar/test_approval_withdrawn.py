@@ -74,7 +74,7 @@ async def test_request_of_a_client_that_goes_before_the_broker_answers_is_record
     async with way.running(**LONG) as (_, port):
         agent = await connect(port)
         task = held(agent)
-        name = await way.asked()
+        name = await way.made()
         hang_up(agent)
         with pytest.raises(psycopg.OperationalError):
             await ended(task)
@@ -82,7 +82,7 @@ async def test_request_of_a_client_that_goes_before_the_broker_answers_is_record
         await way.state(name, "Cancelled")
         assert way.times() == 0
         await agent.close()
-    assert (_requested(way), outcomes(way)) == ([name], [(name, "Cancelled")])
+    assert (way.recorded(), outcomes(way)) == ([name], [(name, "Cancelled")])
 
 
 async def test_request_that_another_session_waits_for_is_not_withdrawn(way: Way) -> None:
@@ -91,7 +91,7 @@ async def test_request_that_another_session_waits_for_is_not_withdrawn(way: Way)
         first = held(goes)
         name = await way.asked()
         second = held(stays)
-        await until(lambda: len(_requested(way)) == 2)
+        await until(lambda: len(way.recorded()) == 2)
         hang_up(goes)
         with pytest.raises(psycopg.OperationalError):
             await ended(first)
@@ -102,11 +102,6 @@ async def test_request_that_another_session_waits_for_is_not_withdrawn(way: Way)
         await stays.close()
         await goes.close()
     assert outcomes(way) == [(name, "Cancelled"), (name, "Used")]
-
-
-def _requested(way: Way) -> list[str]:
-    found = read_records(way.folder / "spool")
-    return [one.approval for one in found if isinstance(one, record.ApprovalRequest)]
 
 
 async def test_approval_is_not_spent_on_a_command_that_a_limit_refuses(way: Way) -> None:

@@ -157,7 +157,7 @@ async def test_sessions_end_with_the_token_and_with_the_delegation(
     await broker.put_snapshot(snapshot)
     async with running(broker, collector, opa_with(snapshot.bundle), tmp_path, "token-ends") as (gateway, port, _):
         stays = await connect(port, issuer.token())
-        ends = await connect(port, issuer.token(exp=int(time.time()) - LEEWAY_S + 8))
+        ends = await connect(port, issuer.token(exp=int(time.time()) - LEEWAY_S + 15))
         assert await (await ends.execute("SELECT 1")).fetchone() == (1,)
         with pytest.raises(psycopg.OperationalError, match=f'The token of user "{SUBJECT}" has expired'):
             async with asyncio.timeout(60):

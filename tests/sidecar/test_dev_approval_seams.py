@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import msgspec
 import psycopg
@@ -11,7 +12,7 @@ import pytest
 from fix_dev import RULES, Gateway
 from fix_postgres import Postgres
 from raw_client import bind, client, execute
-from waiting import ASK, FIX, HURRY, Person, Waiting, paid
+from waiting import ASK, FIX, HURRY, Person, Waiting, eventually, paid
 
 from chaperone_sidecar.protocols.postgresql import messages as m
 
@@ -124,6 +125,22 @@ def test_an_approved_command_is_counted_once(gateway_with: Callable[..., Gateway
             agent.execute(FIX)
 
 
+def test_commands_that_are_allowed_together_all_run(held: tuple[Gateway, Person], postgres: Postgres) -> None:
+    gateway, person = held
+    with ExitStack() as stack:
+        agents = [stack.enter_context(gateway.connect()) for _ in range(24)]
+        for asked in (24, 48):
+            texts = [f"UPDATE invoices SET paid = NOT paid WHERE id = {number}" for number in range(1, 25)]
+            waiting = [Waiting(agent, text) for agent, text in zip(agents, texts, strict=True)]
+            person.next(asked)
+            for request in person.requests():
+                person.decide(request.stem, "approve")
+            assert [one.end() for one in waiting] == [None] * 24
+            with postgres.admin() as owner:
+                found = owner.execute("SELECT count(*) FROM invoices WHERE paid AND id <= 24").fetchone()
+            assert found == ((24,) if asked == 24 else (0,))
+
+
 def test_what_a_person_reads_on_the_terminal_obeys_no_agent(held: tuple[Gateway, Person]) -> None:
     gateway, person = held
     with gateway.connect() as agent:
@@ -131,6 +148,7 @@ def test_what_a_person_reads_on_the_terminal_obeys_no_agent(held: tuple[Gateway,
         name, _ = person.next()
         person.decide(name, "deny")
         assert waiting.end() is not None
+    eventually(lambda: any(line.startswith("touch /") for line in gateway.output))  # what it said may come late
     lines = [line for line in gateway.output if "UPDATE" in line or "approve" in line]
     assert lines[0].startswith(f"  | {FIX} /* \ufffd[2J")
     assert lines[1].startswith("  |  touch x")

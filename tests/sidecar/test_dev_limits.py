@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,6 +13,7 @@ from fix_dev import Gateway, start, write_manifests
 from fix_postgres import Postgres
 from psycopg import errors
 from raw_client import bind, client, execute
+from waiting import LIMIT_S, cancels
 
 from chaperone_evidence import record
 from chaperone_sidecar.protocols.postgresql import messages as m
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.peer
 type Make = Callable[..., Gateway]
 
 COPY_IN = b"COPY invoices (id) FROM STDIN"
+DURATION = "3s"  # long enough for what is to pass on a machine that is busy
 MANY = "SELECT a.id FROM orders a, orders b"  # a million rows
 
 
@@ -57,7 +58,7 @@ def codes(gateway: Gateway, since: int = 0) -> list[str]:
 
 def is_idle(postgres: Postgres) -> bool:
     """Whether the database runs nothing for the agent; a cancel takes a moment."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + LIMIT_S
     with postgres.admin() as admin:
         while time.monotonic() < end:
             found = admin.execute(
@@ -99,13 +100,13 @@ async def test_a_refused_connection_is_53300(limited: Make) -> None:
         await asyncpg.connect(host="127.0.0.1", port=gateway.port, user="agent", database="orders")
 
 
-def test_a_cancel_request_takes_no_connection(limited: Make) -> None:
+def test_a_cancel_request_takes_no_connection(limited: Make, postgres: Postgres) -> None:
     gateway = limited(connections=1)
     with gateway.connect() as connection:
-        timer = threading.Timer(0.5, connection.cancel)
-        timer.start()
+        cancelling = cancels(connection, postgres)
         with pytest.raises(errors.QueryCanceled, match="due to user request"):
-            connection.execute("SELECT pg_sleep(30) FROM orders LIMIT 1")
+            connection.execute("SELECT pg_sleep(100) FROM orders LIMIT 1")
+        cancelling.join()
         assert goes_on(connection)
 
 
@@ -407,16 +408,16 @@ def test_statements_and_parameters_count_and_are_refused_before_they_run(limited
 
 @pytest.mark.parametrize("query", ["SELECT pg_sleep(30)", "SELECT pg_sleep(30) FROM orders WHERE id = %s"])
 def test_a_command_that_runs_too_long_is_cancelled(limited: Make, postgres: Postgres, query: str) -> None:
-    gateway = limited(commandDuration="1s")
+    gateway = limited(commandDuration=DURATION)
     since = len(outcomes(gateway))
     with gateway.connect() as connection:
         began = time.monotonic()
         with pytest.raises(errors.QueryCanceled, match="cut by Chaperone: the command ran longer than it may"):
             connection.execute(query, (1,) if "%s" in query else None)
-        assert 0.9 < time.monotonic() - began < 10
+        assert 2.9 < time.monotonic() - began < 29
         assert is_idle(postgres)
         assert goes_on(connection)
-        time.sleep(1.5)  # idle is not a command
+        time.sleep(3.5)  # idle is not a command
         assert goes_on(connection)
         with pytest.raises(errors.QueryCanceled), connection.pipeline():
             first = connection.execute("SELECT id FROM orders WHERE id = %s", (2,))
@@ -428,16 +429,16 @@ def test_a_command_that_runs_too_long_is_cancelled(limited: Make, postgres: Post
 
 
 def test_commands_of_a_pipeline_have_their_time_each(limited: Make) -> None:
-    gateway = limited(commandDuration="1s")
+    gateway = limited(commandDuration=DURATION)
     with gateway.connect() as connection:
         with connection.pipeline():
             for _ in range(5):
-                last = connection.execute("SELECT pg_sleep(0.4), %s::int", (5,))
+                last = connection.execute("SELECT pg_sleep(0.8), %s::int", (5,))
         assert last.fetchone() == ("", 5)
 
 
 def test_a_stream_of_long_rows_ends_between_two_of_them(limited: Make) -> None:
-    gateway = limited(commandDuration="1s")
+    gateway = limited(commandDuration=DURATION)
     with gateway.connect() as connection:
         with pytest.raises(errors.QueryCanceled, match="cut by Chaperone"):
             for row in connection.cursor().stream("SELECT repeat('x', 1000000) FROM orders a, orders b"):
@@ -446,21 +447,21 @@ def test_a_stream_of_long_rows_ends_between_two_of_them(limited: Make) -> None:
 
 
 def test_a_copy_that_the_client_does_not_end_is_ended(limited: Make) -> None:
-    gateway = limited(commandDuration="1s")
+    gateway = limited(commandDuration=DURATION)
     with gateway.connect() as connection, connection.cursor() as cursor:
         with (
             pytest.raises(errors.QueryCanceled, match="cut by Chaperone"),
             cursor.copy("COPY invoices FROM STDIN") as c,
         ):
             c.write(b"9001\tt\n")
-            time.sleep(2)
+            time.sleep(4)
             c.write(b"9002\tt\n")
         assert goes_on(connection)
         assert connection.execute("SELECT count(*) FROM invoices WHERE id > 9000").fetchone() == (0,)
 
 
 def test_sync_inside_a_copy_that_is_ended_is_ignored_as_libpq_expects(limited: Make) -> None:
-    gateway = limited(commandDuration="1s")
+    gateway = limited(commandDuration=DURATION)
     with client(gateway) as one:
         one.send(m.encode_parse(b"", COPY_IN), bind(), execute(), m.SYNC_FRAME)
         found = one.until("E")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
 import msgspec
 import pytest
 from fix_postgres import Postgres, holding
+from play import Nothing
 from side_connection import catalog_at
 
 from chaperone_evidence import canonical, record
@@ -23,6 +24,7 @@ from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.protocols.postgresql import answers
 from chaperone_sidecar.protocols.postgresql.classify import classify
 from chaperone_sidecar.protocols.postgresql.lookup import MAX_NAMES
+from chaperone_sidecar.protocols.postgresql.reading import Reader
 from chaperone_sidecar.protocols.postgresql.resolution import MAX_IMPLIED, names, resolve
 from chaperone_sidecar.protocols.postgresql.schema import Relation, RelationKind, Schema
 from chaperone_sidecar.recording.ids import Ids
@@ -322,6 +324,40 @@ def test_the_longest_names_there_are_fit_into_a_record(tmp_path: Path) -> None:
     decision = Decision(Action.DENY, "n" * 63 + "/" + "p" * 253, "r" * 253, "", "0" * 16)
     intent = recorder.intend(log, Command("query", b"x", Facts(accesses, Resolution.SYNTACTIC)), decision)
     assert recorder.conclude(log, intent, "refused").seq == intent.receipt.seq + 1
+
+
+# --- what others make forgotten ---------------------------------------------------------------------------------------
+
+
+class Forgetful(Nothing):
+    """A catalog that some times has forgotten again what it was asked, since another session saw DDL or was allowed."""
+
+    def __init__(self, times: int) -> None:
+        self.generation, self.schema, self.times = 0, Schema(), times
+
+    async def learn(self, names: Collection[str]) -> bool:
+        if self.times:
+            self.times, self.generation = self.times - 1, self.generation + 1
+            return False
+        for name in names:
+            self.schema.add(name, table(name))
+        return True
+
+
+@pytest.mark.parametrize(
+    ("catalog", "expected"),
+    [
+        (Forgetful(3), Resolution.CATALOG),
+        (Forgetful(1000), Resolution.UNRESOLVED),  # it ends
+        (Nothing(), Resolution.UNRESOLVED),
+    ],
+)
+async def test_what_other_sessions_make_forgotten_is_asked_again(catalog: Nothing, expected: Resolution) -> None:
+    reading, answer = Reader(catalog).read(b"SELECT id FROM public.t"), None
+    with pytest.raises(StopIteration) as over:
+        while True:
+            answer = await worked_off(reading.send(answer))
+    assert over.value.value.facts.resolution is expected
 
 
 # --- Offload ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from fix_collector import Collector
 from fix_opa import Opa
 from fix_postgres import Postgres
 from manifests import rule
-from pod_gateway import compiled, connect, install, ruled, running, serving, until
+from pod_gateway import WAIT_S, compiled, connect, install, ruled, running, serving, until
 from prometheus_client import REGISTRY
 from psycopg import errors
 
@@ -222,10 +222,16 @@ async def test_a_gateway_serves_nothing_before_signed_policy_and_no_old_one_afte
     signed_old, signed_new = broker.signed(old), broker.signed(new)
     opa, pod = opa_with(new.bundle), await broker.pod("restarts")
     unsigned = {name: part for name, part in signed_old.items() if name != signing.NOTES}
+    looks = await broker.pod("looks")
+    await looks.set_status(restarts=0)
+    assert (await looks.exchange())[0] == 200
 
     for start, (what, bad) in enumerate((("signature", unsigned), ("serial", signed_old))):
         before = refused(what)
         await broker.put_data(bad)
+        async with asyncio.timeout(WAIT_S):  # else the gateway may get what the broker had before
+            while (await looks.call("GET", "/v1/config"))[1]["revision"] != old.revision:  # noqa: ASYNC110 - the broker's
+                await asyncio.sleep(1)  # calls are counted
         gateways = serving(pod.restarted(), collector, opa, tmp_path, restarts=start)
         starting = asyncio.ensure_future(gateways.__aenter__())
         await until(lambda what=what, before=before: refused(what) > before)

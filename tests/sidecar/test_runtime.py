@@ -96,7 +96,7 @@ async def test_open_sessions_follow_limits_that_change(
 ) -> None:  # fmt: skip
     collector = collector_with()
     await install(broker, postgres, collector)
-    limits = ({"connections": 2}, {"connections": 1, "rowsPerCommand": 100, "commandDuration": "1s"}, None)
+    limits = ({"connections": 2}, {"connections": 1, "rowsPerCommand": 100, "commandDuration": "3s"}, None)
     compiled_ = [
         compiled(broker, postgres, "read", "execute_code", **({"limits": one} if one else {})) for one in limits
     ]

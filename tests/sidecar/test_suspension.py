@@ -92,7 +92,7 @@ async def declared(operator_of_broker: Operator, broker: Broker, postgres: Postg
     rules = [
         rule("read", "Allow", ["read", "execute_code"]),
         rule("copy", "Allow", ["bulk_read", "bulk_write", "create"]),
-        rule("fix", "RequireApproval", ["modify"], approval={"groups": ["billing-leads"], "wait": "1m"}),
+        rule("fix", "RequireApproval", ["modify"], approval={"groups": ["billing-leads"], "wait": "5m"}),
     ]
     await asyncio.to_thread(held.apply, *map(_plain, (_identity(namespace), database, _policy(rules, namespace))))
     found = await asyncio.to_thread(
@@ -286,10 +286,13 @@ async def test_suspend_cuts_whatever_sessions_do_refuses_what_comes_and_says_who
     await asyncio.to_thread(held.eventually, lambda: _states(held, broker), lambda found: found == ["Cancelled"])
 
     condition = await asyncio.to_thread(held.condition, "agentidentity", NAME, broker.agents)
-    assert (condition["status"], condition["reason"]) == ("False", "Suspended")
+    assert (condition["status"], condition["reason"]) == ("False", "Suspended")  # written with what was confirmed
     assert f"suspended by {RESPONDER} at {stamp['at']}: {REASON}" in condition["message"]
-    events = (await asyncio.to_thread(held.get, "events.events.k8s.io", "-n", broker.agents))["items"]
-    assert any(one["reason"] == "Suspended" and RESPONDER in one["note"] for one in events)
+    await asyncio.to_thread(
+        held.eventually,
+        lambda: held.get("events.events.k8s.io", "-n", broker.agents)["items"],
+        lambda found: any(one["reason"] == "Suspended" and RESPONDER in one["note"] for one in found),
+    )
 
     assert (await chaperone(broker, "suspend", NAME, "--reason", "again", "-y")).stdout.startswith("suspend: nothing")
     done = await chaperone(broker, "resume", NAME, "--reason", "it was the wrong one", "-y")
@@ -340,8 +343,11 @@ async def test_neither_a_broken_policy_nor_an_opa_that_hangs_shields_an_agent(
             await agent.execute("SELECT 1")
     finally:
         pod.opa.process.send_signal(18)
-    condition = await asyncio.to_thread(held.condition, "agentidentity", NAME, broker.agents)
-    assert condition["reason"] == "Suspended"
+    condition = await asyncio.to_thread(  # the operator stores what gateways follow before it says so
+        held.eventually,
+        lambda: held.condition("agentidentity", NAME, broker.agents),
+        lambda found: found.get("reason") == "Suspended",
+    )
     assert "AccessPolicy broken" in condition["message"]
 
 

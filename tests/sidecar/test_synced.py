@@ -31,15 +31,18 @@ async def test_who_waits_together_shares_a_sync_and_who_comes_later_waits_for_th
     spool.is_synced = True
     syncer = Syncer(spool)
     spool.append(b"\0\1a")
-    first = [asyncio.create_task(syncer.reach(0)) for _ in range(8)]
+
+    async def reached(seq: int) -> int:
+        await syncer.reach(seq)
+        return syncer.synced_seq
+
+    first = [asyncio.create_task(reached(0)) for _ in range(8)]
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     spool.append(b"\0\1b")
-    second = asyncio.create_task(syncer.reach(1))
-    await asyncio.gather(*first)
-    assert syncer.synced_seq == 0
-    await second
-    assert syncer.synced_seq == 1
+    second = asyncio.create_task(reached(1))
+    assert await asyncio.gather(*first) == [0] * 8
+    assert await second == 1
 
 
 async def test_segments_that_were_sealed_before_their_sync_are_synced_too(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ async def test_an_outcome_that_cannot_be_synced_is_not_told(
     await broker.put_snapshot(snapshot)
     opa = opa_with(snapshot.bundle)
     async with running(broker, collector, opa, tmp_path, "told") as (_, port, _), await connect(port) as agent:
-        asked = asyncio.create_task(agent.execute("SELECT pg_sleep(1), 'the answer'"))
+        asked = asyncio.create_task(agent.execute("SELECT pg_sleep(10), 'the answer'"))
         await until(lambda: sleeps(postgres))
         fail_disk(tmp_path / "spool")
         with pytest.raises(psycopg.OperationalError, match="spool failed"):

@@ -214,7 +214,7 @@ class Signing:
 
 
 def registrations(signing: Signing) -> list[tuple[Any, Object]]:
-    """As charts/chaperone/templates/webhooks.yaml registers them, by URL."""
+    """As charts/chaperone/templates/webhooks.yaml registers them, by URL, and more patient: they share a process."""
     bundle = base64.b64encode(signing.authority.pem.encode()).decode()
 
     def webhook(path: str, *rules: tuple[str, str]) -> Object:
@@ -226,7 +226,7 @@ def registrations(signing: Signing) -> list[tuple[Any, Object]]:
                  "resources": [resource]}
                 for operation, resource in rules
             ],
-            "failurePolicy": "Fail", "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 5,
+            "failurePolicy": "Fail", "sideEffects": "None", "admissionReviewVersions": ["v1"], "timeoutSeconds": 30,
         }  # fmt: skip
 
     status = ("UPDATE", "approvalrequests/status")

@@ -46,6 +46,7 @@ from chaperone_operator.kube import (
 )
 
 START_TIMEOUT_S = 90.0  # 2 s alone; the machine may be shared
+STOP_TIMEOUT_S = 60.0  # 8 s alone: it drains, and waits for calls under way
 CALL_TIMEOUT_S = 40.0
 CREATOR = "creator@example.com"  # of the agents' pods
 CANARY = "canary-password-7f1c"  # must never be seen outside a lease
@@ -110,7 +111,7 @@ class Broker:
         """End the process; its exit status."""
         assert self.process is not None
         self.process.terminate()
-        return self.process.wait(20)
+        return self.process.wait(STOP_TIMEOUT_S)
 
     def write_pair(self) -> bytes:
         """A new serving certificate, in place; its DER."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import psycopg
 import pytest
+from evidence_directory import read_records
 from fix_approvals import LEADS, Approvals
 from fix_broker import Pod
 from fix_collector import Collector
@@ -22,7 +23,7 @@ from fix_opa import Opa
 from fix_postgres import Postgres, holding
 from manifests import Object, rule
 from pki import Authority
-from pod_gateway import WAIT_S, install, ruled, serving
+from pod_gateway import WAIT_S, install, ruled, serving, until
 
 from chaperone_evidence import entry, record
 from chaperone_operator.compile import Snapshot
@@ -96,8 +97,8 @@ class Way:
             found = (await client.list(APPROVAL_REQUESTS, self.approvals.namespace)).items
         return [one for one in found if one["spec"]["requester"]["podUID"] == self.pod.uid]
 
-    async def asked(self) -> str:
-        """The name of the next request of this pod."""
+    async def made(self) -> str:
+        """The name of the next request of this pod, of which its gateway may not have heard yet."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 for one in await self.requests():
@@ -106,6 +107,17 @@ class Way:
                         self.known.add(name)
                         return name
                 await asyncio.sleep(0.05)
+
+    async def asked(self) -> str:
+        """The name of the next request of this pod, once its gateway waits for it."""
+        name = await self.made()
+        await until(lambda: name in self.recorded())
+        return name
+
+    def recorded(self) -> list[str]:
+        """The request of each command that waits or waited, as the gateway recorded it."""
+        found = read_records(self.folder / "spool")
+        return [one.approval for one in found if isinstance(one, record.ApprovalRequest)]
 
     async def approve(self, name: str, user: str = "lead-1") -> None:
         await self.approvals.vote(user, name)

@@ -6,7 +6,9 @@ Only the fence is not there, so its way out is an ordinary socket.
 from __future__ import annotations
 
 import asyncio
+import base64
 import ipaddress
+import json
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -130,18 +132,29 @@ async def serving(
     seen: list[GatewayConfig] = []
     runtime = Runtime(settings, Edges(dial, resolve, connector))
     gateway = await runtime.start()
-    runtime.follow(seen.append)
     loops = asyncio.create_task(runtime.run())
     server = socket.create_server(("127.0.0.1", 0))
     acceptor = Acceptor(lambda connection: gateway.take(connection, gateway.config.declared[0]))
-    acceptor.start(server)
     try:
+        stored = await stored_revision(pod.broker, identity)  # the broker may give the one before it for a moment
+        await until(lambda: gateway.config.revision == stored)
+        runtime.follow(seen.append)
+        acceptor.start(server)
         yield gateway, server.getsockname()[1], seen
     finally:
         acceptor.close()
         gateway.close("the test is over")
         loops.cancel()
         await asyncio.gather(loops, return_exceptions=True)
+
+
+async def stored_revision(broker: Broker, identity: str) -> str:
+    """The revision of policy that is stored for an identity of the agents' namespace."""
+    async with broker.admin() as client:
+        found = await client.get(CONFIG_MAPS, f"snapshot-{broker.agents}", broker.system)
+    configs = json.loads(base64.b64decode(found["binaryData"]["gateway.json"]))
+    revision: str = configs[identity]["revision"]
+    return revision
 
 
 async def connect(port: int, password: str = "", *, autocommit: bool = True, **more: str) -> psycopg.AsyncConnection:

@@ -13,6 +13,7 @@ from fix_dev import Gateway
 from fix_postgres import Postgres
 
 WAIT_S = 20.0
+LIMIT_S = 60.0
 FIX = "UPDATE invoices SET paid = true WHERE id = 1"
 ASK = {
     "name": "fix-invoices",
@@ -25,7 +26,7 @@ HURRY = ASK | {"approval": {"groups": ["billing-leads"], "wait": "1s", "validFor
 
 def eventually(is_so: Callable[[], bool]) -> None:
     """Wait until something is so."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + LIMIT_S
     while not is_so():
         assert time.monotonic() < until
         time.sleep(0.05)
@@ -42,7 +43,7 @@ class Person:
 
     def next(self, count: int = 1) -> tuple[str, dict[str, object]]:
         """Wait for the request that makes it `count` in all."""
-        until = time.monotonic() + WAIT_S
+        until = time.monotonic() + LIMIT_S
         while len(found := self.requests()) < count:
             assert time.monotonic() < until, "nobody asked for an approval"
             time.sleep(0.02)
@@ -50,6 +51,23 @@ class Person:
 
     def decide(self, name: str, word: str) -> None:
         (self._folder / f"{name}.{word}").touch()
+
+
+def cancels(connection: psycopg.Connection, postgres: Postgres) -> threading.Thread:
+    """Begin to wait until the connection's backend sleeps, and cancel that: what does not run yet goes on."""
+    query = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND pid = %s"
+
+    def sleeps() -> bool:
+        with postgres.admin() as admin:
+            return admin.execute(query, (connection.info.backend_pid,)).fetchone() is not None
+
+    def work() -> None:
+        eventually(sleeps)
+        connection.cancel()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
 
 
 def paid(postgres: Postgres) -> bool:
@@ -72,6 +90,6 @@ class Waiting:
             self.error = error
 
     def end(self) -> psycopg.Error | None:
-        self.thread.join(WAIT_S)
+        self.thread.join(LIMIT_S)
         assert not self.thread.is_alive()
         return self.error

@@ -85,6 +85,7 @@ class Holds:
         self._held = 0
         self._waiting: list[tuple[str, str]] = []  # session and request that has no outcome yet, once for each command
         self._withdrawing: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
 
     async def hold(self, place: Place, command: Command, decision: Decision, shown: str, admit: Admit) -> Decision:
         """What stands at the end of the wait: Allow with the approval's name, or Deny with what to do.
@@ -120,6 +121,7 @@ class Holds:
 
     def leave(self, session: str, *, is_stopping: bool = False) -> None:
         """A session waits no longer: record it now and, unless the gateway stops, withdraw its requests soon."""
+        self._is_stopping = self._is_stopping or is_stopping
         for one, name in tuple(self._waiting):
             if one == session:
                 self._leave(session, name, is_stopping=is_stopping)
@@ -180,12 +182,18 @@ class Holds:
         return _outcome(decision, ticket)
 
     async def _asked(self, desk: Desk, session: str, request: Request) -> Ticket:
-        """Ask the desk; where the client goes meanwhile, what was made is recorded and withdrawn all the same."""
+        """Ask the desk; where the client goes meanwhile, what was made is recorded and withdrawn all the same.
+
+        Where the gateway stops meanwhile, what was made stays: the next start asks for it, finds it and records it.
+        """
         asking = asyncio.ensure_future(desk.ask(request))
         try:
             return await asyncio.shield(asking)
         except asyncio.CancelledError:
-            self._begin(self._withdraw_unseen(desk, asking, session, request))
+            if self._is_stopping:
+                asking.cancel()
+            else:
+                self._begin(self._withdraw_unseen(desk, asking, session, request))
             raise
 
     async def _withdraw_unseen(

@@ -37,6 +37,7 @@ type Reads[T] = Generator[Offload, Any, T]
 MAX_ROUNDS: Final = (
     8  # questions to the catalog for one text: a view of views needs none of its own, `learn` follows them
 )
+MAX_FORGOTTEN: Final = 8  # times that other sessions (DDL, what people allowed) make what one has just learnt forgotten
 
 MAX_NAMES_AT_ONCE: Final = 400  # of one text, beside the one that was missing; a look-up takes 500
 
@@ -174,12 +175,15 @@ class Reader:
         return classified, is_known
 
     def _learn(self, names: Collection[str]) -> Reads[bool]:
-        schema = self.catalog.schema
-        missing = [name for name in names if not schema.has(name)]
-        if not missing:
-            return True
-        found: bool = yield Offload(lambda: self.catalog.learn(missing))
-        return found
+        for _ in range(MAX_FORGOTTEN):
+            missing = [name for name in names if not self.catalog.schema.has(name)]
+            if not missing:
+                return True
+            generation = self.catalog.generation
+            found: bool = yield Offload(lambda missing=missing: self.catalog.learn(missing))
+            if found or generation == self.catalog.generation:
+                return found
+        return False
 
     def _planned(self, text: bytes, classified: Classified, *, is_known: bool) -> Reads[Classified]:
         """Add the plans, and what classified columns decide."""
