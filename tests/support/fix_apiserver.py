@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import os
 import shutil
-import socket
 import subprocess
 import threading
 import time
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pki import Authority, key_pem
+from ports import free_port
 
 from chaperone_operator.kubeconfig import verifying
 
@@ -75,7 +75,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 @contextmanager
 def running(folder: Path) -> Iterator[ApiServer]:
     """An API server on its etcd, all of whose files are in the folder."""
-    etcd_port, peer_port, port = _free_ports(3)
+    etcd_port, peer_port, port = free_port(), free_port(), free_port()
     etcd = _start(
         folder / "etcd.log",
         "etcd",
@@ -191,13 +191,3 @@ def _rsa_key() -> bytes:
 
 def _b64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

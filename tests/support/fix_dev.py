@@ -159,7 +159,7 @@ def start(folder: Path, evidence: Path, ports: dict[str, int] | None = None) -> 
         is_ready.set()
 
     threading.Thread(target=read, daemon=True).start()
-    is_ready.wait(START_TIMEOUT_S)
+    assert is_ready.wait(START_TIMEOUT_S), "".join(gateway.output)
     return gateway
 
 

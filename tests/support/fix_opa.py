@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from ports import free_ports
 
-START_TIMEOUT_S = 30.0  # OPA starts in 0.2 s alone; the machine may be shared
-STOP_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 90.0  # OPA starts in 0.2 s alone; the machine may be shared
+STOP_TIMEOUT_S = 60.0
 CALL_TIMEOUT_S = 60.0  # batches of thousands of decisions go in one call
 _BIN = Path(os.environ.get("CHAPERONE_BIN", Path.home() / ".cache" / "chaperone" / "bin"))
 if (_BIN / "opa").exists():

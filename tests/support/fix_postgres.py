@@ -19,7 +19,7 @@ from pki import Authority
 from ports import free_port
 
 PASSWORD = "canary-7f3a9c-password"
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 90
 
 SCHEMA = """
 CREATE ROLE reader LOGIN PASSWORD '{password}' IN ROLE pg_read_all_data;
