@@ -8,6 +8,7 @@ where columns are masked, a second parse for the lineage.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -180,7 +181,7 @@ class Reader:
             if not missing:
                 return True
             generation = self.catalog.generation
-            found: bool = yield Offload(lambda missing=missing: self.catalog.learn(missing))
+            found: bool = yield Offload(partial(self.catalog.learn, missing))
             if found or generation == self.catalog.generation:
                 return found
         return False
