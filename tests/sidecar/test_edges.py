@@ -103,7 +103,7 @@ def ask(world: World, host: str, port: int, family: str = "AF_UNSPEC") -> str:
     run = world.agent(
         f"""
 where = socket.getaddrinfo({host!r}, {port}, socket.{family}, socket.SOCK_STREAM)[0]
-s = socket.socket(where[0]); s.settimeout(5); s.connect(where[4]); print(where[4][0], s.recv(99).decode())
+s = socket.socket(where[0]); s.settimeout(20); s.connect(where[4]); print(where[4][0], s.recv(99).decode())
 """
     )
     return run.stdout.strip() or run.stderr.strip().splitlines()[-1]
@@ -149,7 +149,7 @@ def test_undeclared_names_are_refused_and_noted_wherever_they_are_asked(fenced: 
     code = f"""
 import dns.message, dns.query
 for over in (dns.query.udp, dns.query.tcp):
-    reply = over(dns.message.make_query("data.evil.example", "TXT"), {OUTSIDE4!r}, timeout=5)
+    reply = over(dns.message.make_query("data.evil.example", "TXT"), {OUTSIDE4!r}, timeout=20)
     print(dns.rcode.to_text(reply.rcode()))
 """
     assert fenced.agent(code).stdout.split() == ["REFUSED", "REFUSED"]

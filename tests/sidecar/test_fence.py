@@ -146,14 +146,15 @@ def test_a_port_that_the_agent_used_leads_the_gateways_question_out_and_the_othe
 def test_inbound_is_open_on_declared_ports_only(fenced: World, port: int, is_open: bool) -> None:
     server = subprocess.Popen(
         ["ip", "netns", "exec", fenced.inside, sys.executable, "-c",
-         f"import socket; s=socket.create_server(('',{port})); print('ready',flush=True); s.settimeout(15);"
+         f"import socket; s=socket.create_server(('',{port})); print('ready',flush=True); s.settimeout(60);"
          "c,_=s.accept(); c.sendall(b'inside'); c.close()"],
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
         server.stdout.readline()
-        code = f"import socket; s=socket.create_connection(('{INSIDE4}',{port}),2); print(s.recv(9))"
+        limit_s = 20 if is_open else 2
+        code = f"import socket; s=socket.create_connection(('{INSIDE4}',{port}),{limit_s}); print(s.recv(9))"
         run = fenced.run(fenced.outside, sys.executable, "-c", code)
         assert ("inside" in run.stdout) is is_open, run.stderr
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 OUTSIDE4, INSIDE4 = "10.231.7.1", "10.231.7.2"
 OUTSIDE6, INSIDE6 = "fd71:7::1", "fd71:7::2"
 COUNTED = """
