@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 
 import psycopg
@@ -103,24 +102,6 @@ async def test_request_that_another_session_waits_for_is_not_withdrawn(way: Way)
         await stays.close()
         await goes.close()
     assert outcomes(way) == [(name, "Cancelled"), (name, "Used")]
-
-
-async def test_who_is_approved_while_policy_cannot_be_asked_hears_so(way: Way) -> None:
-    async with way.running(**LONG) as (_, port), await connect(port) as agent:
-        task = held(agent)
-        name = await way.asked()
-        way.opa.process.send_signal(signal.SIGSTOP)
-        try:
-            await way.approve(name)
-            with pytest.raises(
-                errors.InsufficientPrivilege, match=f'"{name}" was made: OPA does not answer'
-            ) as refused:
-                await ended(task)
-        finally:
-            way.opa.process.send_signal(signal.SIGCONT)
-        assert "the approval is spent" in str(refused.value.diag.message_hint)
-        assert way.times() == 0
-    assert outcomes(way) == [(name, "Used")]
 
 
 async def test_approval_is_not_spent_on_a_command_that_a_limit_refuses(way: Way) -> None:

@@ -14,7 +14,7 @@ from manifests import Object, identity, policy, rule, target
 
 from chaperone_operator.compile import Snapshot, compile_namespace
 from chaperone_sidecar.command import Access, Command, Effect, Extent, Facts, Resolution
-from chaperone_sidecar.decision import Action, Decision, Would
+from chaperone_sidecar.decision import Action, Decision, Would, changed_meanwhile
 from chaperone_sidecar.policy.cache import DecisionCache
 from chaperone_sidecar.policy.decider import Decider
 from chaperone_sidecar.policy.repeats import Repeats, Use
@@ -71,6 +71,19 @@ def test_a_decision_about_a_minute_stands_for_that_minute_alone() -> None:
     cache.keep("t", asked, ALLOW)
     clock.now += 86400
     assert cache.find("t", asked) == ALLOW
+
+
+def test_who_was_approved_in_vain_hears_why() -> None:
+    held = Decision(Action.ALLOW, "agents/billing", "fix", "", "r1", approval="apr-1")
+    changed = 'policy or the backend has changed since request "apr-1" was made'
+    for fresh, why in (
+        (Decision(Action.ALLOW, "agents/billing", "other", "", "r2"), "."),
+        (Decision(Action.DENY, "agents/billing", "other", "", "r2"), "."),
+        (Decision(Action.DENY, "", "policy-unavailable", "OPA does not answer.", ""), ": OPA does not answer."),
+    ):
+        found = changed_meanwhile(held, fresh)
+        assert (found.action, found.rule, found.message) == (Action.DENY, "fix", changed + why)
+        assert "the approval is spent" in found.hint
 
 
 def test_commands_of_other_extents_share_no_decision() -> None:
