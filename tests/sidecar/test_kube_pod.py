@@ -221,7 +221,7 @@ async def test_policy_and_suspension_reach_into_an_open_port_forward(
             assert connection.execute("SELECT count(*) FROM orders").fetchone() == (1000,)
             return connection
 
-        def broken(connection: psycopg.Connection, why: str) -> None:
+        def broken(connection: psycopg.Connection, why: str | None = None) -> None:
             with pytest.raises(psycopg.Error, match=why):
                 connection.execute("SELECT count(*) FROM orders")
 
@@ -237,7 +237,7 @@ async def test_policy_and_suspension_reach_into_an_open_port_forward(
             connection = await asyncio.to_thread(first, kubectl)  # within the same port-forward
             await broker.put_snapshot(compiled(broker, namespace, orders, is_suspended=True))
             await until(lambda: gateway.suspended is not None)
-            await asyncio.to_thread(broken, connection, "is suspended")
+            await asyncio.to_thread(broken, connection)  # it hears why where kubectl has passed that on in time
             await asyncio.to_thread(kubectl.until, "lost connection to pod")
         finally:
             await asyncio.to_thread(forwarder.__exit__, None, None, None)
@@ -249,6 +249,8 @@ async def test_policy_and_suspension_reach_into_an_open_port_forward(
     assert (ended.status, ended.code) == ("error", "Suspended")
     within = [one for one in found if isinstance(one, record.SessionOpen) and one.client.startswith("port-forward ")]
     assert [one.target for one in within] == ["orders-db", "orders-db"]
+    closed = {one.session: one.reason for one in found if isinstance(one, record.SessionClose)}
+    assert "is suspended" in closed[within[1].session]
 
 
 def read_to_the_end(events: http.client.HTTPResponse) -> str:

@@ -40,6 +40,7 @@ NOT_COVERED: Final = "not-covered"
 MAX_WAITING_BYTES: Final = 1 << 20  # of all connections, that targets have not taken; then nothing more is read
 MAX_POD_BYTES: Final = 4 << 20  # etcd takes objects of 1.5 MiB
 LAST_WORDS_S: Final = 0.5  # for sessions that are cut together with the port-forward to say why
+PASS_ON_S: Final = 0.25  # for the client to pass that on: kubectl drops what it has in hand when the connection ends
 UNAUTHORIZED: Final = 401
 
 
@@ -280,6 +281,7 @@ class PortForward:
         try:
             if not self._is_gone:
                 await asyncio.wait(tasks, timeout=LAST_WORDS_S)
+                await asyncio.sleep(PASS_ON_S)
         finally:
             for task in tasks:
                 task.cancel()
