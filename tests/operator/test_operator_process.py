@@ -12,7 +12,7 @@ from manifests import cluster_policy, identity, policy, rule, target
 
 from chaperone_evidence.note import open_note, parse_vkey
 
-pytestmark = [pytest.mark.peer, pytest.mark.timeout(300)]  # the first one starts an API server, too
+pytestmark = pytest.mark.peer
 
 type Object = dict[str, Any]
 

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from pki import Authority, key_pem
-from ports import free_port
+from ports import free_ports
 
 from chaperone_operator.kubeconfig import verifying
 
@@ -75,7 +75,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
 @contextmanager
 def running(folder: Path) -> Iterator[ApiServer]:
     """An API server on its etcd, all of whose files are in the folder."""
-    etcd_port, peer_port, port = free_port(), free_port(), free_port()
+    etcd_port, peer_port, port = free_ports(3)
     etcd = _start(
         folder / "etcd.log",
         "etcd",

@@ -228,6 +228,15 @@ class Pod:
             is_json = response.content_type in {"application/json", "application/problem+json"}
             return response.status, await response.json(content_type=None) if is_json and answer else answer
 
+    async def until_limited(self, method: str, path: str, most: int, **arguments: Any) -> list[aiohttp.ClientResponse]:
+        """Calls over one connection until one is answered with 429, at most so many: some come back meanwhile."""
+        answers: list[aiohttp.ClientResponse] = []
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self.context())) as session:
+            while len(answers) < most and not (answers and answers[-1].status == 429):
+                async with session.request(method, self.broker.url + path, **arguments) as response:
+                    answers.append(response)
+        return answers
+
     def connector(self, context: ssl.SSLContext) -> aiohttp.TCPConnector:
         """Connections of its own."""
         return aiohttp.TCPConnector(ssl=context, local_addr=(self.address, 0))
